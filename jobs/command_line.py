@@ -1,0 +1,64 @@
+"""What every command shares: quiet logs, dotted overrides, and one clear line for a mistake."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from selectmoe.errors import SelectMoeError
+
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs `main(arguments)` and leaves the process with a status; a user's mistake is one line."""
+    configure_logging()
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        _leave("interrupted", INTERRUPTED_STATUS)
+    except Exception as error:
+        mistake = user_mistake(error)
+        if mistake is None:
+            raise
+        _leave(f"error: {mistake}", USER_ERROR_STATUS)
+    sys.exit(0)
+
+
+def user_mistake(error: BaseException | None) -> SelectMoeError | None:
+    """The mistake inside what Ray made of it: Ray wraps an exception of a worker in its own."""
+    while error is not None:
+        cause = getattr(error, "cause", None)  # RayTaskError holds the worker's exception here
+        if isinstance(cause, BaseException):
+            error = cause
+        elif isinstance(error, SelectMoeError):
+            return error
+        else:
+            error = error.__cause__ or error.__context__
+    return None
+
+
+def configure_logging() -> None:
+    """Our own lines at INFO; the libraries speak only when something is wrong."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for package in ("selectmoe", "jobs", "serve"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Options and `key=value` overrides in any order; a mistyped option ends with status 2."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, as in Hydra")
+    namespace = parser.parse_intermixed_args(list(arguments))
+    return namespace, namespace.overrides
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)

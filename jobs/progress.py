@@ -1,0 +1,59 @@
+"""Progress that a person can follow: one line that moves in a terminal, a line now and then in a
+log file."""
+
+import sys
+import time
+
+SECONDS_BETWEEN_LOG_LINES = 10.0
+
+
+class ScoringProgress:
+    """Rows done, tokens a second and the time left."""
+
+    def __init__(self, *, num_rows: int, num_rows_done: int = 0) -> None:
+        self.num_rows = num_rows
+        self.num_rows_done = num_rows_done
+        self.num_tokens = 0
+        self._num_rows_before = num_rows_done
+        self._started = time.perf_counter()
+        self._last_line = self._started
+        self._in_terminal = sys.stderr.isatty()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.num_tokens / self.seconds
+
+    def add(self, *, num_rows: int, num_tokens: int) -> None:
+        self.num_rows_done += num_rows
+        self.num_tokens += num_tokens
+        now = time.perf_counter()
+        due = now - self._last_line >= SECONDS_BETWEEN_LOG_LINES
+        if self._in_terminal:
+            print(f"\r{self._line()}\033[K", end="", file=sys.stderr, flush=True)
+        elif due:
+            self._last_line = now
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.num_tokens:
+            print(f"\r{self._line()}\033[K" if self._in_terminal else self._line(), file=sys.stderr)
+
+    def _line(self) -> str:
+        new_rows = self.num_rows_done - self._num_rows_before
+        left = (self.num_rows - self.num_rows_done) * self.seconds / max(new_rows, 1)
+        return (
+            f"scoring: {self.num_rows_done:,} of {self.num_rows:,} rows, "
+            f"{self.tokens_per_second:,.0f} tokens/s, {format_seconds(left)} left"
+        )
+
+
+def format_seconds(seconds: float) -> str:
+    """42 -> '42 s', 4,210 -> '1 h 10 min'."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

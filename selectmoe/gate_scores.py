@@ -1,0 +1,69 @@
+"""From the gates' logits to one score a sample: pure functions, and the formulas by name."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+# Shape letters: L = layers, B = samples, T = tokens; a gate has 2 logits, index 0 is "good".
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFormula:
+    """Which tokens and layers a score averages, and what it averages.
+
+    With margin = logit(good) - logit(trash) of one gate at one token:
+    "probability" is the mean of sigmoid(margin); "margin" is sigmoid of the mean of margin, which
+    does not flatten out where gates are nearly open.
+    """
+
+    tokens: Literal["answer", "all"]
+    layers: Literal["all", "second_half", "last"]
+    average: Literal["probability", "margin"]
+
+
+SCORE_FORMULAS = {
+    # As the first Select-MoE code scores: every token, every layer, mean good-probability.
+    "original": ScoreFormula("all", "all", "probability"),
+    "answer_probability": ScoreFormula("answer", "all", "probability"),
+    "answer_margin": ScoreFormula("answer", "all", "margin"),
+    "answer_margin_second_half": ScoreFormula("answer", "second_half", "margin"),
+    "answer_margin_last": ScoreFormula("answer", "last", "margin"),
+}
+
+
+def good_margins(gate_logits_LBT2: Tensor) -> Tensor:
+    """Good logit minus trash logit, float32 [L, B, T]; its sigmoid is the good-probability."""
+    return (gate_logits_LBT2[..., 0] - gate_logits_LBT2[..., 1]).float()
+
+
+def scored_tokens(answer_mask_BT: Tensor, attention_mask_BT: Tensor, tokens: str) -> Tensor:
+    """Mask of the tokens that count.
+
+    A sample whose question alone fills the context has no answer token; all its tokens count then,
+    so that it has a score like any other (it is marked `truncated`).
+    """
+    if tokens == "all":
+        return attention_mask_BT
+    has_answer_B1 = answer_mask_BT.any(dim=1, keepdim=True)
+    return torch.where(has_answer_B1, answer_mask_BT, attention_mask_BT)
+
+
+def layer_scores(margins_LBT: Tensor, mask_BT: Tensor, formula: ScoreFormula) -> Tensor:
+    """Average of each layer by itself over the tokens of `mask_BT`: [B, L].
+
+    Probabilities, or margins where the formula averages those.
+    """
+    averaged_LBT = margins_LBT.sigmoid() if formula.average == "probability" else margins_LBT
+    weights_BT = mask_BT.to(averaged_LBT.dtype)
+    sums_BL = torch.einsum("lbt,bt->bl", averaged_LBT, weights_BT)
+    return sums_BL / weights_BT.sum(dim=1, keepdim=True)
+
+
+def sample_scores(layer_scores_BL: Tensor, formula: ScoreFormula) -> Tensor:
+    """One score a sample in (0, 1): [B]."""
+    num_layers = layer_scores_BL.shape[1]
+    first = {"all": 0, "second_half": num_layers // 2, "last": num_layers - 1}[formula.layers]
+    mean_B = layer_scores_BL[:, first:].mean(dim=1)
+    return mean_B if formula.average == "probability" else mean_B.sigmoid()

@@ -1,0 +1,72 @@
+"""What a model folder is, found out without torch: its type, and a hash of its weights."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from selectmoe.errors import ModelError
+
+HASH_CHUNK_BYTES = 1 << 22
+
+
+def read_model_config(model: str) -> dict[str, object]:
+    """config.json of a model folder or a hub name, as a dictionary.
+
+    Raises ModelError where there is none, or none to be had.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        file = folder / "config.json"
+        if not file.is_file():
+            raise ModelError(f"{model}: not a model folder: it has no config.json")
+    elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        file = _hub_config(model)
+    else:
+        raise ModelError(f"model folder {model} does not exist")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: must hold a JSON object, got {type(config).__name__}")
+    return config
+
+
+def require_select_moe(model: str) -> None:
+    """Raises ModelError, with the way out, unless `model` is a Select-MoE."""
+    model_type = read_model_config(model).get("model_type")
+    if model_type == "olmoe":
+        raise ModelError(
+            f"{model}: an OLMoE without quality gates; convert it with "
+            f"'python jobs/convert.py --base {model} --save-path DIR' and give DIR"
+        )
+    if model_type != "select_moe":
+        raise ModelError(
+            f"{model}: model_type must be 'select_moe', got {model_type!r}; convert an OLMoE with "
+            "'python jobs/convert.py --base OLMOE --save-path DIR' and give DIR"
+        )
+
+
+def hash_weights(model: str, weights_file: Path | None) -> str:
+    """SHA-256 over the model's weight files and stage 1's; a hub name stands for itself."""
+    digest = hashlib.sha256()
+    folder = Path(model)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        digest.update(model.encode())
+    for file in [*files, *([weights_file] if weights_file else [])]:
+        with file.open("rb") as stream:
+            while chunk := stream.read(HASH_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _hub_config(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"model {name}: no such folder, nor to be had from the hub: {reason}") from error

@@ -1,0 +1,76 @@
+"""The few trained tensors of stage 1 as a file of their own: kilobytes instead of the model."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from selectmoe.errors import ModelError
+
+FILE_NAME = "full_rank_weights.safetensors"
+_TRAINED_PARTS = (".quality_gate.", ".mlp.gate.", ".trash_expert.")
+
+
+def gate_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The gates' tensors by name, without the prefix that differs between the model's classes."""
+    return {
+        name.removeprefix("model."): tensor.detach().contiguous().cpu()
+        for name, tensor in model.state_dict().items()
+        if any(part in f".{name}" for part in _TRAINED_PARTS)
+    }
+
+
+def save_gate_weights(model: nn.Module, directory: Path) -> Path:
+    """Writes `full_rank_weights.safetensors`, whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / (FILE_NAME + ".partial")
+    save_file(gate_weights(model), partial, metadata={"format": "pt"})
+    return partial.replace(directory / FILE_NAME)
+
+
+def load_gate_weights(model: nn.Module, path: str | Path) -> None:
+    """Puts the tensors of a file, or of the file in a folder, into the model.
+
+    Raises ModelError where the file is absent, lacks a quality gate, or holds a tensor that the
+    model has not or has in another shape.
+    """
+    file = weights_file(path)
+    weights = _read(file)
+    expected = gate_weights(model)
+    unknown = sorted(set(weights) - set(expected))
+    if unknown:
+        raise ModelError(f"{file}: the model has no tensor {unknown[0]!r} ({len(unknown)} such)")
+    missing = sorted(name for name in set(expected) - set(weights) if "quality_gate" in name)
+    if missing:
+        raise ModelError(f"{file}: lacks {missing[0]!r} ({len(missing)} quality-gate tensors)")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise ModelError(
+                f"{file}: {name!r} must have the shape {tuple(expected[name].shape)} of the model, "
+                f"got {tuple(tensor.shape)}"
+            )
+    prefix = "model." if hasattr(model, "lm_head") else ""
+    model.load_state_dict(
+        {prefix + name: tensor for name, tensor in weights.items()}, strict=False
+    )
+
+
+def weights_file(path: str | Path) -> Path:
+    """The weights file that `path` is or holds."""
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ModelError(f"model_checkpoint_path must be a weights file or a folder with {FILE_NAME}, got {path}")
+    return file
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            weights = load_file(file)
+        else:  # a pickle of the original implementation; weights_only runs no code from it
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(f"{file}: not a readable weights file: {error}") from error
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}

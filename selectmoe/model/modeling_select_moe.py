@@ -1,0 +1,334 @@
+"""OLMoE with a quality gate in every layer, as a transformers model type of its own.
+
+Layer l, with u = LayerNorm(h + Attention(h)):
+
+    quality_logits = W_q u + b            2 a token, index 0 is "good"
+    good           = softmax(quality_logits)[0]
+    output         = good * experts(u) + (1 - good) * trash(u)
+
+Everything else is inherited from transformers' Olmoe classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    OlmoeForCausalLM,
+    OlmoeModel,
+    OlmoePreTrainedModel,
+)
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.models.olmoe.modeling_olmoe import (
+    OlmoeDecoderLayer,
+    OlmoeSparseMoeBlock,
+    load_balancing_loss_func,
+)
+from transformers.utils.output_capturing import OutputRecorder
+
+from .configuration_select_moe import SelectMoeConfig
+
+# Shape letters: B = batch, T = tokens, H = hidden, L = layers.
+GOOD = 0  # index of "good" in the two logits of a gate
+
+QualityLoss = Callable[..., Tensor]
+QUALITY_LOSSES: dict[str, QualityLoss] = {}
+"""Losses by name: (good_probs [L, B, T], mask [B, T], sample_wise_averaging, ...) -> scalar.
+
+This file travels to the hub alone, so whoever has losses puts them here; `selectmoe` does."""
+
+_TRASH_EXPERTS: dict[str, Callable[[SelectMoeConfig], nn.Module]] = {}
+
+
+def register_trash_expert(name: str, build: Callable[[SelectMoeConfig], nn.Module]) -> None:
+    """Makes `trash_expert_mode="custom", trash_expert_name=name` use `build(config)`.
+
+    The module maps hidden states [B, T, H] to the same shape; register it before loading a model.
+    """
+    _TRASH_EXPERTS[name] = build
+
+
+@dataclass
+class SelectMoeCausalLMOutput(MoeCausalLMOutputWithPast):
+    """A causal language model's output with each part of the loss by itself.
+
+    `loss` = `lm_loss` + `router_aux_loss_coef` * `aux_loss` + `quality_loss_weight` *
+    `quality_loss`, where the last two only count when they are enabled. `router_logits` has one
+    dict a layer: `quality_logits` [B, T, 2] and `moe_logits` [B * T, num_experts].
+    """
+
+    lm_loss: torch.FloatTensor | None = None
+    quality_loss: torch.FloatTensor | None = None
+
+
+class QualityGate(nn.Linear):
+    """Two logits a token; a class of its own so that recorders and initialisation find it."""
+
+    def __init__(self, config: SelectMoeConfig) -> None:
+        super().__init__(config.hidden_size, 2, bias=True)
+
+
+class ZeroTrashExpert(nn.Module):
+    """Trash tokens add nothing to the residual."""
+
+    def forward(self, hidden_BTH: Tensor) -> Tensor:
+        return torch.zeros_like(hidden_BTH)
+
+
+class NoiseTrashExpert(nn.Module):
+    """Normal noise with the token's own mean and standard deviation."""
+
+    def __init__(self, config: SelectMoeConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.seed = config.trash_noise_seed + 7_919 * layer_idx
+        self.at_evaluation = config.trash_noise_at_evaluation
+
+    def forward(self, hidden_BTH: Tensor) -> Tensor:
+        if not self.training and not self.at_evaluation:
+            return torch.zeros_like(hidden_BTH)
+        seed, shape = self.seed, hidden_BTH.shape
+        if self.training:
+            # From the global generator, which gradient checkpointing rewinds before it recomputes.
+            seed += int(torch.randint(2**31, ()))
+        else:
+            shape = shape[1:]  # one pattern by position, so batch mates cannot change a score
+        generator = torch.Generator(hidden_BTH.device).manual_seed(seed)
+        noise = torch.randn(shape, generator=generator, device=hidden_BTH.device)
+        mean = hidden_BTH.mean(-1, keepdim=True)
+        std = hidden_BTH.std(-1, keepdim=True)
+        return mean + std * noise.to(hidden_BTH.dtype)
+
+
+class VectorTrashExpert(nn.Module):
+    """One learned vector for every trash token."""
+
+    def __init__(self, config: SelectMoeConfig) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, hidden_BTH: Tensor) -> Tensor:
+        return self.vector.expand_as(hidden_BTH)
+
+
+def build_trash_expert(config: SelectMoeConfig, layer_idx: int) -> nn.Module:
+    if config.trash_expert_mode == "zero":
+        return ZeroTrashExpert()
+    if config.trash_expert_mode == "noise":
+        return NoiseTrashExpert(config, layer_idx)
+    if config.trash_expert_name is None:
+        return VectorTrashExpert(config)
+    if config.trash_expert_name not in _TRASH_EXPERTS:
+        raise ValueError(
+            f"trash_expert_name {config.trash_expert_name!r} is not registered; call "
+            f"register_trash_expert first (known: {', '.join(sorted(_TRASH_EXPERTS)) or 'none'})"
+        )
+    return _TRASH_EXPERTS[config.trash_expert_name](config)
+
+
+class SelectMoeSparseMoeBlock(OlmoeSparseMoeBlock):
+    """OLMoE's experts behind a quality gate."""
+
+    def __init__(self, config: SelectMoeConfig, layer_idx: int) -> None:
+        super().__init__(config)
+        self.quality_gate = QualityGate(config)
+        self.trash_expert = build_trash_expert(config, layer_idx)
+        self.forced_open = config.quality_gate_forced_open
+        # True skips the experts: the gate's logits are all that is wanted of this layer.
+        self.gate_only = False
+        # True cuts the gradient between a gate and what its layer returns: gates then learn from
+        # a loss on their logits alone, and backward keeps nothing of the frozen model.
+        self.gate_detached = False
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        quality_logits_BT2 = self.quality_gate(hidden_states)
+        if self.gate_only:
+            return torch.zeros_like(hidden_states)
+        experts_BTH = super().forward(hidden_states)
+        if self.forced_open:
+            return experts_BTH
+        # float32: in bfloat16 an open gate (0.998) would round to 1 and its gradient to 0.
+        good_BT1 = quality_logits_BT2.float().softmax(dim=-1)[..., GOOD, None]
+        if self.gate_detached:
+            good_BT1 = good_BT1.detach()
+        output_BTH = good_BT1.to(experts_BTH.dtype) * experts_BTH
+        if not isinstance(self.trash_expert, ZeroTrashExpert):
+            bad_BT1 = (1 - good_BT1).to(experts_BTH.dtype)
+            output_BTH = output_BTH + bad_BT1 * self.trash_expert(hidden_states)
+        return output_BTH
+
+
+class SelectMoeDecoderLayer(OlmoeDecoderLayer):
+    def __init__(self, config: SelectMoeConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.mlp = SelectMoeSparseMoeBlock(config, layer_idx)
+
+
+class SelectMoePreTrainedModel(OlmoePreTrainedModel):
+    config: SelectMoeConfig
+    _no_split_modules = ["SelectMoeDecoderLayer"]
+    _can_record_outputs = {
+        **OlmoePreTrainedModel._can_record_outputs,
+        "quality_logits": OutputRecorder(QualityGate, index=0),
+    }
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for its decorator in this file; the experts have it
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, QualityGate):
+            config = self.config
+            nn.init.normal_(
+                module.weight, config.quality_gate_init_mean, config.quality_gate_init_std
+            )
+            half = config.quality_gate_init_bias / 2
+            module.bias.copy_(torch.tensor([half, -half]))
+        elif isinstance(module, VectorTrashExpert):
+            nn.init.zeros_(module.vector)
+
+
+class SelectMoeModel(SelectMoePreTrainedModel, OlmoeModel):
+    """The decoder without a head; asked for `output_quality_logits` it returns them by layer."""
+
+    def __init__(self, config: SelectMoeConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            SelectMoeDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
+        )
+        self.post_init()
+
+    def skip_last_experts(self) -> None:
+        """For scoring: nothing after the last layer's gate is computed, so `last_hidden_state`
+        stops being one. Not to be undone."""
+        self.layers[-1].mlp.gate_only = True
+
+    def detach_gates(self) -> None:
+        """For warm-up on the gates' logits alone: see `SelectMoeSparseMoeBlock.gate_detached`."""
+        for layer in self.layers:
+            layer.mlp.gate_detached = True
+
+
+class SelectMoeForCausalLM(SelectMoePreTrainedModel, OlmoeForCausalLM):
+    """A gated OLMoE with its language-model head."""
+
+    def __init__(self, config: SelectMoeConfig) -> None:
+        super().__init__(config)
+        self.model = SelectMoeModel(config)
+        self.post_init()
+
+    def force_gates_open(self, forced_open: bool = True) -> None:
+        """Switches every gate to 1 (the model is its base again) or back to what it has learned."""
+        self.config.quality_gate_forced_open = forced_open
+        for layer in self.model.layers:
+            layer.mlp.forced_open = forced_open
+
+    def forward(  # noqa: PLR0913 (the signature of transformers)
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> SelectMoeCausalLMOutput | tuple[Tensor, ...]:
+        """As `OlmoeForCausalLM.forward`, with the gates' logits and the parts of the loss."""
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
+        needs_logits = output_router_logits or labels is not None
+        decoded = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_router_logits=needs_logits,
+            output_quality_logits=needs_logits,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        output = SelectMoeCausalLMOutput(
+            logits=self.lm_head(decoded.last_hidden_state[:, kept, :]),
+            past_key_values=decoded.past_key_values,
+            hidden_states=decoded.hidden_states,
+            attentions=decoded.attentions,
+        )
+        if needs_logits:
+            gates = zip(decoded["quality_logits"], decoded.router_logits, strict=True)
+            output.router_logits = tuple(
+                {"quality_logits": quality, "moe_logits": moe} for quality, moe in gates
+            )
+        if labels is not None:
+            self._add_losses(output, attention_mask, labels, kwargs)
+        if not output_router_logits:
+            output.router_logits = None
+        return output.to_tuple() if return_dict is False else output
+
+    def _add_losses(
+        self,
+        output: SelectMoeCausalLMOutput,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        kwargs: dict[str, Any],
+    ) -> None:
+        config = self.config
+        # Trainer passes num_items_in_batch, which the loss function divides by.
+        output.lm_loss = self.loss_function(output.logits, labels, config.vocab_size, **kwargs)
+        output.loss = output.lm_loss
+        if attention_mask is not None and attention_mask.dim() != 2:
+            attention_mask = None  # a 4-D mask says who sees whom, not what is padding
+        if config.enable_load_balancing:
+            output.aux_loss = load_balancing_loss_func(
+                tuple(layer["moe_logits"] for layer in output.router_logits),
+                config.num_experts,
+                config.num_experts_per_tok,
+                attention_mask,
+            )
+            output.loss = output.loss + config.router_aux_loss_coef * output.aux_loss
+        if config.quality_loss_weight:
+            output.quality_loss = self._quality_loss(output.router_logits, attention_mask)
+            output.loss = output.loss + config.quality_loss_weight * output.quality_loss
+
+    def _quality_loss(
+        self, router_logits: tuple[dict[str, Tensor], ...], attention_mask: Tensor | None
+    ) -> Tensor:
+        config = self.config
+        if config.quality_loss_type not in QUALITY_LOSSES:
+            raise ValueError(
+                f"quality_loss_type must be one of {', '.join(sorted(QUALITY_LOSSES)) or 'none'} "
+                f"(selectmoe.register_select_moe() adds its own), got {config.quality_loss_type!r}"
+            )
+        logits_LBT2 = torch.stack([layer["quality_logits"] for layer in router_logits])
+        good_LBT = logits_LBT2.float().softmax(dim=-1)[..., GOOD]
+        mask_BT = (
+            good_LBT.new_ones(good_LBT.shape[1:]) if attention_mask is None else attention_mask
+        )
+        return QUALITY_LOSSES[config.quality_loss_type](
+            good_LBT,
+            mask_BT.bool(),
+            sample_wise_averaging=config.sample_wise_averaging,
+            **(config.quality_loss_parameters or {}),
+        )
+
+
+def register_auto_classes() -> None:
+    """Tells transformers' Auto classes and weight loader of the model type; safe to call twice."""
+    AutoConfig.register("select_moe", SelectMoeConfig, exist_ok=True)
+    AutoModel.register(SelectMoeConfig, SelectMoeModel, exist_ok=True)
+    AutoModelForCausalLM.register(SelectMoeConfig, SelectMoeForCausalLM, exist_ok=True)
+    if get_checkpoint_conversion_mapping("select_moe") is None:
+        # The hub stores each expert by itself; OLMoE's mapping fuses them on loading.
+        register_checkpoint_conversion_mapping(
+            "select_moe", get_checkpoint_conversion_mapping("olmoe")
+        )
+
+
+register_auto_classes()

@@ -1,0 +1,83 @@
+"""The nouns of the pipeline: a sample changes its type when it changes its meaning.
+
+    Sample -> TokenizedSample -> PackedBatch -> ScoredSample
+    RejectedRow     instead of a Sample, when a row of the corpus breaks the input contract
+    UnscoredSample  instead of a ScoredSample, when the model has no number for it
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Shape letters: B = rows of a batch, T = tokens, L = layers.
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str  # system, user or assistant
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation of a corpus, checked; it has at least one assistant turn with text."""
+
+    dataset: str
+    sample_id: str  # "id" in files; not necessarily unique
+    messages: tuple[Message, ...]
+    source: str = ""  # "<file>:<row>" where it was read; no part of what the sample is
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row of the corpus that is not scored, with where it stands and why."""
+
+    file: str
+    row: int  # from 1, counted as an editor counts lines
+    dataset: str
+    sample_id: str  # empty where the row is too broken to have one
+    reason: str  # a key for programs: "invalid_json", "unknown_role", ...
+    detail: str  # a sentence for people: the rule and the value
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # == on arrays gives no single answer
+class TokenizedSample:
+    """One sample as the model reads it."""
+
+    sample_id: str
+    token_ids: np.ndarray  # int32 (T,)
+    answer_mask: np.ndarray  # bool (T,), True where the assistant speaks
+    truncated: bool  # True when token_ids is only the beginning of the sample
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedBatch:
+    """Samples of similar length as one rectangle, padded on the right."""
+
+    positions: np.ndarray  # int64 (B,), where each row stood in the list that was packed
+    token_ids: np.ndarray  # int64 (B, T)
+    attention_mask: np.ndarray  # bool (B, T), False on padding
+    answer_mask: np.ndarray  # bool (B, T), False on padding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredSample:
+    """What the gates say of one sample."""
+
+    sample_id: str
+    score: float  # in (0, 1), higher is better; always finite
+    num_tokens: int  # tokens that the model read
+    num_answer_tokens: int  # of these, the assistant's
+    truncated: bool
+    layer_scores: np.ndarray  # float32 (L,), the same average for every layer by itself
+
+
+@dataclass(frozen=True, slots=True)
+class UnscoredSample:
+    """A sample that the model could not score, and why."""
+
+    sample_id: str
+    reason: str  # a key for programs: "chat_template", "score_not_finite"
+    detail: str  # a sentence for people

@@ -1,0 +1,158 @@
+"""The folder of a selection run, and its scored shards.
+
+    corpus/shard-000000.parquet   normalised rows, in the order of their keys
+    corpus/rejected.parquet       rows that broke the input contract
+    corpus/summary.json           written last: the corpus is whole
+    scored/shard-000000.parquet   scores of the corpus shard of the same name
+    scored/finished.jsonl         one line for every shard that was scored, never rewritten
+    selected_data.jsonl  rejected/rejected.jsonl  manifest.json
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selectmoe.data.shards import read_shard
+from selectmoe.data.writers import write_parquet
+from selectmoe.records import Sample, ScoredSample, UnscoredSample
+
+if TYPE_CHECKING:  # torch loads where a shard is scored, not where its scores are read
+    from selectmoe.scoring import ScoringEngine
+
+SCORED_SCHEMA = pa.schema(
+    [
+        ("row_key", pa.string()),
+        ("dataset", pa.string()),
+        ("id", pa.string()),
+        ("score", pa.float32()),  # null where the model has no number
+        ("num_tokens", pa.int32()),
+        ("num_answer_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("layer_scores", pa.list_(pa.float32())),
+        ("source", pa.string()),
+        ("reason", pa.string()),  # null where there is a score
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where each file of a selection run lies."""
+
+    root: Path
+
+    @property
+    def corpus(self) -> Path:
+        return self.root / "corpus"
+
+    @property
+    def scored(self) -> Path:
+        return self.root / "scored"
+
+    def corpus_shards(self) -> list[Path]:
+        return sorted(self.corpus.glob("shard-*.parquet"))
+
+    def scored_shards(self) -> list[Path]:
+        return sorted(self.scored.glob("shard-*.parquet"))
+
+    def unscored_shards(self) -> list[Path]:
+        """Corpus shards that have no scores yet: what is left to do after an interruption."""
+        done = {path.name for path in self.scored_shards()}
+        return [path for path in self.corpus_shards() if path.name not in done]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCounts:
+    """What scoring one shard took; a line of `finished.jsonl`."""
+
+    shard: str
+    num_rows: int
+    num_tokens: int
+    num_truncated: int
+    num_unscored: int
+    seconds: float
+
+
+def score_shard(engine: "ScoringEngine", shard: Path, scored: Path) -> ShardCounts:
+    """Scores one corpus shard into `scored`, whole or not at all, and notes it as finished."""
+    started = time.perf_counter()
+    rows = read_shard(shard)
+    outcomes = engine.score([sample for _, sample in rows])
+    table = scored_table(rows, outcomes)
+    scored.mkdir(parents=True, exist_ok=True)
+    write_parquet(scored / shard.name, table)
+    counts = ShardCounts(
+        shard=shard.name,
+        num_rows=table.num_rows,
+        num_tokens=sum(o.num_tokens for o in outcomes if isinstance(o, ScoredSample)),
+        num_truncated=sum(o.truncated for o in outcomes if isinstance(o, ScoredSample)),
+        num_unscored=sum(isinstance(o, UnscoredSample) for o in outcomes),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    line = json.dumps(asdict(counts)) + "\n"
+    # One write in append mode: lines of actors that finish together do not mix.
+    descriptor = os.open(scored / "finished.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+    return counts
+
+
+def scored_table(
+    rows: Sequence[tuple[str, Sample]], outcomes: Sequence[ScoredSample | UnscoredSample]
+) -> pa.Table:
+    records = []
+    for (row_key, sample), outcome in zip(rows, outcomes, strict=True):
+        record: dict[str, object] = {
+            "row_key": row_key,
+            "dataset": sample.dataset,
+            "id": sample.sample_id,
+            "source": sample.source,
+        }
+        if isinstance(outcome, ScoredSample):
+            record |= {
+                "score": outcome.score,
+                "num_tokens": outcome.num_tokens,
+                "num_answer_tokens": outcome.num_answer_tokens,
+                "truncated": outcome.truncated,
+                "layer_scores": outcome.layer_scores.tolist(),
+            }
+        else:
+            record |= {"reason": outcome.reason, "detail": outcome.detail}
+        records.append(record)
+    return pa.Table.from_pylist(records, schema=SCORED_SCHEMA)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreBlock:
+    """The scored rows of one shard, column by column; N of them."""
+
+    shard: Path
+    row_numbers: np.ndarray  # int64 (N,), position in the corpus shard
+    row_keys: np.ndarray  # str (N,)
+    datasets: np.ndarray  # str (N,)
+    scores: np.ndarray  # float32 (N,)
+
+
+def score_blocks(folder: RunFolder) -> Iterator[ScoreBlock]:
+    """The scores of a run, shard by shard: constant memory, and no text."""
+    for shard in folder.scored_shards():
+        table = pq.read_table(shard, columns=["row_key", "dataset", "score"])
+        valid = table["score"].is_valid().to_numpy()
+        yield ScoreBlock(
+            shard=shard,
+            row_numbers=np.flatnonzero(valid),
+            row_keys=np.array(table["row_key"].to_pylist(), dtype=np.str_)[valid],
+            datasets=np.array(table["dataset"].to_pylist(), dtype=np.str_)[valid],
+            scores=table["score"].to_numpy()[valid],
+        )

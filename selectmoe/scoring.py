@@ -1,0 +1,192 @@
+"""ScoringEngine: samples in, scores out. Owns the model, its device and its dtype."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from selectmoe.data.chat import ChatTokenizer
+from selectmoe.data.packing import pack
+from selectmoe.errors import ConfigError, DataError, ModelError
+from selectmoe.gate_scores import (
+    SCORE_FORMULAS,
+    ScoreFormula,
+    good_margins,
+    layer_scores,
+    sample_scores,
+    scored_tokens,
+)
+from selectmoe.model.checkpoint import require_select_moe
+from selectmoe.model.gate_weights import load_gate_weights
+from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.records import (
+    PackedBatch,
+    Sample,
+    ScoredSample,
+    TokenizedSample,
+    UnscoredSample,
+)
+
+EMBEDDED_SELECTOR = Path(__file__).parent / "assets" / "tiny_selector"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ScoringEngine:
+    """Scores conversations with the quality gates of one forward pass.
+
+    >>> engine = ScoringEngine.from_pretrained()  # the embedded selector, on the CPU
+    >>> [scored] = engine.score([sample])
+    >>> scored.score
+    0.73
+    """
+
+    def __init__(
+        self,
+        model: SelectMoeModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        formula: str = "answer_margin",
+        max_sequence_length: int = 1_024,
+        max_tokens_per_batch: int = 4_096,
+    ) -> None:
+        """`model` is put into evaluation mode and loses the experts of its last layer.
+
+        max_sequence_length: longer samples are scored on their first so many tokens.
+        max_tokens_per_batch: tokens of one forward pass, padding included.
+        """
+        if formula not in SCORE_FORMULAS:
+            raise ConfigError(
+                f"scoring formula must be one of {', '.join(SCORE_FORMULAS)}, got {formula!r}"
+            )
+        self.model = model.eval()
+        self.model.skip_last_experts()
+        self.device = model.device
+        self.formula: ScoreFormula = SCORE_FORMULAS[formula]
+        self.max_tokens_per_batch = max_tokens_per_batch
+        limit = min(max_sequence_length, model.config.max_position_embeddings)
+        self.tokenizer = ChatTokenizer(tokenizer, max_sequence_length=limit)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = EMBEDDED_SELECTOR,
+        *,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        dtype: Literal["float32", "bfloat16"] | None = None,
+        attn_implementation: str = "sdpa",
+        experts_implementation: str = "grouped_mm",
+        **settings: int | str,
+    ) -> "ScoringEngine":
+        """Loads a Select-MoE from a folder or hub name, and stage 1's gates from `weights`.
+
+        device: default cuda where there is one. dtype: default bfloat16 on a GPU, else float32.
+        settings: the keyword arguments of the constructor.
+        Raises ModelError where the model is no Select-MoE or the weights do not fit it.
+        """
+        require_select_moe(str(model))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+        verbosity = transformers_logging.get_verbosity()
+        # A causal LM's head is left over on purpose, which transformers would report at length.
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            loaded, report = SelectMoeModel.from_pretrained(
+                model,
+                dtype=DTYPES[dtype],
+                attn_implementation=attn_implementation,
+                experts_implementation=experts_implementation,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{model}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            transformers_logging.enable_progress_bar()
+        if report["missing_keys"]:
+            raise ModelError(f"{model}: lacks the tensors {sorted(report['missing_keys'])[:3]}")
+        if weights is not None:
+            load_gate_weights(loaded, weights)
+        return cls(loaded.to(device), tokenizer, **settings)  # type: ignore[arg-type]
+
+    def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
+        """One answer a sample, in the order given; a sample's score does not depend on the rest."""
+        tokenized: list[TokenizedSample] = []
+        answers: list[ScoredSample | UnscoredSample | None] = []
+        for sample, outcome in zip(samples, self.tokenize(samples), strict=True):
+            if isinstance(outcome, DataError):
+                answers.append(UnscoredSample(sample.sample_id, "chat_template", str(outcome)))
+            else:
+                answers.append(None)
+                tokenized.append(outcome)
+        scored = iter(self.score_tokenized(tokenized))
+        return [next(scored) if answer is None else answer for answer in answers]
+
+    def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample | DataError]:
+        """One result a sample; the template's refusal of one leaves its neighbours alone."""
+        try:
+            return list(self.tokenizer.tokenize(samples))
+        except DataError as error:
+            if len(samples) == 1:
+                return [error]
+            return [outcome for sample in samples for outcome in self.tokenize([sample])]
+
+    def score_tokenized(
+        self, samples: Sequence[TokenizedSample]
+    ) -> list[ScoredSample | UnscoredSample]:
+        """As `score`, for samples that are token ids already."""
+        if not samples:
+            return []
+        batches = list(pack(samples, max_tokens_per_batch=self.max_tokens_per_batch))
+        # Every batch is queued before the first number is fetched: a GPU never waits for Python.
+        answers = torch.cat([self._score_batch(batch) for batch in batches]).cpu().numpy()
+        by_position = np.empty_like(answers)
+        by_position[np.concatenate([batch.positions for batch in batches])] = answers
+        return [
+            _scored_sample(sample, row) for sample, row in zip(samples, by_position, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _score_batch(self, batch: PackedBatch) -> Tensor:
+        """Score and layer scores of each row: float32 [B, 1 + L], left on the device."""
+        token_ids_BT, attention_mask_BT, answer_mask_BT = (
+            self._to_device(array)
+            for array in (batch.token_ids, batch.attention_mask, batch.answer_mask)
+        )
+        # No attention mask: under a causal mask padding on the right is seen by no real token.
+        decoded = self.model(
+            input_ids=token_ids_BT, use_cache=False, output_quality_logits=True
+        )
+        margins_LBT = good_margins(torch.stack(decoded["quality_logits"]))
+        mask_BT = scored_tokens(answer_mask_BT, attention_mask_BT, self.formula.tokens)
+        by_layer_BL = layer_scores(margins_LBT, mask_BT, self.formula)
+        return torch.cat([sample_scores(by_layer_BL, self.formula)[:, None], by_layer_BL], dim=1)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # only a copy from pinned memory is asynchronous
+        return tensor.to(self.device, non_blocking=True)
+
+
+def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | UnscoredSample:
+    if not math.isfinite(row[0]):
+        return UnscoredSample(
+            sample.sample_id, "score_not_finite", f"the model's score is {row[0]}, not a number"
+        )
+    return ScoredSample(
+        sample_id=sample.sample_id,
+        score=float(row[0]),
+        num_tokens=len(sample.token_ids),
+        num_answer_tokens=int(sample.answer_mask.sum()),
+        truncated=sample.truncated,
+        layer_scores=row[1:],
+    )
