@@ -50,10 +50,17 @@ def configure_logging() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line, like every other mistake's."""
+
+    def error(self, message: str) -> NoReturn:
+        _leave(f"error: {message} (see {self.prog} --help)", USER_ERROR_STATUS)
+
+
 def parse_arguments(
-    parser: argparse.ArgumentParser, arguments: Sequence[str]
+    parser: CommandParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Options and `key=value` overrides in any order; a mistyped option ends with status 2."""
+    """Options and `key=value` overrides, in any order."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, as in Hydra")
     namespace = parser.parse_intermixed_args(list(arguments))
     return namespace, namespace.overrides

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from selectmoe.config import SelectConfig
+from selectmoe.data.shards import CorpusSummary
 
 
-def normalize_corpus(config: SelectConfig, folder: Path) -> dict[str, Any]:
+def normalize_corpus(config: SelectConfig, folder: Path) -> CorpusSummary:
     """Reads the corpus into parquet shards; the summary is written last."""
     from selectmoe.data.readers import read_corpora
     from selectmoe.data.shards import keep_subset, write_shards
@@ -18,9 +19,7 @@ def normalize_corpus(config: SelectConfig, folder: Path) -> dict[str, Any]:
     rows = read_corpora(config.dataset.paths)
     if config.dataset.subset_ratio < 1:
         rows = keep_subset(rows, ratio=config.dataset.subset_ratio)
-    return asdict(
-        write_shards(rows, folder, rows_per_shard=config.rows_per_shard, on_progress=None)
-    )
+    return write_shards(rows, folder, rows_per_shard=config.rows_per_shard)
 
 
 class ShardScorer:
@@ -29,14 +28,14 @@ class ShardScorer:
     def __init__(self, config: SelectConfig, scored: Path) -> None:
         import torch
 
-        from selectmoe.scoring import EMBEDDED_SELECTOR, ScoringEngine
+        from selectmoe.scoring import ScoringEngine
 
         # One thread an actor, whatever the machine: a sum split over other threads rounds
         # otherwise, and the same corpus would not give the same bytes.
         torch.set_num_threads(config.num_threads_per_actor)
         settings = config.scoring
         self.engine = ScoringEngine.from_pretrained(
-            config.model or EMBEDDED_SELECTOR,
+            str(config.model),
             weights=config.model_checkpoint_path,
             dtype=settings.dtype,
             attn_implementation=settings.attn_implementation,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from selectmoe.gate_scores import (
 from selectmoe.model.checkpoint import require_select_moe
 from selectmoe.model.gate_weights import load_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
     PackedBatch,
     Sample,
@@ -33,7 +34,6 @@ from selectmoe.records import (
     UnscoredSample,
 )
 
-EMBEDDED_SELECTOR = Path(__file__).parent / "assets" / "tiny_selector"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -53,12 +53,13 @@ class ScoringEngine:
         *,
         formula: str = "answer_margin",
         max_sequence_length: int = 1_024,
-        max_tokens_per_batch: int = 4_096,
+        max_tokens_per_batch: int | None = None,
     ) -> None:
         """`model` is put into evaluation mode and loses the experts of its last layer.
 
         max_sequence_length: longer samples are scored on their first so many tokens.
-        max_tokens_per_batch: tokens of one forward pass, padding included.
+        max_tokens_per_batch: tokens of one forward pass, padding included; default 4,096 on a
+        CPU, whose caches they fit, and 65,536 on a GPU, which they fill.
         """
         if formula not in SCORE_FORMULAS:
             raise ConfigError(
@@ -68,7 +69,8 @@ class ScoringEngine:
         self.model.skip_last_experts()
         self.device = model.device
         self.formula: ScoreFormula = SCORE_FORMULAS[formula]
-        self.max_tokens_per_batch = max_tokens_per_batch
+        on_cpu = self.device.type == "cpu"
+        self.max_tokens_per_batch = max_tokens_per_batch or (4_096 if on_cpu else 65_536)
         limit = min(max_sequence_length, model.config.max_position_embeddings)
         self.tokenizer = ChatTokenizer(tokenizer, max_sequence_length=limit)
 
@@ -79,20 +81,23 @@ class ScoringEngine:
         *,
         weights: str | Path | None = None,
         device: str | None = None,
-        dtype: Literal["float32", "bfloat16"] | None = None,
+        dtype: str | None = None,
         attn_implementation: str = "sdpa",
-        experts_implementation: str = "grouped_mm",
-        **settings: int | str,
+        experts_implementation: str | None = None,
+        **settings: Any,  # noqa: ANN401 (handed on to the constructor, which types them)
     ) -> "ScoringEngine":
         """Loads a Select-MoE from a folder or hub name, and stage 1's gates from `weights`.
 
-        device: default cuda where there is one. dtype: default bfloat16 on a GPU, else float32.
+        device: default cuda where there is one. dtype: float32 (default on a CPU) or bfloat16.
         settings: the keyword arguments of the constructor.
         Raises ModelError where the model is no Select-MoE or the weights do not fit it.
         """
         require_select_moe(str(model))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+        on_cpu = device == "cpu"
+        dtype = dtype or ("float32" if on_cpu else "bfloat16")
+        # A loop over experts is the faster one on a CPU, and a stall for each expert on a GPU.
+        experts_implementation = experts_implementation or ("eager" if on_cpu else "grouped_mm")
         verbosity = transformers_logging.get_verbosity()
         # A causal LM's head is left over on purpose, which transformers would report at length.
         transformers_logging.set_verbosity_error()
@@ -115,7 +120,7 @@ class ScoringEngine:
             raise ModelError(f"{model}: lacks the tensors {sorted(report['missing_keys'])[:3]}")
         if weights is not None:
             load_gate_weights(loaded, weights)
-        return cls(loaded.to(device), tokenizer, **settings)  # type: ignore[arg-type]
+        return cls(loaded.to(device), tokenizer, **settings)
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
         """One answer a sample, in the order given; a sample's score does not depend on the rest."""

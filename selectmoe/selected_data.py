@@ -1,8 +1,7 @@
 """From the scores of a run to its outputs: exactly k rows kept, every other one accounted for."""
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from selectmoe.data.shards import read_shard
 from selectmoe.data.writers import write_jsonl
+from selectmoe.errors import TooManyRejectedError
 from selectmoe.scored_shards import RunFolder, ScoreBlock, score_blocks
 from selectmoe.selection import Cut, find_cut, num_to_keep
 
@@ -43,23 +43,38 @@ class SelectedData:
 
 
 def cut_run(
-    folder: RunFolder, output: Path, *, selection_percentage: float, per_dataset: bool
+    folder: RunFolder,
+    output: Path,
+    *,
+    selection_percentage: float,
+    per_dataset: bool,
+    max_rejected: float = 1.0,
 ) -> SelectedData:
     """Writes `selected_data.jsonl` and `rejected/rejected.jsonl` into `output`.
 
     Exactly max(1, floor(selection_percentage * rows scored)) rows are kept, of the corpus or of
     each data set. The rows keep the order of their keys, which is the order of the shards: a
     fixed shuffle that no splitting of the corpus into files changes.
+    Raises TooManyRejectedError, with the rejected rows written and nothing selected, when more
+    than the share `max_rejected` of the rows has no score.
     """
+    num_rejected: dict[str, Counter[str]] = {}
+    (output / "rejected").mkdir(exist_ok=True)
+    rejected_file = output / "rejected" / "rejected.jsonl"
+    write_jsonl(rejected_file, rejected_rows(folder, num_rejected))
     num_scored, histogram = count_scores(folder)
+    total_rejected = sum(reasons.total() for reasons in num_rejected.values())
+    total_read = num_scored.total() + total_rejected
+    if total_rejected > max_rejected * total_read or not num_scored:
+        raise TooManyRejectedError(
+            f"{total_rejected} of {total_read} rows are rejected, more than "
+            f"max_rejected={max_rejected:g} allows; each with its reason: {rejected_file}"
+        )
     cuts = find_cuts(
         folder, num_scored, selection_percentage=selection_percentage, per_dataset=per_dataset
     )
     num_selected: Counter[str] = Counter()
     write_jsonl(output / "selected_data.jsonl", selected_rows(folder, cuts, num_selected))
-    num_rejected: dict[str, Counter[str]] = {}
-    (output / "rejected").mkdir(exist_ok=True)
-    write_jsonl(output / "rejected" / "rejected.jsonl", rejected_rows(folder, num_rejected))
     counts = {
         dataset: DatasetCounts(
             num_read=num_scored[dataset] + sum(num_rejected.get(dataset, Counter()).values()),
@@ -167,12 +182,3 @@ def quantiles(histogram: np.ndarray) -> dict[str, float]:
         f"{quantile:g}": (int(np.searchsorted(shares, quantile)) + 1) / NUM_QUANTILE_BINS
         for quantile in QUANTILES
     }
-
-
-def read_jsonl_counts(paths: Iterable[Path]) -> Counter[str]:
-    """How often each shard was finished, by the lines of `finished.jsonl`."""
-    finished: Counter[str] = Counter()
-    for path in paths:
-        if path.is_file():
-            finished.update(json.loads(line)["shard"] for line in path.open(encoding="utf-8"))
-    return finished

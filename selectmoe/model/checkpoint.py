@@ -6,6 +6,7 @@ from pathlib import Path
 
 from selectmoe.errors import ModelError
 
+GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
 HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -45,6 +46,18 @@ def require_select_moe(model: str) -> None:
             f"{model}: model_type must be 'select_moe', got {model_type!r}; convert an OLMoE with "
             "'python jobs/convert.py --base OLMOE --save-path DIR' and give DIR"
         )
+
+
+def weights_file(path: str | Path) -> Path:
+    """The weights file that `path` is or holds."""
+    path = Path(path)
+    file = path / GATE_WEIGHTS_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ModelError(
+            f"model_checkpoint_path must be a weights file or a folder with {GATE_WEIGHTS_NAME}, "
+            f"got {path}"
+        )
+    return file
 
 
 def hash_weights(model: str, weights_file: Path | None) -> str:

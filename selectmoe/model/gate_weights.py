@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selectmoe.errors import ModelError
+from selectmoe.model.checkpoint import GATE_WEIGHTS_NAME, weights_file
 
-FILE_NAME = "full_rank_weights.safetensors"
 _TRAINED_PARTS = (".quality_gate.", ".mlp.gate.", ".trash_expert.")
 
 
@@ -24,9 +24,9 @@ def gate_weights(model: nn.Module) -> dict[str, Tensor]:
 def save_gate_weights(model: nn.Module, directory: Path) -> Path:
     """Writes `full_rank_weights.safetensors`, whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / (FILE_NAME + ".partial")
+    partial = directory / (GATE_WEIGHTS_NAME + ".partial")
     save_file(gate_weights(model), partial, metadata={"format": "pt"})
-    return partial.replace(directory / FILE_NAME)
+    return partial.replace(directory / GATE_WEIGHTS_NAME)
 
 
 def load_gate_weights(model: nn.Module, path: str | Path) -> None:
@@ -54,15 +54,6 @@ def load_gate_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(
         {prefix + name: tensor for name, tensor in weights.items()}, strict=False
     )
-
-
-def weights_file(path: str | Path) -> Path:
-    """The weights file that `path` is or holds."""
-    path = Path(path)
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
-        raise ModelError(f"model_checkpoint_path must be a weights file or a folder with {FILE_NAME}, got {path}")
-    return file
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -1,0 +1,49 @@
+# Every target that needs the environment makes it first; nothing here runs twice for nothing.
+PYTHON ?= python3
+# More options for pip. On a machine without a GPU, the name of an index of CPU wheels of torch
+# saves gigabytes of CUDA libraries: make install PIP_FLAGS="--extra-index-url URL"
+PIP_FLAGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-gpu check bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## the package with all extras, in .venv, at the tested versions
+
+# The stamp is written last, so that an interrupted install starts again.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input \
+		$(PIP_FLAGS) -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: install  ## select the best 20 % of the demo corpus that ships with the package
+	$(BIN)/python jobs/select.py --pct 0.2
+
+test: install  ## all tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu" tests
+
+test-fast: install  ## unit and numerics: no Ray, no network, under two minutes
+	$(BIN)/python -m pytest -m "not gpu" tests/unit tests/numerics
+
+# With $(PYTHON) and no install: a GPU machine has its own torch, which must not be replaced.
+test-gpu:  ## tests that need a CUDA device, in the environment of $(PYTHON)
+	$(PYTHON) -m pytest -m gpu tests
+
+check: install  ## lint, format, types and size budget
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/check_size.py
+
+bench: install  ## the benchmarks that run on a CPU; numbers go to benchmarks/results/
+	@set -e; for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python $$file; done
+
+clean:  ## the environment and every cache; outputs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

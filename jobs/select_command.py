@@ -1,0 +1,128 @@
+"""What `jobs/select.py` does: normalise the corpus, score it, cut it, report."""
+
+import argparse
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.command_line import CommandParser, parse_arguments
+from jobs.output_folder import (
+    absolute_path,
+    claim_output_folder,
+    new_output_folder,
+    saved_settings,
+)
+from selectmoe.config import SelectConfig, load_config, resolved, settings_help
+from selectmoe.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+STAGE = "stage_2_selection"
+# These change where and how fast a run goes on, not what comes out of it.
+FREE_ON_RESUME = ("num_actors", "output", "output_root", "resume")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """One run of stage 2. Raises SelectMoeError for what the user can mend."""
+    config = parse(arguments)
+    started = time.perf_counter()
+
+    # Only now: --help and a mistyped option must not wait for the imports below.
+    from jobs.score_corpus import score_corpus
+    from jobs.select_report import print_table, write_manifest
+    from selectmoe.scored_shards import RunFolder
+    from selectmoe.selected_data import cut_run
+
+    output = claim_output(config)
+    scored_run = RunFolder(Path(config.scored) if config.scored else output)
+    scoring = None if config.scored else score_corpus(config, scored_run)
+    selected = cut_run(
+        scored_run,
+        output,
+        selection_percentage=config.selection_percentage,
+        per_dataset=config.per_dataset,
+        max_rejected=config.max_rejected,
+    )
+    manifest = write_manifest(
+        config, output, selected, scoring, wall_seconds=time.perf_counter() - started
+    )
+    print_table(manifest, output)
+
+
+def parse(arguments: Sequence[str]) -> SelectConfig:
+    """Options and `key=value` overrides as one checked configuration with absolute paths."""
+    options, overrides = parse_arguments(build_parser(), arguments)
+    given = {
+        "selection_percentage": options.pct,
+        "dataset.paths": options.data,
+        "model": options.model,
+        "output": options.output,
+        "num_actors": options.num_actors,
+        "scored": options.scored,
+        "per_dataset": options.per_dataset or None,
+        "max_rejected": options.max_rejected,
+        "resume": options.resume,
+    }
+    values = {key: value for key, value in given.items() if value is not None}
+    if options.resume is not None:
+        folder = absolute_path(options.resume, "resume")
+        values = {**saved_settings(folder), **values, "output": str(folder)}
+    return with_absolute_paths(load_config(SelectConfig, overrides, values=values))
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser(
+        prog="jobs/select.py",
+        description="Stage 2: score a corpus and keep exactly the best share of it.",
+        epilog="settings:\n" + settings_help(SelectConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pct", type=float, help="share of the rows to keep, in (0, 1]")
+    parser.add_argument(
+        "--data", nargs="+", help="corpora: files, folders, globs, URLs or hub:NAME[:split]"
+    )
+    parser.add_argument("--model", help="Select-MoE folder or hub name")
+    parser.add_argument("--output", metavar="DIR", help="folder of this run")
+    parser.add_argument("--num-actors", type=int, help="scoring actors; default one a CPU or GPU")
+    parser.add_argument("--scored", metavar="DIR", help="cut the scores of this run again")
+    parser.add_argument("--per-dataset", action="store_true", help="keep --pct of each data set")
+    parser.add_argument("--max-rejected", type=float, help="rejected share that stops the run")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the interrupted run in DIR")
+    return parser
+
+
+def with_absolute_paths(config: SelectConfig) -> SelectConfig:
+    """Workers may run in another directory than the driver, so no path stays relative."""
+    paths = tuple(
+        path if path.startswith("hub:") or "://" in path else str(absolute_path(path, "--data"))
+        for path in config.dataset.paths
+    )
+    changes: dict[str, object] = {"dataset": dataclasses.replace(config.dataset, paths=paths)}
+    if config.model is not None and Path(config.model).expanduser().is_dir():
+        changes["model"] = str(absolute_path(config.model, "--model"))
+    if config.model_checkpoint_path is not None:
+        changes["model_checkpoint_path"] = str(
+            absolute_path(config.model_checkpoint_path, "model_checkpoint_path")
+        )
+    if config.scored is not None:
+        changes["scored"] = str(scored_run_folder(absolute_path(config.scored, "--scored")))
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def scored_run_folder(folder: Path) -> Path:
+    """The folder of a finished run, given it or its `scored`."""
+    run = folder.parent if folder.name == "scored" else folder
+    if not (run / "manifest.json").is_file():
+        raise ConfigError(f"--scored must be the folder of a finished run, got {folder}")
+    return run
+
+
+def claim_output(config: SelectConfig) -> Path:
+    """The run's folder, claimed by its settings."""
+    output = new_output_folder(STAGE, output=config.output, output_root=config.output_root)
+    settings = {k: v for k, v in resolved(config).items() if k not in FREE_ON_RESUME}
+    claim_output_folder(output, settings, resume=config.resume is not None)
+    logger.info("output: %s", output)
+    return output
