@@ -1,5 +1,8 @@
 """The settings of each command: frozen dataclasses, where every default stands once, beside its
-explanation. YAML presets and `key=value` overrides are merged into them by Hydra.
+explanation.
+
+A run's settings are, each over the one before: the defaults here, a preset (`preset=NAME`, a file
+in `configs/<stage>/`, or a YAML file of your own), the command's options, `key=value` overrides.
 """
 
 import ast
@@ -7,17 +10,22 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
+import math
+import sys
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from selectmoe.errors import ConfigError
 
-Config = TypeVar("Config")
 PRESETS = Path(__file__).parent / "configs"
+NOT_GIVEN = "???"  # stands where a setting has no default, as in Hydra
+HELP_WIDTH = 98
 
 
 def require(condition: bool, key: str, rule: str, value: object) -> None:
@@ -30,11 +38,12 @@ class DatasetConfig:
     """What is read, and how much of it."""
 
     paths: tuple[str, ...] = ()
-    """Corpora: files, folders, globs, URLs or hub:NAME[:split]; none is the demo corpus."""
+    """Corpora, separated by commas: files, folders, globs, URLs or hub:NAME[:split]; [] is the demo
+    corpus."""
     subset_ratio: float = 1.0
     """Share of the rows to use, in (0, 1], chosen by a hash of their content."""
     max_sequence_length: int = 1_024
-    """Tokens of a sample that are read; a longer one is scored on its first so many."""
+    """Tokens of a sample that are read; of a longer one, the first so many."""
 
     def __post_init__(self) -> None:
         require(0 < self.subset_ratio <= 1, "dataset.subset_ratio", "in (0, 1]", self.subset_ratio)
@@ -46,33 +55,117 @@ class DatasetConfig:
 class ScoringConfig:
     """How the model is run and its gates are averaged."""
 
-    formula: str = "answer_margin"
-    """Name of the score: original, answer_probability, answer_margin, answer_margin_second_half
-    or answer_margin_last."""
+    formula: Literal[
+        "original",
+        "answer_probability",
+        "answer_margin",
+        "answer_margin_second_half",
+        "answer_margin_last",
+    ] = "answer_margin"
+    """Which tokens and layers a score averages, and whether as probabilities or margins."""
     max_tokens_per_batch: int | None = None
-    """Tokens of one forward pass, padding included; none is 4,096 on a CPU and 65,536 on a GPU."""
-    dtype: str | None = None
-    """float32 or bfloat16; none is bfloat16 on a GPU and float32 on a CPU."""
+    """Tokens of one forward pass, padding included; null is 4,096 on a CPU and 65,536 on a GPU."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the model's numbers; null is bfloat16 on a GPU and float32 on a CPU."""
     attn_implementation: str = "sdpa"
     """eager, sdpa or flash_attention_2."""
     experts_implementation: str | None = None
-    """eager, grouped_mm or batched_mm; none is eager on a CPU and grouped_mm on a GPU."""
+    """eager, grouped_mm or batched_mm; null is eager on a CPU and grouped_mm on a GPU."""
 
     def __post_init__(self) -> None:
         tokens = self.max_tokens_per_batch
         require(tokens is None or tokens >= 1, "scoring.max_tokens_per_batch", "at least 1", tokens)
-        dtypes = (None, "float32", "bfloat16")
-        require(self.dtype in dtypes, "scoring.dtype", "float32 or bfloat16", self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How the gates are warmed up."""
+
+    num_steps: int = 1_000
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Samples of one optimizer step, over all workers; corrupted copies are not counted."""
+    learning_rate: float = 5e-3
+    """Peak of the schedule. Gates are linear and start near zero: they bear a large one."""
+    quality_loss_type: Literal[
+        "sigmoid",
+        "linear",
+        "mse",
+        "beta_moment_matching",
+        "mean_variance_regularization",
+        "contrastive",
+    ] = "contrastive"
+    """What the gates learn from; only contrastive tells good samples from bad ones."""
+    quality_loss_weight: float = 1.0
+    """Factor of that loss, at least 0."""
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 1, "training.num_steps", "at least 1", self.num_steps)
+        require(self.batch_size >= 1, "training.batch_size", "at least 1", self.batch_size)
+        require(self.learning_rate > 0, "training.learning_rate", "above 0", self.learning_rate)
+        weight = self.quality_loss_weight
+        require(weight >= 0, "training.quality_loss_weight", "at least 0", weight)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertConfig:
+    """Stage 0: an OLMoE checkpoint becomes a Select-MoE."""
+
+    stage: ClassVar[str] = "stage_0_convert"
+
+    base: str
+    """OLMoE folder or hub name."""
+    save_path: str
+    """Folder of the new checkpoint."""
+    verify: bool = False
+    """Compare the logits of both models and store the parity report."""
+    quality_gate_init_mean: float | None = None
+    """Mean of the gates' first weights; null is the model's own default."""
+    quality_gate_init_std: float | None = None
+    """Their standard deviation, at least 0; null is the model's own default."""
+    trash_expert_mode: Literal["zero", "noise", "custom"] | None = None
+    """What the trash expert returns; null is the model's own default."""
+    seed: int = 0
+    """Of the gates' first weights."""
+
+    def __post_init__(self) -> None:
+        deviation = self.quality_gate_init_std
+        valid = deviation is None or deviation >= 0
+        require(valid, "quality_gate_init_std", "at least 0", deviation)
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmupConfig:
+    """Stage 1: teach the gates to tell a sample from a worse copy."""
+
+    stage: ClassVar[str] = "stage_1_pretrain"
+
+    model: str | None = None
+    """Select-MoE folder or hub name; null is the selector in the package."""
+    dataset: DatasetConfig = field(default_factory=lambda: DatasetConfig(subset_ratio=0.05))
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    output: str | None = None
+    """Folder of this run; null is <output_root>/stage_1_pretrain/<date>/<time>."""
+    output_root: str | None = None
+    """Where runs are kept; null is $SELECTMOE_OUTPUT_ROOT, else ./outputs."""
+    seed: int = 0
+    """Of the order of the samples and their corruptions."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectConfig:
     """Stage 2: score a corpus and keep the best part of it."""
 
+    stage: ClassVar[str] = "stage_2_selection"
+
     selection_percentage: float = 0.05
     """Share of the scored rows to keep, in (0, 1]; also --pct."""
     model: str | None = None
-    """Select-MoE folder or hub name; none is the selector in the package."""
+    """Select-MoE folder or hub name; null is the selector in the package."""
     model_checkpoint_path: str | None = None
     """Stage 1's weights: full_rank_weights.safetensors or the folder that holds it."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -84,13 +177,13 @@ class SelectConfig:
     rows_per_shard: int = 512
     """Rows of one shard: what is scored, written and resumed as a whole."""
     num_actors: int | None = None
-    """Scoring actors; none is one for each GPU, or for each CPU where there is no GPU."""
+    """Scoring actors; null is one for each GPU, or for each CPU where there is no GPU."""
     num_threads_per_actor: int = 1
     """CPU threads of an actor; another number may change scores in their last digit."""
     output: str | None = None
-    """Folder of this run; none is <output_root>/stage_2_selection/<date>/<time>."""
+    """Folder of this run; null is <output_root>/stage_2_selection/<date>/<time>."""
     output_root: str | None = None
-    """Where runs are kept; none is $SELECTMOE_OUTPUT_ROOT, else ./outputs."""
+    """Where runs are kept; null is $SELECTMOE_OUTPUT_ROOT, else ./outputs."""
     scored: str | None = None
     """Folder of a finished run whose scores are cut again, without scoring."""
     resume: str | None = None
@@ -106,137 +199,257 @@ class SelectConfig:
         actors, threads = self.num_actors, self.num_threads_per_actor
         require(actors is None or actors >= 1, "num_actors", "at least 1", actors)
         require(threads >= 1, "num_threads_per_actor", "at least 1", threads)
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
+
+
+class StageConfig(Protocol):
+    """What the functions below take: one of the dataclasses of a stage."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    stage: ClassVar[str]
+
+
+Config = TypeVar("Config", bound=StageConfig)
 
 
 def load_config(
     config_class: type[Config],
     overrides: Sequence[str],
     *,
-    values: Mapping[str, Any] | None = None,
+    values: Mapping[str, object] | None = None,
 ) -> Config:
-    """The defaults of `config_class` with `values` by dotted key, then `key=value` overrides as
-    Hydra reads them.
+    """The defaults of `config_class`, then a preset, `values` by dotted key, and `overrides`.
+
+    >>> load_config(SelectConfig, ["preset=gpu", "dataset.subset_ratio=0.1"])
 
     Raises ConfigError for an override that is no assignment, an unknown key (with the nearest
     known one), a value of a wrong type or out of range.
     """
-    merged = dict(values or {})
+    known = setting_types(config_class)
+    preset: dict[str, object] = {}
+    overridden: dict[str, object] = {}
     for override in overrides:
-        _check_key(config_class, override)
-    if overrides:
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-        from hydra.errors import HydraException
-
-        parser = OverridesParser.create()
-        for override in overrides:
-            try:
-                [parsed] = parser.parse_overrides([override])
-            except HydraException as error:
-                raise ConfigError(f"override {override!r}: {str(error).splitlines()[0]}") from error
-            merged[parsed.key_or_group] = parsed.value()
-    return from_values(config_class, merged)
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override must have the form key=value, got {override!r}")
+        if key == "preset":
+            preset |= read_preset(config_class, text)
+        elif key not in known:
+            raise _unknown(config_class, key)
+        else:
+            overridden[key] = _parsed(key, text, known[key])
+    return from_values(config_class, {**preset, **(values or {}), **overridden})
 
 
-def from_values(config_class: type[Config], values: Mapping[str, Any]) -> Config:
+def read_preset(config_class: type[StageConfig], name: str) -> dict[str, object]:
+    """The settings of a preset of this stage, or of the YAML file at `name`, by dotted key."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    shipped = {file.stem: file for file in (PRESETS / config_class.stage).glob("*.yaml")}
+    file = shipped.get(name, Path(name).expanduser())
+    if not file.is_file():
+        names = ", ".join(sorted(shipped)) or "none"
+        raise ConfigError(f"preset must be a YAML file or one of: {names}, got {name!r}")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {_one_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: a preset must be a mapping of settings to values")
+    return _by_dotted_key(tree)
+
+
+def from_values(config_class: type[Config], values: Mapping[str, object]) -> Config:
     """The defaults of `config_class` with dotted keys set; checks names, types and ranges."""
     known = setting_types(config_class)
-    tree: dict[str, Any] = {}
+    converted = default_values(config_class)
     for key, value in values.items():
         if key not in known:
             raise _unknown(config_class, key)
-        group, _, name = key.rpartition(".")
-        branch = tree.setdefault(group, {}) if group else tree
-        branch[name] = _converted(key, value, known[key])
-    groups = {f.name: f.default_factory for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    return config_class(
-        **{
-            name: type(groups[name]())(**branch) if isinstance(branch, dict) else branch
-            for name, branch in tree.items()
-        }
-    )
+        converted[key] = _converted(key, value, known[key])
+    for key, value in converted.items():
+        require(value is not NOT_GIVEN, key, "given", None)
+    return _built(config_class, converted)
 
 
 def resolved(config: object) -> dict[str, Any]:
-    """Every setting by its dotted key, as JSON has it."""
-    values: dict[str, Any] = {}
-    for setting in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, setting.name)
-        if dataclasses.is_dataclass(value):
-            values |= {f"{setting.name}.{key}": entry for key, entry in resolved(value).items()}
-        else:
-            values[setting.name] = list(value) if isinstance(value, tuple) else value
-    return values
+    """Every setting by its dotted key, as JSON has it; `from_values` turns it back."""
+    tree = dataclasses.asdict(config)  # type: ignore[call-overload]
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in _by_dotted_key(tree).items()
+    }
+
+
+def settings_help(config_class: type[StageConfig]) -> str:
+    """Every setting with its default and explanation, for --help."""
+    explanations = _explanations(config_class)
+    lines = []
+    for key, default in default_values(config_class).items():
+        lines.append(f"  {key}={_as_typed(default)}")
+        indent = " " * 6
+        lines += textwrap.wrap(
+            explanations[key], HELP_WIDTH, initial_indent=indent, subsequent_indent=indent
+        )
+    presets = sorted(file.stem for file in (PRESETS / config_class.stage).glob("*.yaml"))
+    lines.append("  preset=NAME")
+    lines.append(f"      A YAML file of settings, or one of: {', '.join(presets) or 'none'}.")
+    return "\n".join(lines)
 
 
 @functools.cache
 def setting_types(config_class: type) -> dict[str, Any]:
     """The type of every setting by its dotted key."""
+    hints = typing.get_type_hints(config_class)
     found: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(config_class).items():
+    for setting in dataclasses.fields(config_class):
+        hint = hints[setting.name]
         if dataclasses.is_dataclass(hint):
-            found |= {f"{name}.{key}": entry for key, entry in setting_types(hint).items()}
+            assert isinstance(hint, type)
+            found |= {f"{setting.name}.{key}": entry for key, entry in setting_types(hint).items()}
         else:
-            found[name] = hint
+            found[setting.name] = hint
     return found
 
 
-def settings_help(config_class: type) -> str:
-    """Every setting with its default and explanation, for --help."""
-    defaults = resolved(config_class())
-    explanations = _explanations(config_class)
-    lines = []
-    for key, default in defaults.items():
-        value = "none" if default in (None, []) else str(default).lower()
-        lines.append(f"  {key}={value}\n      {explanations[key]}")
-    return "\n".join(lines)
+def default_values(config_class: type[StageConfig]) -> dict[str, object]:
+    """The default of every setting by its dotted key; NOT_GIVEN where there is none."""
+    found: dict[str, object] = {}
+    for setting in dataclasses.fields(config_class):
+        if setting.default_factory is not dataclasses.MISSING:
+            group = dataclasses.asdict(setting.default_factory())
+            found |= {f"{setting.name}.{key}": value for key, value in group.items()}
+        else:
+            missing = setting.default is dataclasses.MISSING
+            found[setting.name] = NOT_GIVEN if missing else setting.default
+    return found
+
+
+def _built(config_class: type[Config], values: Mapping[str, object]) -> Config:
+    hints = typing.get_type_hints(config_class)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        arguments.setdefault(group, {})[name] = value
+    settings = arguments.pop("")
+    groups = {name: hints[name](**group) for name, group in arguments.items()}
+    return config_class(**settings, **groups)
+
+
+def _by_dotted_key(tree: Mapping[Any, Any]) -> dict[str, object]:
+    """{"dataset": {"subset_ratio": 1.0}} -> {"dataset.subset_ratio": 1.0}"""
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{name}": entry for name, entry in _by_dotted_key(value).items()}
+        else:
+            found[str(key)] = value
+    return found
+
+
+def _parsed(key: str, text: str, hint: Any) -> object:  # noqa: ANN401 (a type of any kind)
+    """The value that an override gives.
+
+    Text is taken as typed, so a path may hold blanks, commas or brackets; whatever else, and text
+    in quotes, is read by Hydra's grammar.
+    """
+    options = _options(hint)
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    is_null = text == "null" and types.NoneType in options
+    if str in options or _choices(options):
+        if not quoted and not is_null:
+            return text
+    elif typing.get_origin(options[0]) is tuple and not quoted and not text.startswith("["):
+        return [entry.strip() for entry in text.split(",")]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        [override] = OverridesParser.create().parse_overrides([f"{key}={text}"])
+    except HydraException as error:
+        raise ConfigError(f"{key}={text}: cannot be read: {_one_line(error)}") from error
+    return text if override.is_sweep_override() else override.value()
+
+
+def _converted(key: str, value: object, hint: Any) -> object:  # noqa: ANN401 (a type of any kind)
+    """`value` as `hint` wants it: a whole number may stand for a float, a list for a tuple."""
+    options = _options(hint)
+    if value is None and types.NoneType in options:
+        return None
+    if typing.get_origin(options[0]) is tuple:
+        entries = [value] if isinstance(value, str) else value
+        if isinstance(entries, list | tuple) and all(isinstance(e, str) and e for e in entries):
+            return tuple(entries)
+    elif value in _choices(options) or (type(value) in options and value not in ("", None)):
+        if not isinstance(value, float) or math.isfinite(value):
+            return value
+    elif float in options and type(value) is int:
+        return float(value)
+    raise ConfigError(f"{key} must be {_described(options)}, got {value!r}")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:  # noqa: ANN401 (a type of any kind)
+    """The types that a value may have: (int, NoneType) of `int | None`."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _choices(options: Sequence[Any]) -> tuple[str, ...]:
+    """The words of a Literal among the options."""
+    literals = [option for option in options if typing.get_origin(option) is Literal]
+    return tuple(word for literal in literals for word in typing.get_args(literal))
+
+
+def _described(options: Sequence[Any]) -> str:
+    names = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
+    names[types.NoneType] = "null"
+    choices = _choices(options)
+    words = ["one of " + ", ".join(choices)] if choices else []
+    words += [names[option] for option in options if option in names]
+    return " or ".join(words) if words else "text, or a list of texts"
+
+
+def _as_typed(value: object) -> str:
+    """A default as an override would give it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{','.join(value)}]" if isinstance(value, tuple) else str(value)
+
+
+def _unknown(config_class: type[StageConfig], key: str) -> ConfigError:
+    """subset_ratio -> dataset.subset_ratio, selection_percentge -> selection_percentage"""
+    known = [*setting_types(config_class), "preset"]
+    same_ending = [name for name in known if name.endswith(f".{key}")]
+    [nearest] = same_ending[:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return ConfigError(f"unknown setting {key!r}; did you mean {nearest!r}?")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).partition("\nSee ")[0].split())
 
 
 def _explanations(config_class: type) -> dict[str, str]:
     """The docstring below each field; Python keeps them only in the source."""
-    [tree] = ast.parse(inspect.getsource(config_class)).body
-    assert isinstance(tree, ast.ClassDef)
-    hints = typing.get_type_hints(config_class)
+    module = ast.parse(inspect.getsource(sys.modules[config_class.__module__]))
+    bodies = {node.name: node.body for node in module.body if isinstance(node, ast.ClassDef)}
     found: dict[str, str] = {}
-    for statement, following in zip(tree.body, tree.body[1:], strict=False):
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-            continue
-        name = statement.target.id
-        if dataclasses.is_dataclass(hints[name]):
-            nested = _explanations(hints[name])
-            found |= {f"{name}.{key}": text for key, text in nested.items()}
-        elif isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            found[name] = " ".join(str(following.value.value).split())
+    for name, hint in typing.get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(hint):
+            group = _documented(bodies[hint.__name__])  # type: ignore[union-attr]
+            found |= {f"{name}.{key}": text for key, text in group.items()}
+    return _documented(bodies[config_class.__name__]) | found
+
+
+def _documented(body: Sequence[ast.stmt]) -> dict[str, str]:
+    """The text below each annotated name of a class body."""
+    found: dict[str, str] = {}
+    for statement, following in itertools.pairwise(body):
+        match statement, following:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                found[name] = " ".join(text.split())
     return found
-
-
-def _check_key(config_class: type, override: str) -> None:
-    key, equals, _ = override.partition("=")
-    if not equals:
-        raise ConfigError(f"override {override!r} must have the form key=value")
-    if key not in setting_types(config_class):
-        raise _unknown(config_class, key)
-
-
-def _unknown(config_class: type, key: str) -> ConfigError:
-    near = difflib.get_close_matches(key, setting_types(config_class), n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ConfigError(f"unknown setting {key!r}{hint}")
-
-
-def _converted(key: str, value: object, hint: Any) -> object:  # noqa: ANN401 (a type of any kind)
-    """`value` as `hint` wants it; Hydra has already made numbers, booleans and lists of text."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None or (value == "none" and types.NoneType in options):
-        if types.NoneType in options:
-            return None
-    elif typing.get_origin(options[0]) is tuple:
-        entries = value if isinstance(value, list | tuple) else [value]
-        return tuple(str(entry) for entry in entries)
-    elif str in options and not isinstance(value, bool | list | dict):
-        return str(value)
-    elif float in options and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif type(value) in options:
-        return value
-    names = " or ".join("none" if o is types.NoneType else o.__name__ for o in options)
-    raise ConfigError(f"{key} must be {names}, got {value!r}")

@@ -85,9 +85,7 @@ def descending_keys(scores: np.ndarray) -> np.ndarray:
     return np.where(bits & sign, bits, ~(bits | sign))
 
 
-def _rows_below(
-    blocks: Blocks, prefix: list[int]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _rows_below(blocks: Blocks, prefix: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One pass over the rows whose first digits are `prefix`."""
     for scores, row_keys in blocks():
         for position, digit in enumerate(prefix):

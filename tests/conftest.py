@@ -1,0 +1,56 @@
+"""What every test shares: no network, a Ray of its own, and what a machine may lack."""
+
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports transformers or datasets, which read them once, at import.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Token authentication with a token of the tests' own: left to itself, ray.init() writes one into
+# the home folder, and every Ray head started later finds it there and enables authentication.
+_RAY_TOKEN_FOLDER = tempfile.TemporaryDirectory(prefix="select-moe-tests-")
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN_PATH"] = os.path.join(_RAY_TOKEN_FOLDER.name, "auth_token")
+Path(os.environ["RAY_AUTH_TOKEN_PATH"]).write_text("token-of-the-select-moe-tests")
+# A cluster that happens to run on this machine is not the tests' to use.
+os.environ.pop("RAY_ADDRESS", None)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `gpu`, with the reason, where there is no CUDA device."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items or _has_cuda():  # torch is imported only where a test asks for it
+        return
+    for item in gpu_items:
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Corpora of others, kept beside the checkout and never in it; skips where they are absent."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the corpora in ../shared/data, which are not part of the project")
+    return folder
+
+
+def _has_cuda() -> bool:
+    if find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
