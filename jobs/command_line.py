@@ -61,7 +61,9 @@ def parse_arguments(
     parser: CommandParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
     """Options and `key=value` overrides, in any order."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, as in Hydra")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="any setting, as in Hydra"
+    )
     namespace = parser.parse_intermixed_args(list(arguments))
     return namespace, namespace.overrides
 

@@ -75,7 +75,9 @@ def claim_output_folder(folder: Path, settings: dict[str, object], *, resume: bo
             f"and {settings.get(key)!r} here"
         )
     if not resume:
-        raise ResumeError(f"{folder}: output folder already holds this run; go on with --resume {folder}")
+        raise ResumeError(
+            f"{folder}: output folder already holds this run; go on with --resume {folder}"
+        )
 
 
 def saved_settings(folder: Path) -> dict[str, object]:

@@ -25,9 +25,7 @@ def start_ray(*worker_modules: ModuleType) -> None:
         for module in worker_modules:
             ray.cloudpickle.register_pickle_by_value(module)
         if not ray.is_initialized():
-            ray.init(
-                log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
-            )
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     resources = ray.cluster_resources()
     logger.info(
         "Ray is ready: %d CPUs, %d GPUs on %d node(s) (%.1f s)",

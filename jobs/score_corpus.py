@@ -38,7 +38,7 @@ class ScoringReport:
 
 
 def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
-    """Scores whatever of the corpus has no scores yet; every file in `folder` is whole or absent."""
+    """Scores whatever of the corpus has no scores yet; each file in `folder` is whole or absent."""
     config = with_defaults(config)
     assert config.model is not None
     require_select_moe(config.model)

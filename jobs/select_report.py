@@ -51,7 +51,7 @@ def total_counts(selected: SelectedData) -> dict[str, int]:
 
 
 def print_table(manifest: dict[str, Any], output: Path) -> None:
-    """Data set, rows read, scored, rejected and selected, the threshold, and where the files are."""
+    """One line a data set, what the run took, and where its files are."""
     rows = [("data set", "read", "scored", "rejected", "selected", "threshold")]
     for name, counts in manifest["datasets"].items():
         rejected = sum(counts["num_rejected"].values())

@@ -97,7 +97,9 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, closed: bool) -> np.ndarray:
+def token_stream(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], *, closed: bool
+) -> np.ndarray:
     """All texts as one array of ids; `closed` texts already end with the end token."""
     ids: list[np.ndarray] = []
     for start in range(0, len(texts), 1_000):
@@ -189,7 +191,7 @@ def train(
                 "held_out_loss": round(held_out_loss(model, held_out), 4),
             }
             curve.append(entry)
-            print(json.dumps(entry), flush=True)  # noqa: T201 (a script's progress)
+            print(json.dumps(entry), flush=True)
             model.save_pretrained(args.save_path)
     return curve
 

@@ -1,8 +1,8 @@
 """The nouns of the pipeline: a sample changes its type when it changes its meaning.
 
-    Sample -> TokenizedSample -> PackedBatch -> ScoredSample
-    RejectedRow     instead of a Sample, when a row of the corpus breaks the input contract
-    UnscoredSample  instead of a ScoredSample, when the model has no number for it
+Sample -> TokenizedSample -> PackedBatch -> ScoredSample
+RejectedRow     instead of a Sample, when a row of the corpus breaks the input contract
+UnscoredSample  instead of a ScoredSample, when the model has no number for it
 """
 
 from dataclasses import dataclass

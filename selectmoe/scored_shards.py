@@ -1,11 +1,11 @@
 """The folder of a selection run, and its scored shards.
 
-    corpus/shard-000000.parquet   normalised rows, in the order of their keys
-    corpus/rejected.parquet       rows that broke the input contract
-    corpus/summary.json           written last: the corpus is whole
-    scored/shard-000000.parquet   scores of the corpus shard of the same name
-    scored/finished.jsonl         one line for every shard that was scored, never rewritten
-    selected_data.jsonl  rejected/rejected.jsonl  manifest.json
+corpus/shard-000000.parquet   normalised rows, in the order of their keys
+corpus/rejected.parquet       rows that broke the input contract
+corpus/summary.json           written last: the corpus is whole
+scored/shard-000000.parquet   scores of the corpus shard of the same name
+scored/finished.jsonl         one line for every shard that was scored, never rewritten
+selected_data.jsonl  rejected/rejected.jsonl  manifest.json
 """
 
 import json

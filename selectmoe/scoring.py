@@ -1,7 +1,8 @@
 """ScoringEngine: samples in, scores out. Owns the model, its device and its dtype."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,24 +99,21 @@ class ScoringEngine:
         dtype = dtype or ("float32" if on_cpu else "bfloat16")
         # A loop over experts is the faster one on a CPU, and a stall for each expert on a GPU.
         experts_implementation = experts_implementation or ("eager" if on_cpu else "grouped_mm")
-        verbosity = transformers_logging.get_verbosity()
-        # A causal LM's head is left over on purpose, which transformers would report at length.
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        try:
-            loaded, report = SelectMoeModel.from_pretrained(
-                model,
-                dtype=DTYPES[dtype],
-                attn_implementation=attn_implementation,
-                experts_implementation=experts_implementation,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{model}: cannot be loaded: {str(error).splitlines()[0]}") from error
-        finally:
-            transformers_logging.set_verbosity(verbosity)
-            transformers_logging.enable_progress_bar()
+        with _quiet_transformers():
+            try:
+                # With output_loading_info it returns a pair, which its annotation leaves out.
+                pair: Any = SelectMoeModel.from_pretrained(
+                    model,
+                    dtype=DTYPES[dtype],
+                    attn_implementation=attn_implementation,
+                    experts_implementation=experts_implementation,
+                    output_loading_info=True,
+                )
+                tokenizer = AutoTokenizer.from_pretrained(model)
+            except (OSError, ValueError, ImportError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise ModelError(f"{model}: cannot be loaded: {reason}") from error
+        loaded, report = pair
         if report["missing_keys"]:
             raise ModelError(f"{model}: lacks the tensors {sorted(report['missing_keys'])[:3]}")
         if weights is not None:
@@ -167,9 +165,7 @@ class ScoringEngine:
             for array in (batch.token_ids, batch.attention_mask, batch.answer_mask)
         )
         # No attention mask: under a causal mask padding on the right is seen by no real token.
-        decoded = self.model(
-            input_ids=token_ids_BT, use_cache=False, output_quality_logits=True
-        )
+        decoded = self.model(input_ids=token_ids_BT, use_cache=False, output_quality_logits=True)
         margins_LBT = good_margins(torch.stack(decoded["quality_logits"]))
         mask_BT = scored_tokens(answer_mask_BT, attention_mask_BT, self.formula.tokens)
         by_layer_BL = layer_scores(margins_LBT, mask_BT, self.formula)
@@ -180,6 +176,19 @@ class ScoringEngine:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()  # only a copy from pinned memory is asynchronous
         return tensor.to(self.device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """A causal LM's head is left over on purpose, which transformers would report at length."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
 
 
 def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | UnscoredSample:

@@ -105,9 +105,7 @@ def find_cuts(
                 yield block.scores[mask], block.row_keys[mask]
 
         if size:
-            cuts[dataset] = find_cut(
-                blocks, num_kept=num_to_keep(size, selection_percentage)
-            )
+            cuts[dataset] = find_cut(blocks, num_kept=num_to_keep(size, selection_percentage))
     return cuts
 
 
@@ -158,7 +156,8 @@ def _unread_and_unscored(folder: RunFolder) -> Iterator[dict[str, object]]:
 def belongs_to(block: ScoreBlock, dataset: str) -> np.ndarray:
     if dataset == ALL_DATASETS:
         return np.ones(len(block.scores), dtype=bool)
-    return block.datasets == dataset
+    mask: np.ndarray = block.datasets == dataset
+    return mask
 
 
 def count_scores(folder: RunFolder) -> tuple[Counter[str], np.ndarray]:
@@ -168,7 +167,9 @@ def count_scores(folder: RunFolder) -> tuple[Counter[str], np.ndarray]:
     for block in score_blocks(folder):
         names, counts = np.unique(block.datasets, return_counts=True)
         num_scored.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
-        bins = np.clip((block.scores * NUM_QUANTILE_BINS).astype(np.int64), 0, NUM_QUANTILE_BINS - 1)
+        bins = np.clip(
+            (block.scores * NUM_QUANTILE_BINS).astype(np.int64), 0, NUM_QUANTILE_BINS - 1
+        )
         histogram += np.bincount(bins, minlength=NUM_QUANTILE_BINS)
     return num_scored, histogram
 

@@ -101,8 +101,10 @@ class ChatTokenizer:
             for role, stand_in in zip(roles, stand_ins, strict=True)
         ]
         try:
-            text = self.tokenizer.apply_chat_template(
-                conversation, chat_template=self.template, tokenize=False
+            text = str(
+                self.tokenizer.apply_chat_template(
+                    conversation, chat_template=self.template, tokenize=False
+                )
             )
         except TemplateError as error:
             raise DataError(
@@ -122,11 +124,13 @@ def _split(text: str, roles: tuple[str, ...]) -> _Skeleton:
         rest = rest[1:] if kept_spaces else rest
         order.append(int(index))
         trims.append(not kept_spaces)
-    missing = [index for index, role in enumerate(roles) if role == "assistant" and index not in order]
+    missing = [
+        index for index, role in enumerate(roles) if role == "assistant" and index not in order
+    ]
     if missing:
         raise DataError(
-            f"the tokenizer's chat template leaves out the assistant turn at messages[{missing[0]}] "
-            f"of the roles {', '.join(roles)}"
+            "the tokenizer's chat template leaves out the assistant turn at "
+            f"messages[{missing[0]}] of the roles {', '.join(roles)}"
         )
     return _Skeleton((*pieces, rest), tuple(order), tuple(trims))
 

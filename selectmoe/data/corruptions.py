@@ -56,7 +56,9 @@ def _words(answer: str) -> list[str]:
     return re.findall(r"\S+\s*", answer)
 
 
-def _shuffled_words(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def _shuffled_words(
+    answer: str, question: str, others: Sequence[Sample], random: Random
+) -> str | None:
     words = answer.split()
     if len(words) < MIN_WORDS:
         return None
@@ -116,7 +118,9 @@ def _dropped_words(
     return " ".join(word for word in words if random.random() >= _DROPPED_SHARE)
 
 
-def _other_answer(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def _other_answer(
+    answer: str, question: str, others: Sequence[Sample], random: Random
+) -> str | None:
     """Another question's answer, of the most similar length among a few."""
     answers = [
         donor.messages[-1].content for donor in others if donor.messages[-1].role == "assistant"
@@ -125,7 +129,9 @@ def _other_answer(answer: str, question: str, others: Sequence[Sample], random: 
     return min(candidates, key=lambda text: abs(len(text) - len(answer)), default=None)
 
 
-def _wrong_script(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def _wrong_script(
+    answer: str, question: str, others: Sequence[Sample], random: Random
+) -> str | None:
     """Letters of another script in place of the Latin ones: readable to nobody."""
     if sum(letter in string.ascii_letters for letter in answer) < len(answer) / 2:
         return None
@@ -177,9 +183,11 @@ def _wrong_numbers(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
     """Every number is another one of as many digits."""
-    return re.sub(r"\d", lambda match: random.choice("0123456789"), answer) if (
-        re.search(r"\d", answer)
-    ) else None
+    return (
+        re.sub(r"\d", lambda match: random.choice("0123456789"), answer)
+        if (re.search(r"\d", answer))
+        else None
+    )
 
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -199,7 +207,11 @@ CORRUPTIONS: dict[str, Corruption] = {
     "wrong_numbers": _wrong_numbers,
 }
 
-_SCRIPTS = ("абцдефгхијклмнопярстуввхуз", "αβξδεφγηιϊκλμνοπψρστυώωχύζ", "אבגדהוזחטיכלמנסעפצקרשתםןףץ")
+_SCRIPTS = (
+    "абцдефгхијклмнопярстуввхуз",
+    "αβξδεφγηιϊκλμνοπψρστυώωχύζ",
+    "אבגדהוזחטיכלמנסעפצקרשתםןףץ",
+)
 _REFUSAL_OPENINGS = (
     "I'm sorry, but I can't help with that.",
     "Unfortunately I am not able to answer this question.",
@@ -218,6 +230,18 @@ _REFUSAL_ENDINGS = (
 )
 _MOJIBAKE = ("Ã©", "â€™", "Â", "ï¿½", "â€œ", "Ã¼", "\ufffd", "&#39;")
 _MARKUP = (
-    "</div>", "<br/>", "&nbsp;", "Click here", "[edit]", "<p class=\"x\">", "Share on",
-    "Cookie settings", "{{", "}}", "Advertisement", "\\n\\n", "Read more »", "null",
+    "</div>",
+    "<br/>",
+    "&nbsp;",
+    "Click here",
+    "[edit]",
+    '<p class="x">',
+    "Share on",
+    "Cookie settings",
+    "{{",
+    "}}",
+    "Advertisement",
+    "\\n\\n",
+    "Read more »",
+    "null",
 )

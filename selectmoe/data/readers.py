@@ -54,7 +54,8 @@ def _locate(spec: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in spec:
         return pafs.LocalFileSystem(), str(Path(spec).expanduser().absolute())
     try:
-        return pafs.FileSystem.from_uri(spec)
+        filesystem, path = pafs.FileSystem.from_uri(spec)
+        return filesystem, path
     except pa.ArrowInvalid:
         pass  # no scheme of Arrow's own; fsspec knows more
     import fsspec
@@ -145,7 +146,7 @@ def _dataset_of(path: str) -> str:
 def _read_jsonl(filesystem: pafs.FileSystem, path: str, max_row_bytes: int) -> Rows:
     try:
         with filesystem.open_input_file(path) as raw:
-            stream: IO[bytes] = gzip.open(raw) if path.endswith(".gz") else raw  # type: ignore[assignment]
+            stream: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
             yield from _jsonl_rows(_Lines(stream, max_row_bytes), path, max_row_bytes)
     except (OSError, EOFError) as error:  # BadGzipFile is an OSError, a cut one an EOFError
         raise DataError(f"{path}: cannot be read to its end: {error}") from error
@@ -206,9 +207,7 @@ def _read_parquet(filesystem: pafs.FileSystem, path: str, max_row_bytes: int) ->
         raise DataError(f"{path}: not a readable parquet file: {reason}") from error
 
 
-def _parse_object(
-    row: dict[str, Any], place: RowPlace, max_row_bytes: int
-) -> Sample | RejectedRow:
+def _parse_object(row: dict[str, Any], place: RowPlace, max_row_bytes: int) -> Sample | RejectedRow:
     outcome = parse_row(row, place)
     if isinstance(outcome, Sample):
         size = sum(len(message.content.encode()) for message in outcome.messages)

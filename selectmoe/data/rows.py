@@ -87,7 +87,8 @@ def _message(entry: object, index: int) -> Message:
     role, content = entry.get("role"), entry.get("content")
     if role not in ROLES:
         raise RowError(
-            "unknown_role", f"messages[{index}].role must be one of {', '.join(ROLES)}, got {role!r}"
+            "unknown_role",
+            f"messages[{index}].role must be one of {', '.join(ROLES)}, got {role!r}",
         )
     if not isinstance(content, str):
         raise RowError(
@@ -101,7 +102,9 @@ def _name(row: Mapping[str, Any], key: str) -> str:
     if name is None:
         return ""
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise RowError(f"{key}_wrong_type", f"{key!r} must be text or a whole number, got {shown(name)}")
+        raise RowError(
+            f"{key}_wrong_type", f"{key!r} must be text or a whole number, got {shown(name)}"
+        )
     return str(name)
 
 
@@ -110,7 +113,9 @@ def _find_layout(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], object
         if all(row.get(key) is not None for key in keys):
             return layout
     known = "; ".join(", ".join(keys) for keys in _LAYOUTS)
-    raise RowError("unknown_layout", f"a row must have one of ({known}), got the keys {sorted(row)}")
+    raise RowError(
+        "unknown_layout", f"a row must have one of ({known}), got the keys {sorted(row)}"
+    )
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> object:

@@ -82,4 +82,6 @@ def _hub_config(name: str) -> Path:
         return Path(hf_hub_download(name, "config.json"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"model {name}: no such folder, nor to be had from the hub: {reason}") from error
+        raise ModelError(
+            f"model {name}: no such folder, nor to be had from the hub: {reason}"
+        ) from error

@@ -55,7 +55,7 @@ class SelectMoeConfig(OlmoeConfig):
     quality_gate_forced_open: bool = False
     quality_loss_type: str = "sigmoid"
     quality_loss_weight: float = 0.01
-    quality_loss_parameters: dict | None = None
+    quality_loss_parameters: dict[str, float] | None = None
     sample_wise_averaging: bool = True
     trash_expert_mode: str = "zero"
     trash_expert_name: str | None = None

@@ -51,9 +51,7 @@ def load_gate_weights(model: nn.Module, path: str | Path) -> None:
                 f"got {tuple(tensor.shape)}"
             )
     prefix = "model." if hasattr(model, "lm_head") else ""
-    model.load_state_dict(
-        {prefix + name: tensor for name, tensor in weights.items()}, strict=False
-    )
+    model.load_state_dict({prefix + name: tensor for name, tensor in weights.items()}, strict=False)
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ Everything else is inherited from transformers' Olmoe classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,11 @@ class SelectMoeCausalLMOutput(MoeCausalLMOutputWithPast):
     dict a layer: `quality_logits` [B, T, 2] and `moe_logits` [B * T, num_experts].
     """
 
-    lm_loss: torch.FloatTensor | None = None
-    quality_loss: torch.FloatTensor | None = None
+    loss: Tensor | None = None
+    aux_loss: Tensor | None = None
+    router_logits: tuple[dict[str, Tensor], ...] | None = None  # type: ignore[assignment]
+    lm_loss: Tensor | None = None
+    quality_loss: Tensor | None = None
 
 
 class QualityGate(nn.Linear):
@@ -105,7 +108,8 @@ class NoiseTrashExpert(nn.Module):
         noise = torch.randn(shape, generator=generator, device=hidden_BTH.device)
         mean = hidden_BTH.mean(-1, keepdim=True)
         std = hidden_BTH.std(-1, keepdim=True)
-        return mean + std * noise.to(hidden_BTH.dtype)
+        noise_BTH: Tensor = mean + std * noise.to(hidden_BTH.dtype)
+        return noise_BTH
 
 
 class VectorTrashExpert(nn.Module):
@@ -116,7 +120,8 @@ class VectorTrashExpert(nn.Module):
         self.vector = nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, hidden_BTH: Tensor) -> Tensor:
-        return self.vector.expand_as(hidden_BTH)
+        vector_BTH: Tensor = self.vector.expand_as(hidden_BTH)
+        return vector_BTH
 
 
 def build_trash_expert(config: SelectMoeConfig, layer_idx: int) -> nn.Module:
@@ -152,14 +157,14 @@ class SelectMoeSparseMoeBlock(OlmoeSparseMoeBlock):
         quality_logits_BT2 = self.quality_gate(hidden_states)
         if self.gate_only:
             return torch.zeros_like(hidden_states)
-        experts_BTH = super().forward(hidden_states)
+        experts_BTH: Tensor = super().forward(hidden_states)
         if self.forced_open:
             return experts_BTH
         # float32: in bfloat16 an open gate (0.998) would round to 1 and its gradient to 0.
         good_BT1 = quality_logits_BT2.float().softmax(dim=-1)[..., GOOD, None]
         if self.gate_detached:
             good_BT1 = good_BT1.detach()
-        output_BTH = good_BT1.to(experts_BTH.dtype) * experts_BTH
+        output_BTH: Tensor = good_BT1.to(experts_BTH.dtype) * experts_BTH
         if not isinstance(self.trash_expert, ZeroTrashExpert):
             bad_BT1 = (1 - good_BT1).to(experts_BTH.dtype)
             output_BTH = output_BTH + bad_BT1 * self.trash_expert(hidden_states)
@@ -167,6 +172,8 @@ class SelectMoeSparseMoeBlock(OlmoeSparseMoeBlock):
 
 
 class SelectMoeDecoderLayer(OlmoeDecoderLayer):
+    mlp: SelectMoeSparseMoeBlock
+
     def __init__(self, config: SelectMoeConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.mlp = SelectMoeSparseMoeBlock(config, layer_idx)
@@ -174,8 +181,8 @@ class SelectMoeDecoderLayer(OlmoeDecoderLayer):
 
 class SelectMoePreTrainedModel(OlmoePreTrainedModel):
     config: SelectMoeConfig
-    _no_split_modules = ["SelectMoeDecoderLayer"]
-    _can_record_outputs = {
+    _no_split_modules = ["SelectMoeDecoderLayer"]  # noqa: RUF012 (as transformers declares it)
+    _can_record_outputs = {  # noqa: RUF012
         **OlmoePreTrainedModel._can_record_outputs,
         "quality_logits": OutputRecorder(QualityGate, index=0),
     }
@@ -204,19 +211,29 @@ class SelectMoeModel(SelectMoePreTrainedModel, OlmoeModel):
     def __init__(self, config: SelectMoeConfig) -> None:
         super().__init__(config)
         self.layers = nn.ModuleList(
-            SelectMoeDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
+            SelectMoeDecoderLayer(config, layer_idx)
+            for layer_idx in range(config.num_hidden_layers)
         )
         self.post_init()
 
     def skip_last_experts(self) -> None:
         """For scoring: nothing after the last layer's gate is computed, so `last_hidden_state`
         stops being one. Not to be undone."""
-        self.layers[-1].mlp.gate_only = True
+        self._blocks()[-1].gate_only = True
 
     def detach_gates(self) -> None:
         """For warm-up on the gates' logits alone: see `SelectMoeSparseMoeBlock.gate_detached`."""
-        for layer in self.layers:
-            layer.mlp.gate_detached = True
+        for block in self._blocks():
+            block.gate_detached = True
+
+    def force_gates_open(self, forced_open: bool = True) -> None:
+        """Switches every gate to 1 (the model is its base again) or back to what it has learned."""
+        self.config.quality_gate_forced_open = forced_open
+        for block in self._blocks():
+            block.forced_open = forced_open
+
+    def _blocks(self) -> list[SelectMoeSparseMoeBlock]:
+        return [cast(SelectMoeDecoderLayer, layer).mlp for layer in self.layers]
 
 
 class SelectMoeForCausalLM(SelectMoePreTrainedModel, OlmoeForCausalLM):
@@ -228,12 +245,10 @@ class SelectMoeForCausalLM(SelectMoePreTrainedModel, OlmoeForCausalLM):
         self.post_init()
 
     def force_gates_open(self, forced_open: bool = True) -> None:
-        """Switches every gate to 1 (the model is its base again) or back to what it has learned."""
-        self.config.quality_gate_forced_open = forced_open
-        for layer in self.model.layers:
-            layer.mlp.forced_open = forced_open
+        """As `SelectMoeModel.force_gates_open`."""
+        self.model.force_gates_open(forced_open)
 
-    def forward(  # noqa: PLR0913 (the signature of transformers)
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -280,22 +295,24 @@ class SelectMoeForCausalLM(SelectMoePreTrainedModel, OlmoeForCausalLM):
         kwargs: dict[str, Any],
     ) -> None:
         config = self.config
+        assert output.router_logits is not None
         # Trainer passes num_items_in_batch, which the loss function divides by.
-        output.lm_loss = self.loss_function(output.logits, labels, config.vocab_size, **kwargs)
-        output.loss = output.lm_loss
+        loss = self.loss_function(output.logits, labels, config.vocab_size, **kwargs)
+        output.lm_loss = loss
         if attention_mask is not None and attention_mask.dim() != 2:
             attention_mask = None  # a 4-D mask says who sees whom, not what is padding
         if config.enable_load_balancing:
-            output.aux_loss = load_balancing_loss_func(
-                tuple(layer["moe_logits"] for layer in output.router_logits),
-                config.num_experts,
-                config.num_experts_per_tok,
-                attention_mask,
+            moe_logits: Any = tuple(layer["moe_logits"] for layer in output.router_logits)
+            aux_loss: Any = load_balancing_loss_func(
+                moe_logits, config.num_experts, config.num_experts_per_tok, attention_mask
             )
-            output.loss = output.loss + config.router_aux_loss_coef * output.aux_loss
+            output.aux_loss = aux_loss
+            loss = loss + config.router_aux_loss_coef * aux_loss
         if config.quality_loss_weight:
-            output.quality_loss = self._quality_loss(output.router_logits, attention_mask)
-            output.loss = output.loss + config.quality_loss_weight * output.quality_loss
+            quality_loss = self._quality_loss(output.router_logits, attention_mask)
+            output.quality_loss = quality_loss
+            loss = loss + config.quality_loss_weight * quality_loss
+        output.loss = loss
 
     def _quality_loss(
         self, router_logits: tuple[dict[str, Tensor], ...], attention_mask: Tensor | None

@@ -154,7 +154,12 @@ class LogLines(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
         if logs and "loss" in logs:
-            logger.info("warm-up step %d of %d: loss %.4f", state.global_step, state.max_steps, float(logs["loss"]))
+            logger.info(
+                "warm-up step %d of %d: loss %.4f",
+                state.global_step,
+                state.max_steps,
+                float(logs["loss"]),
+            )
 
 
 def _only(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -17,7 +17,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Top to bottom; a name stands for the module or for the package and all in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("jobs", "serve"),
-    ("selectmoe.training", "selectmoe.evaluation", "selectmoe.scoring", "selectmoe.selected_data"),
+    (
+        "selectmoe.training",
+        "selectmoe.evaluation",
+        "selectmoe.scoring",
+        "selectmoe.scored_shards",
+        "selectmoe.selected_data",
+    ),
     (
         "selectmoe.data",
         "selectmoe.model",
@@ -26,7 +32,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.gate_scores",
         "selectmoe.selection",
         "selectmoe.calibration",
-        "selectmoe.scored_shards",
     ),
     ("selectmoe.records", "selectmoe.config", "selectmoe.errors", "selectmoe.paths"),
 )

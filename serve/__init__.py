@@ -1,0 +1,1 @@
+"""POST /score on Ray Serve."""

@@ -1,0 +1,152 @@
+"""A sample has one score: alone, in any batch, at any place, by the slow way and the fast one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from selectmoe.data.packing import collate
+from selectmoe.data.readers import read_corpus
+from selectmoe.errors import ConfigError, ModelError
+from selectmoe.gate_scores import SCORE_FORMULAS, good_margins, layer_scores, sample_scores
+from selectmoe.model.gate_weights import save_gate_weights
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
+from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
+from selectmoe.records import Message, Sample, ScoredSample, UnscoredSample
+from selectmoe.scoring import ScoringEngine
+
+TOLERANCE = 1e-5  # float32; looser would hide a mask that leaks
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return ScoringEngine.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def samples():
+    rows = [row for row in read_corpus(str(DEMO_CORPUS)) if isinstance(row, Sample)]
+    return rows[::12]
+
+
+def scores(engine, samples):
+    return np.array([scored.score for scored in engine.score(samples)])
+
+
+def test_score_does_not_depend_on_batch_mates_or_place(engine, samples):
+    together = scores(engine, samples)
+    alone = np.concatenate([scores(engine, [sample]) for sample in samples])
+    backwards = scores(engine, samples[::-1])[::-1]
+    np.testing.assert_allclose(alone, together, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(backwards, together, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("budget", [64, 1_000, 50_000])
+def test_score_does_not_depend_on_the_token_budget(engine, samples, budget):
+    other = ScoringEngine.from_pretrained(device="cpu", max_tokens_per_batch=budget)
+    np.testing.assert_allclose(
+        scores(other, samples), scores(engine, samples), rtol=0, atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("formula", SCORE_FORMULAS)
+def test_engine_equals_the_whole_causal_model_with_a_mask_and_left_padding(samples, formula):
+    engine = ScoringEngine.from_pretrained(device="cpu", formula=formula)
+    model = SelectMoeForCausalLM.from_pretrained(EMBEDDED_SELECTOR, dtype=torch.float32).eval()
+    rows = engine.tokenizer.tokenize(samples[:4])
+    batch = collate(rows, np.arange(len(rows)))
+    shift = [int((~mask).sum()) for mask in batch.attention_mask]
+    ids, attention, answers = (
+        torch.from_numpy(np.stack([np.roll(row, n) for row, n in zip(array, shift, strict=True)]))
+        for array in (batch.token_ids, batch.attention_mask, batch.answer_mask)
+    )
+    with torch.no_grad():
+        output = model(input_ids=ids, attention_mask=attention.long(), output_router_logits=True)
+    logits_LBT2 = torch.stack([layer["quality_logits"] for layer in output.router_logits])
+    mask = answers if SCORE_FORMULAS[formula].tokens == "answer" else attention
+    by_layer = layer_scores(good_margins(logits_LBT2), mask, SCORE_FORMULAS[formula])
+    expected = sample_scores(by_layer, SCORE_FORMULAS[formula]).numpy()
+    np.testing.assert_allclose(scores(engine, samples[:4]), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_last_layers_experts_change_nothing(engine, samples):
+    whole = ScoringEngine.from_pretrained(device="cpu")
+    whole.model.layers[-1].mlp.gate_only = False
+    np.testing.assert_array_equal(scores(whole, samples), scores(engine, samples))
+
+
+def test_saved_gate_weights_reproduce_the_score(engine, samples, tmp_path):
+    trained = ScoringEngine.from_pretrained(device="cpu")
+    with torch.no_grad():
+        for layer in trained.model.layers:
+            layer.mlp.quality_gate.weight.mul_(1.5)
+    file = save_gate_weights(trained.model, tmp_path)
+    assert file.stat().st_size < 100_000
+    loaded = ScoringEngine.from_pretrained(device="cpu", weights=tmp_path)
+    np.testing.assert_array_equal(scores(loaded, samples), scores(trained, samples))
+    assert not np.array_equal(scores(loaded, samples), scores(engine, samples))
+
+
+def test_scores_lie_between_0_and_1_and_count_their_tokens(engine, samples):
+    for scored in engine.score(samples):
+        assert isinstance(scored, ScoredSample)
+        assert 0 < scored.score < 1
+        assert 0 < scored.num_answer_tokens < scored.num_tokens
+
+
+def test_a_question_that_fills_the_context_still_has_a_score():
+    engine = ScoringEngine.from_pretrained(device="cpu", max_sequence_length=32)
+    sample = Sample("d", "1", (Message("user", "why " * 100), Message("assistant", "So.")))
+    [scored] = engine.score([sample])
+    assert scored.truncated
+    assert scored.num_answer_tokens == 0
+    assert 0 < scored.score < 1
+
+
+def test_a_number_that_is_not_finite_is_no_score(samples):
+    broken = ScoringEngine.from_pretrained(device="cpu")
+    with torch.no_grad():
+        broken.model.layers[0].mlp.quality_gate.bias.fill_(float("nan"))
+    [outcome] = broken.score(samples[:1])
+    assert isinstance(outcome, UnscoredSample)
+    assert outcome.reason == "score_not_finite"
+
+
+def test_a_sample_that_the_template_refuses_leaves_its_neighbours_alone(samples):
+    engine = ScoringEngine.from_pretrained(device="cpu")
+    expected = scores(engine, samples[:2])
+    engine.tokenizer.template = (
+        "{% if messages[0]['content'] is defined and messages | length == 1 %}"
+        "{{ raise_exception('one turn') }}{% endif %}" + engine.tokenizer.template
+    )
+    lonely = Sample("d", "lonely", (Message("assistant", "Hello there."),))
+    first, refused, second = engine.score([samples[0], lonely, samples[1]])
+    assert isinstance(refused, UnscoredSample)
+    assert refused.reason == "chat_template"
+    np.testing.assert_allclose([first.score, second.score], expected, atol=TOLERANCE)
+
+
+def test_an_unknown_formula_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"answer_margin.*got 'best'"):
+        ScoringEngine.from_pretrained(device="cpu", formula="best")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        ScoringEngine.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "olmoe"}')
+    with pytest.raises(ModelError, match=r"convert it with 'python jobs/convert\.py"):
+        ScoringEngine.from_pretrained(tmp_path)
+
+
+def test_bfloat16_keeps_the_order(engine, samples):
+    half = ScoringEngine.from_pretrained(device="cpu", dtype="bfloat16")
+    ranks = [np.argsort(np.argsort(scores(e, samples))) for e in (engine, half)]
+    # 8 bits of mantissa leave ranks of close scores to chance; .95 is far from chance.
+    assert np.corrcoef(*ranks)[0, 1] > 0.95
+
+
+def test_ids_do_not_matter(engine, samples):
+    renamed = [dataclasses.replace(sample, sample_id="x") for sample in samples]
+    np.testing.assert_array_equal(scores(engine, renamed), scores(engine, samples))

@@ -1,0 +1,85 @@
+"""Chat templates and answer masks, on the tokenizer of the embedded selector."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from selectmoe.data.chat import ChatTokenizer
+from selectmoe.errors import DataError
+from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.records import Message, Sample
+
+TEMPLATES = {
+    "its own": None,
+    "trimming, system folded into the user's turn": (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{% set s = m['content'] %}"
+        "<<{{ s }}>>{% elif m['role'] == 'user' %}[INST] {{ m['content'] | trim }} [/INST]"
+        "{% else %} {{ m['content'] | trim }} </s>{% endif %}{% endfor %}"
+    ),
+    "alternation enforced": (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    ),
+}
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
+
+
+def conversation(*turns: str) -> Sample:
+    roles = ("user", "assistant") * len(turns)
+    return Sample("d", "1", tuple(Message(r, t) for r, t in zip(roles, turns, strict=False)))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_mask_covers_exactly_the_assistant_turns_and_the_token_after_each(tokenizer, name):
+    if TEMPLATES[name]:
+        tokenizer.chat_template = TEMPLATES[name]
+    chat = ChatTokenizer(tokenizer, max_sequence_length=512)
+    sample = conversation("What is user?", "user is a word.", "And assistant?", "Another — ü.")
+    [tokens] = chat.tokenize([sample])
+    text, spans = chat.render(sample.messages)
+    assert [text[start:end] for start, end in spans] == ["user is a word.", "Another — ü."]
+    answer = tokenizer.decode(tokens.token_ids[tokens.answer_mask])
+    for turn in ("user is a word.", "Another — ü."):
+        assert turn in answer
+    assert "What" not in answer
+    assert "And assistant?" not in answer
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_text_is_what_the_template_gives_for_the_contents_themselves(tokenizer, name):
+    if TEMPLATES[name]:
+        tokenizer.chat_template = TEMPLATES[name]
+    chat = ChatTokenizer(tokenizer, max_sequence_length=512)
+    sample = conversation(" Why? ", "Because.\n", "Sure?", "Yes.")
+    expected = tokenizer.apply_chat_template(
+        [{"role": m.role, "content": m.content} for m in sample.messages], tokenize=False
+    )
+    assert chat.render(sample.messages)[0] == expected
+
+
+def test_a_tokenizer_without_a_template_gets_ours(tokenizer):
+    tokenizer.chat_template = None
+    chat = ChatTokenizer(tokenizer, max_sequence_length=512)
+    text, _ = chat.render(conversation("Why?", "Because.").messages)
+    assert text == "<|user|>\nWhy?\n<|assistant|>\nBecause.<|endoftext|>\n"
+
+
+def test_a_refusing_template_is_a_data_error_with_the_roles(tokenizer):
+    tokenizer.chat_template = TEMPLATES["alternation enforced"]
+    chat = ChatTokenizer(tokenizer, max_sequence_length=512)
+    sample = Sample("d", "1", (Message("assistant", "Hello."),))
+    with pytest.raises(DataError, match=r"refuses the roles assistant.*must alternate"):
+        chat.tokenize([sample])
+
+
+def test_a_long_sample_is_cut_and_marked(tokenizer):
+    chat = ChatTokenizer(tokenizer, max_sequence_length=16)
+    long, short = chat.tokenize(
+        [conversation("Count.", "one two three " * 50), conversation("A?", "B.")]
+    )
+    assert (len(long.token_ids), long.truncated) == (16, True)
+    assert not short.truncated

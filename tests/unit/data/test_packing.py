@@ -1,0 +1,45 @@
+"""Batches under a token budget."""
+
+import numpy as np
+import pytest
+
+from selectmoe.data.packing import pack
+from selectmoe.records import TokenizedSample
+
+
+def sample_of(length: int) -> TokenizedSample:
+    ids = np.arange(1, length + 1, dtype=np.int32)
+    return TokenizedSample(str(length), ids, ids % 2 == 0, truncated=False)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 7, 18, 64, 10_000])
+def test_every_sample_is_in_exactly_one_batch_unchanged(max_tokens):
+    samples = [sample_of(length) for length in (9, 3, 8, 3, 1, 30, 9, 2)]
+    seen = []
+    for batch in pack(samples, max_tokens_per_batch=max_tokens):
+        for row, position in enumerate(batch.positions):
+            mask = batch.attention_mask[row]
+            np.testing.assert_array_equal(batch.token_ids[row][mask], samples[position].token_ids)
+            np.testing.assert_array_equal(
+                batch.answer_mask[row][mask], samples[position].answer_mask
+            )
+            assert not batch.answer_mask[row][~mask].any()
+            seen.append(position)
+    assert sorted(seen) == list(range(len(samples)))
+
+
+@pytest.mark.parametrize("max_tokens", [9, 18, 64])
+def test_only_a_sample_longer_than_the_budget_exceeds_it(max_tokens):
+    samples = [sample_of(length) for length in (9, 3, 8, 3, 1, 30, 9, 2)]
+    for batch in pack(samples, max_tokens_per_batch=max_tokens):
+        assert batch.token_ids.size <= max_tokens or len(batch.positions) == 1
+
+
+def test_rows_of_similar_length_share_a_batch():
+    samples = [sample_of(length) for length in (9, 3, 8, 3)]
+    batches = pack(samples, max_tokens_per_batch=18)
+    assert [batch.attention_mask.sum(1).tolist() for batch in batches] == [[9, 8], [3, 3]]
+
+
+def test_no_samples_give_no_batches():
+    assert list(pack([], max_tokens_per_batch=8)) == []
