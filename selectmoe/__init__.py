@@ -1,3 +1,49 @@
-"""Select-MoE keeps the part of an instruction-tuning corpus that is worth training on."""
+"""Select-MoE keeps the part of an instruction-tuning corpus that is worth training on.
+
+Importing this package loads no torch; the names below load what they need when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from selectmoe.errors import SelectMoeError
+    from selectmoe.model.configuration_select_moe import SelectMoeConfig
+    from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
+    from selectmoe.records import Message, Sample, ScoredSample
+    from selectmoe.registration import register_select_moe
+    from selectmoe.scoring import ScoringEngine
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Message",
+    "Sample",
+    "ScoredSample",
+    "ScoringEngine",
+    "SelectMoeConfig",
+    "SelectMoeError",
+    "SelectMoeForCausalLM",
+    "SelectMoeModel",
+    "register_select_moe",
+]
+
+_HOMES = {
+    "Message": "records",
+    "Sample": "records",
+    "ScoredSample": "records",
+    "ScoringEngine": "scoring",
+    "SelectMoeConfig": "model.configuration_select_moe",
+    "SelectMoeError": "errors",
+    "SelectMoeForCausalLM": "model.modeling_select_moe",
+    "SelectMoeModel": "model.modeling_select_moe",
+    "register_select_moe": "registration",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'selectmoe' has no attribute {name!r}")
+    if name in ("SelectMoeForCausalLM", "SelectMoeModel"):
+        import_module("selectmoe.registration").register_select_moe()
+    return getattr(import_module(f"selectmoe.{_HOMES[name]}"), name)

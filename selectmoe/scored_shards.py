@@ -98,7 +98,7 @@ def score_shard(engine: "ScoringEngine", shard: Path, scored: Path) -> ShardCoun
         num_unscored=sum(isinstance(o, UnscoredSample) for o in outcomes),
         seconds=round(time.perf_counter() - started, 3),
     )
-    line = json.dumps(asdict(counts)) + "\n"
+    line = json.dumps({**asdict(counts), "process_id": os.getpid()}) + "\n"
     # One write in append mode: lines of actors that finish together do not mix.
     descriptor = os.open(scored / "finished.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:

@@ -181,8 +181,8 @@ class SelectMoeDecoderLayer(OlmoeDecoderLayer):
 
 class SelectMoePreTrainedModel(OlmoePreTrainedModel):
     config: SelectMoeConfig
-    _no_split_modules = ["SelectMoeDecoderLayer"]  # noqa: RUF012 (as transformers declares it)
-    _can_record_outputs = {  # noqa: RUF012
+    _no_split_modules = ["SelectMoeDecoderLayer"]
+    _can_record_outputs = {
         **OlmoePreTrainedModel._can_record_outputs,
         "quality_logits": OutputRecorder(QualityGate, index=0),
     }

@@ -1,0 +1,216 @@
+"""jobs/select.py as a user runs it: real files, a real local Ray, kills and resumptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from selectmoe.paths import DEMO_CORPUS
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Job:
+    """Runs `python jobs/select.py` from another folder than the checkout."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.command = [sys.executable, str(repository / "jobs" / "select.py")]
+        self.folder = folder
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*self.command, *map(str, arguments)],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str | Path) -> str:
+        process = self.start(*arguments)
+        printed, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, printed
+        return printed
+
+    def refuse(self, *arguments: str | Path) -> str:
+        """What a run prints that ends with a mistake: one line, status 2."""
+        process = self.start(*arguments)
+        printed, _ = process.communicate(timeout=280)
+        assert process.returncode == 2, printed
+        assert "Traceback" not in printed
+        return [line for line in printed.splitlines() if line.startswith("error: ")][-1]
+
+
+@pytest.fixture
+def job(repository, tmp_path):
+    return Job(repository, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """120 rows of the demo corpus, of every kind."""
+    lines = DEMO_CORPUS.read_text("utf-8").splitlines()[::5]
+    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    file.write_text("\n".join(lines) + "\n", "utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(repository, corpus, tmp_path_factory):
+    """A run of 8 shards on one actor, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    output = folder / "run"
+    printed = Job(repository, folder).run(
+        "--pct", "0.2", "--data", corpus, "--output", output, "--num-actors", "1", "rows_per_shard=15"
+    )
+    return output, printed
+
+
+def selected(output: Path) -> bytes:
+    return (output / "selected_data.jsonl").read_bytes()
+
+
+def manifest(output: Path) -> dict:
+    return json.loads((output / "manifest.json").read_text("utf-8"))
+
+
+def split(corpus: Path, folder: Path, num_files: int) -> Path:
+    folder.mkdir()
+    lines = corpus.read_text("utf-8").splitlines(keepends=True)
+    for number in range(num_files):
+        part = "".join(lines[number::num_files])
+        (folder / f"part-{number}.jsonl").write_text(part, "utf-8")
+    return folder
+
+
+def test_exactly_k_are_kept_and_every_row_is_accounted_for(finished):
+    output, printed = finished
+    rows = [json.loads(line) for line in selected(output).splitlines()]
+    assert len(rows) == 24
+    counts = manifest(output)["total"]
+    assert counts == {"num_read": 120, "num_scored": 120, "num_rejected": 0, "num_selected": 24}
+    scores = [
+        score
+        for shard in sorted((output / "scored").glob("*.parquet"))
+        for score in pq.read_table(shard)["score"].to_pylist()
+    ]
+    kept = sorted(scores, reverse=True)[:24]
+    assert sorted((row["score"] for row in rows), reverse=True) == pytest.approx(kept, abs=1e-7)
+    assert "all" in printed.split()
+    assert str(output / "selected_data.jsonl") in printed
+
+
+def test_two_actors_and_a_corpus_in_other_files_give_the_same_bytes(
+    job, corpus, finished, tmp_path
+):
+    folder = split(corpus, tmp_path / "parts", 7)
+    job.run(
+        "--pct", "0.2", "--data", folder, "--output", tmp_path / "run", "--num-actors", "2",
+        "rows_per_shard=15",
+    )  # fmt: skip
+    assert selected(tmp_path / "run") == selected(finished[0])
+
+
+def test_scores_are_cut_again_without_scoring(job, finished, tmp_path):
+    job.run("--scored", finished[0], "--pct", "0.1", "--per-dataset", "--output", tmp_path / "cut")
+    datasets = manifest(tmp_path / "cut")["datasets"]
+    for counts in datasets.values():
+        assert counts["num_selected"] == max(1, counts["num_scored"] // 10)
+
+
+def wait_for_shards(output: Path, number: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while len(list((output / "scored").glob("shard-*.parquet"))) < number:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def finished_shards(output: Path) -> list[str]:
+    lines = (output / "scored" / "finished.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["shard"] for line in lines]
+
+
+def test_a_killed_driver_resumes_to_the_same_bytes_and_scores_no_shard_twice(
+    job, corpus, finished, tmp_path
+):
+    output = tmp_path / "run"
+    process = job.start(
+        "--pct", "0.2", "--data", corpus, "--output", output, "--num-actors", "1", "rows_per_shard=15"
+    )
+    wait_for_shards(output, 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (output / "selected_data.jsonl").exists()
+    time.sleep(3)  # Ray notices that its driver is gone, and ends the actors
+    num_before = len(list((output / "scored").glob("shard-*.parquet")))
+    printed = job.run("--resume", output)
+    assert selected(output) == selected(finished[0])
+    assert sorted(finished_shards(output)) == [f"shard-{n:06d}.parquet" for n in range(8)]
+    assert manifest(output)["scoring"]["num_shards_reused"] == num_before >= 2
+    assert "have scores already" in printed
+
+
+def test_a_killed_actor_is_replaced_and_no_shard_is_scored_twice(job, corpus, finished, tmp_path):
+    output = tmp_path / "run"
+    process = job.start(
+        "--pct", "0.2", "--data", corpus, "--output", output, "--num-actors", "1", "rows_per_shard=15"
+    )
+    wait_for_shards(output, 2, process)
+    lines = (output / "scored" / "finished.jsonl").read_text("utf-8").splitlines()
+    os.kill(json.loads(lines[0])["process_id"], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, printed
+    assert selected(output) == selected(finished[0])
+    assert sorted(finished_shards(output)) == [f"shard-{n:06d}.parquet" for n in range(8)]
+
+
+def test_rejected_rows_are_written_with_file_row_and_reason(job, corpus, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(corpus.read_text("utf-8") + '{"messages": []}\n{"mess', "utf-8")
+    output = tmp_path / "run"
+    arguments = ("--pct", "0.5", "--data", broken, "--output", output, "--num-actors", "1")
+    assert "max_rejected=0.01" in job.refuse(*arguments)
+    job.run(*arguments[:5], tmp_path / "second", "--num-actors", "1", "--max-rejected", "0.1")
+    lines = (tmp_path / "second" / "rejected" / "rejected.jsonl").read_text("utf-8").splitlines()
+    rejected = [json.loads(line) for line in lines]
+    assert [(row["row"], row["reason"]) for row in rejected] == [
+        (121, "messages_empty"),
+        (122, "invalid_json"),
+    ]
+    assert all(row["file"] == str(broken) for row in rejected)
+    assert manifest(tmp_path / "second")["total"]["num_read"] == 122
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--pct", "5"), "selection_percentage (--pct) must be in (0, 1], got 5.0"),
+        (("--pct", "abc"), "invalid float value: 'abc'"),
+        (("selection_percentge=0.1",), "did you mean 'selection_percentage'?"),
+        (("--data", "missing.jsonl"), "no such file or folder"),
+        (("--model", "missing"), "model folder missing does not exist"),
+        (("--scored", "nowhere"), "--scored must be the folder of a finished run"),
+        (("--resume", "nowhere"), "no run to resume"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(job, arguments, message):
+    assert message in job.refuse(*arguments)
+
+
+def test_an_output_folder_of_another_run_is_refused(job, corpus, finished):
+    line = job.refuse("--pct", "0.3", "--data", corpus, "--output", finished[0])
+    assert "holds a run with another configuration" in line
+
+
+def test_help_answers_within_a_second_and_loads_no_torch(job):
+    started = time.perf_counter()
+    assert "selection_percentage" in job.run("--help")
+    assert time.perf_counter() - started < 1
