@@ -18,11 +18,13 @@ from selectmoe.records import Message, Sample, TokenizedSample
 
 # For tokenizers without a template: the plain-text layout of open-instruct.
 DEFAULT_CHAT_TEMPLATE = (
+    # '\n' as an expression: transformers drops a line break right after a block.
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-_PLACEHOLDER = " \ue000{}\ue001 "  # private-use letters, and spaces that show a template that trims
+# Private-use letters, and tabs to see whether a template trims; no template writes tabs itself.
+_PLACEHOLDER = "\t\ue000{}\ue001\t"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +121,11 @@ def _split(text: str, roles: tuple[str, ...]) -> _Skeleton:
     while "\ue000" in rest:
         before, rest = rest.split("\ue000", 1)
         index, rest = rest.split("\ue001", 1)
-        kept_spaces = before.endswith(" ") and rest.startswith(" ")
-        pieces.append(before[:-1] if kept_spaces else before)
-        rest = rest[1:] if kept_spaces else rest
+        kept_tabs = before.endswith("\t") and rest.startswith("\t")
+        pieces.append(before[:-1] if kept_tabs else before)
+        rest = rest[1:] if kept_tabs else rest
         order.append(int(index))
-        trims.append(not kept_spaces)
+        trims.append(not kept_tabs)
     missing = [
         index for index, role in enumerate(roles) if role == "assistant" and index not in order
     ]
