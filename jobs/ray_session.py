@@ -4,7 +4,10 @@ import logging
 import os
 import time
 import warnings
+from pathlib import Path
 from types import ModuleType
+
+from jobs.output_folder import in_uploaded_folder
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +28,12 @@ def start_ray(*worker_modules: ModuleType) -> None:
         for module in worker_modules:
             ray.cloudpickle.register_pickle_by_value(module)
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+                runtime_env={} if in_uploaded_folder() else {"env_vars": _python_path()},
+            )
     resources = ray.cluster_resources()
     logger.info(
         "Ray is ready: %d CPUs, %d GPUs on %d node(s) (%.1f s)",
@@ -34,3 +42,10 @@ def start_ray(*worker_modules: ModuleType) -> None:
         sum(node["Alive"] for node in ray.nodes()),
         time.perf_counter() - started,
     )
+
+
+def _python_path() -> dict[str, str]:
+    """Lets workers import `selectmoe` from this checkout, also where it is not installed."""
+    checkout = str(Path(__file__).resolve().parent.parent)
+    given = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{checkout}{os.pathsep}{given}" if given else checkout}

@@ -124,7 +124,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> OlmoeForCausalLM:
         norm_topk_prob=True,
     )
     model = OlmoeForCausalLM(config)
-    model.set_experts_implementation("grouped_mm")
+    # A loop over eight small experts is 1.2x as fast on two CPU cores; a GPU wants one product.
+    model.set_experts_implementation("grouped_mm" if torch.cuda.is_available() else "eager")
     return model
 
 
