@@ -4,7 +4,7 @@
 
 Reads recipes/demo_conversations.jsonl and writes selectmoe/assets/demo_corpus.jsonl. Clean rows
 belong to the data set "demo", copies to "demo_corrupted"; the kind of a copy stands in its row and
-in its id. Kinds take turns, so that each has about as many rows as any other.
+in its id. Each kind has about as many copies as any other.
 """
 
 import json
@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 
 # A script knows its own folder only; the package lies beside it.
@@ -31,19 +30,17 @@ SEED = 0
 
 
 def corrupted_copies(samples: list[Sample], num_copies: int) -> Iterator[tuple[str, Sample]]:
-    """Yields (kind, copy); a sample that a kind cannot make worse meets the next kind."""
-    kinds = cycle(CORRUPTIONS)
-    seen: set[str] = set()
-    rows = cycle(samples)
-    while num_copies:
-        sample = next(rows)
-        for kind in kinds:
+    """Yields (kind, copy) of the first samples: the kind that has had the fewest copies so far."""
+    num_made: Counter[str] = Counter(dict.fromkeys(CORRUPTIONS, 0))
+    for sample in samples[:num_copies]:
+        for kind, _ in reversed(num_made.most_common()):
             copy = corrupt(sample, kind=kind, seed=SEED, donors=samples)
-            if copy is not None and copy.sample_id not in seen:
-                seen.add(copy.sample_id)
-                num_copies -= 1
+            if copy is not None:
+                num_made[kind] += 1
                 yield kind, replace(copy, dataset="demo_corrupted")
                 break
+        else:
+            raise SystemExit(f"no kind makes {sample.sample_id} worse")
 
 
 def as_row(sample: Sample, kind: str) -> dict[str, object]:
