@@ -43,7 +43,7 @@ check: install  ## lint, format, types and size budget
 	$(BIN)/python tools/check_size.py
 
 bench: install  ## the benchmarks that run on a CPU; numbers go to benchmarks/results/
-	@set -e; for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python $$file; done
+	@set -e; for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python $$file $(BENCH_FLAGS); done
 
 clean:  ## the environment and every cache; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist

@@ -9,11 +9,7 @@ is scored.
 """
 
 import argparse
-import datetime
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.results import describe_run, write_result  # noqa: E402
 from selectmoe.data.packing import collate  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.gate_scores import (  # noqa: E402
@@ -78,13 +75,6 @@ def timed(score: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     return time.perf_counter() - started, scores
 
 
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default=str(DEMO_CORPUS))
@@ -108,12 +98,8 @@ def main() -> None:
         seconds["engine"].append(engine_seconds)
     difference = float(np.abs(plain_scores - engine_scores).max())
     ratios = [p / e for p, e in zip(seconds["plain"], seconds["engine"], strict=True)]
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "command": " ".join(["python", "benchmarks/bench_scoring.py", *sys.argv[1:]]),
-        "machine": f"{platform.machine()}, {args.threads} threads",
-        "torch": torch.__version__,
+    result: dict[str, object] = {
+        **describe_run(),
         "num_rows": len(rows),
         "num_tokens": num_tokens,
         "plain_tokens_per_second": round(num_tokens / statistics.median(seconds["plain"])),
@@ -121,10 +107,7 @@ def main() -> None:
         "ratios": [round(ratio, 2) for ratio in ratios],
         "max_score_difference": difference,
     }
-    print(json.dumps(result, indent=1))
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "bench_scoring.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("bench_scoring", result)
     if difference > TOLERANCE:
         sys.exit(f"scores differ by {difference:.1e}, more than {TOLERANCE:.0e}")
 

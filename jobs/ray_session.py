@@ -1,9 +1,14 @@
 """A quiet Ray: the cluster that the environment names, one that runs here, or one of our own."""
 
+import contextlib
 import logging
 import os
+import re
+import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +25,7 @@ def start_ray(*worker_modules: ModuleType) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ["PYTHONPATH"] = _python_path()
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -28,12 +34,7 @@ def start_ray(*worker_modules: ModuleType) -> None:
         for module in worker_modules:
             ray.cloudpickle.register_pickle_by_value(module)
         if not ray.is_initialized():
-            ray.init(
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=False,
-                runtime_env={} if in_uploaded_folder() else {"env_vars": _python_path()},
-            )
+            _connect_or_start(ray)
     resources = ray.cluster_resources()
     logger.info(
         "Ray is ready: %d CPUs, %d GPUs on %d node(s) (%.1f s)",
@@ -44,8 +45,57 @@ def start_ray(*worker_modules: ModuleType) -> None:
     )
 
 
-def _python_path() -> dict[str, str]:
+def _connect_or_start(ray: ModuleType) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Workers of a running cluster have an environment of their own, and need the checkout's path
+    # unless Ray unpacked the checkout for this job. Those of a local Ray inherit ours, which saves
+    # a runtime environment: two seconds, since Ray's idle workers then fit the job.
+    needs_path = not in_uploaded_folder()
+    environment = {"env_vars": {"PYTHONPATH": _python_path()}} if needs_path else {}
+    try:
+        ray.init(address="auto", runtime_env=environment, **quiet)
+    except ConnectionError:  # no cluster is named by RAY_ADDRESS, and none runs here
+        ray.init(address="local", include_dashboard=False, **quiet)
+
+
+def _python_path() -> str:
     """Lets workers import `selectmoe` from this checkout, also where it is not installed."""
     checkout = str(Path(__file__).resolve().parent.parent)
-    given = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": f"{checkout}{os.pathsep}{given}" if given else checkout}
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([checkout, *(path for path in given if path not in ("", checkout))])
+
+
+_NOTICE = re.compile(rb"^\[[^\n]*core_worker\.cc[^\n]*issues/53727[^\n]*\n", re.MULTILINE)
+
+
+@contextlib.contextmanager
+def without_restart_notice() -> Iterator[None]:
+    """Keeps one line of Ray's C++ side off the terminal while Ray Data starts actors.
+
+    It warns that an actor cannot be restarted once its arguments are out of scope. Ray Data puts
+    them there itself and holds them until the pool ends. It has no switch, and goes around
+    Python's logging straight to file descriptor 2; all else that comes there passes.
+    """
+    terminal, python_stderr = os.dup(2), sys.stderr
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+    forwarding = threading.Thread(target=_forward, args=(reader, os.dup(terminal)), daemon=True)
+    forwarding.start()
+    with os.fdopen(os.dup(terminal), "w", encoding="utf-8") as direct:
+        sys.stderr = direct  # our own lines need no filter, and a progress line wants a terminal
+        try:
+            yield
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(terminal, 2)  # the pipe's last writer is gone, and the thread ends
+            os.close(terminal)
+            # Bounded: a subprocess of Ray's might have inherited the pipe.
+            forwarding.join(timeout=1.0)
+
+
+def _forward(reader: int, terminal: int) -> None:
+    while chunk := os.read(reader, 1 << 16):
+        os.write(terminal, _NOTICE.sub(b"", chunk))
+    os.close(reader)
+    os.close(terminal)

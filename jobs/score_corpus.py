@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs import shard_scorer
 from jobs.progress import ScoringProgress
-from jobs.ray_session import start_ray
+from jobs.ray_session import start_ray, without_restart_notice
 from jobs.shard_scorer import ShardScorer, normalize_corpus
 from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary, read_summary
@@ -134,8 +134,9 @@ def score_shards(
     )
     logger.info("scoring %d shards on %d actors", len(shards), num_actors)
     try:
-        for row in counts.iter_rows():
-            progress.add(num_rows=row["num_rows"], num_tokens=row["num_tokens"])
+        with without_restart_notice():
+            for row in counts.iter_rows():
+                progress.add(num_rows=row["num_rows"], num_tokens=row["num_tokens"])
     except ray.exceptions.RayError as error:
         left = folder.unscored_shards()
         raise ScoringError(
