@@ -39,8 +39,13 @@ class ScoringProgress:
             print(self._line(), file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """What it all took, in place of the last line; nothing where nothing was scored."""
         if self.num_tokens:
-            print(f"\r{self._line()}\033[K" if self._in_terminal else self._line(), file=sys.stderr)
+            line = (
+                f"scored {self.num_rows_done - self._num_rows_before:,} rows in "
+                f"{format_seconds(self.seconds)}, {self.tokens_per_second:,.0f} tokens/s"
+            )
+            print(f"\r{line}\033[K" if self._in_terminal else line, file=sys.stderr)
 
     def _line(self) -> str:
         new_rows = self.num_rows_done - self._num_rows_before

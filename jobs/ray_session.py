@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from jobs.output_folder import in_uploaded_folder
+from selectmoe.errors import SelectMoeError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,30 @@ def _connect_or_start(ray: ModuleType) -> None:
     try:
         ray.init(address="auto", runtime_env=environment, **quiet)
     except ConnectionError:  # no cluster is named by RAY_ADDRESS, and none runs here
+        _use_a_token_of_our_own()
         ray.init(address="local", include_dashboard=False, **quiet)
+    except ray.exceptions.AuthenticationError as error:
+        address = os.environ.get("RAY_ADDRESS", "this machine")
+        raise ClusterError(
+            f"the Ray cluster at {address} asks for a token; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray/auth_token"
+        ) from error
+
+
+def _use_a_token_of_our_own() -> None:
+    """Secures a local Ray without a trace.
+
+    Left to itself, Ray writes a token into the home folder; `ray start --head` finds it there ever
+    after and asks for it, and `ray job submit`, which does not look for it, is refused.
+    """
+    settings = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    has_file = (Path.home() / ".ray" / "auth_token").exists()
+    if not has_file and not any(name in os.environ for name in settings):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+class ClusterError(SelectMoeError, RuntimeError):
+    """A Ray cluster does not take us."""
 
 
 def _python_path() -> str:

@@ -1,0 +1,107 @@
+"""jobs/select.py on a Ray cluster: a head of our own, and jobs submitted to it as a user would."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def checkout(repository, tmp_path_factory):
+    """A copy of what a user has: the tracked files, where a head may leave its own."""
+    folder = tmp_path_factory.mktemp("checkout") / "select-moe"
+    listed = ["git", "-C", str(repository), "ls-files", "-z", "--cached", "--others",
+              "--exclude-standard", "selectmoe", "jobs", ".gitignore"]  # fmt: skip
+    names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (repository / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(checkout, tmp_path_factory):
+    """A Ray head with two CPUs, started in the checkout; gives the environment to submit with."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    port, dashboard_port = free_port(), free_port()
+    process = subprocess.Popen(
+        ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
+         f"--dashboard-port={dashboard_port}", "--disable-usage-stats"],
+        cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    printed = ""
+    while "Ray runtime started" not in printed:
+        line = process.stdout.readline()
+        printed += line
+        assert line, printed
+    yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+def submit(environment: dict[str, str], folder: Path, *arguments: str | Path) -> tuple[int, str]:
+    """Status and output of `ray job submit` in `folder`, colours taken off."""
+    finished = subprocess.run(
+        ["ray", "job", "submit", *map(str, arguments)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    return finished.returncode, re.sub(r"\x1b\[\d+m", "", finished.stdout + finished.stderr)
+
+
+def selected(output: Path) -> bytes:
+    return (output / "selected_data.jsonl").read_bytes()
+
+
+def test_a_job_with_an_uploaded_folder_gives_the_bytes_of_a_local_run(
+    cluster, checkout, corpus, finished
+):
+    status, printed = submit(
+        cluster, checkout, "--working-dir", ".", "--",
+        "python", "jobs/select.py", "--pct", "0.2", "--data", corpus, "--num-actors", "2",
+        "rows_per_shard=15",
+    )  # fmt: skip
+    assert status == 0, printed
+    [output] = (Path(cluster["HOME"]) / "selectmoe_outputs").glob("stage_2_selection/*/*")
+    assert str(output) in printed
+    assert selected(output) == selected(finished[0])
+
+
+def test_the_literal_command_works_where_the_head_was_started_in_the_checkout(cluster, checkout):
+    status, printed = submit(
+        cluster, checkout.parent, "--", "python", "jobs/select.py", "--pct", "0.05"
+    )
+    assert status == 0, printed
+    [output] = (checkout / "outputs").glob("stage_2_selection/*/*")
+    counts = json.loads((output / "manifest.json").read_text("utf-8"))["total"]
+    assert counts["num_selected"] == counts["num_read"] // 20
+
+
+def test_a_relative_path_in_an_uploaded_folder_is_refused_with_the_reason(cluster, checkout):
+    status, printed = submit(
+        cluster, checkout, "--working-dir", ".", "--",
+        "python", "jobs/select.py", "--pct", "0.2", "--data", "corpus.jsonl",
+    )  # fmt: skip
+    assert status != 0
+    assert "error: --data must be an absolute path or a URL under --working-dir" in printed
+    assert "Traceback" not in printed
