@@ -1,5 +1,6 @@
 """SelectMoeConfig: an OLMoE configuration and the settings of its quality gates."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -27,7 +28,7 @@ class SelectMoeConfig(OlmoeConfig):
         Name of the loss on good-probabilities that is added to `loss`; a key of
         `QUALITY_LOSSES` in `modeling_select_moe`.
     quality_loss_weight (`float`, *optional*, defaults to 0.01):
-        Factor of that loss; 0 leaves it out.
+        Factor of that loss, not negative; 0 leaves it out.
     quality_loss_parameters (`dict`, *optional*):
         Keyword arguments of that loss.
     sample_wise_averaging (`bool`, *optional*, defaults to `True`):
@@ -48,14 +49,23 @@ class SelectMoeConfig(OlmoeConfig):
     """
 
     model_type = "select_moe"
+    # Trainer's predictions are then the logits, as for any causal language model.
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (as transformers declares it)
+        "past_key_values",
+        "aux_loss",
+        "lm_loss",
+        "quality_loss",
+        "router_logits",
+    ]
 
-    quality_gate_init_mean: float = 0.0
-    quality_gate_init_std: float = 0.02
-    quality_gate_init_bias: float = 4.0
+    # `float | int`: the validation takes types by their word, and YAML reads `1` as an int.
+    quality_gate_init_mean: float | int = 0.0
+    quality_gate_init_std: float | int = 0.02
+    quality_gate_init_bias: float | int = 4.0
     quality_gate_forced_open: bool = False
     quality_loss_type: str = "sigmoid"
-    quality_loss_weight: float = 0.01
-    quality_loss_parameters: dict[str, float] | None = None
+    quality_loss_weight: float | int = 0.01
+    quality_loss_parameters: dict[str, float | int] | None = None
     sample_wise_averaging: bool = True
     trash_expert_mode: str = "zero"
     trash_expert_name: str | None = None
@@ -71,7 +81,12 @@ class SelectMoeConfig(OlmoeConfig):
                 f"trash_expert_mode must be one of {', '.join(TRASH_EXPERT_MODES)}, "
                 f"got {self.trash_expert_mode!r}"
             )
-        if self.quality_gate_init_std < 0:
+        if self.trash_expert_name is not None and self.trash_expert_mode != "custom":
             raise ValueError(
-                f"quality_gate_init_std must not be negative, got {self.quality_gate_init_std}"
+                "trash_expert_name needs trash_expert_mode='custom', "
+                f"got {self.trash_expert_name!r} with {self.trash_expert_mode!r}"
             )
+        for name in ("quality_gate_init_std", "quality_loss_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {value}")

@@ -62,4 +62,6 @@ def _read(file: Path) -> dict[str, Tensor]:
             weights = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(f"{file}: not a readable weights file: {error}") from error
+    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
+        raise ModelError(f"{file}: must hold a dictionary of tensors by name")
     return {name.removeprefix("model."): tensor for name, tensor in weights.items()}

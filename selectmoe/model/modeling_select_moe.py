@@ -9,8 +9,9 @@ Layer l, with u = LayerNorm(h + Attention(h)):
 Everything else is inherited from transformers' Olmoe classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ from transformers import (
     OlmoeModel,
     OlmoePreTrainedModel,
 )
+from transformers import initialization as init
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -53,6 +55,7 @@ def register_trash_expert(name: str, build: Callable[[SelectMoeConfig], nn.Modul
     """Makes `trash_expert_mode="custom", trash_expert_name=name` use `build(config)`.
 
     The module maps hidden states [B, T, H] to the same shape; register it before loading a model.
+    It starts with the weights that `build` gives it, also where a checkpoint has none for it.
     """
     _TRASH_EXPERTS[name] = build
 
@@ -62,8 +65,10 @@ class SelectMoeCausalLMOutput(MoeCausalLMOutputWithPast):
     """A causal language model's output with each part of the loss by itself.
 
     `loss` = `lm_loss` + `router_aux_loss_coef` * `aux_loss` + `quality_loss_weight` *
-    `quality_loss`, where the last two only count when they are enabled. `router_logits` has one
-    dict a layer: `quality_logits` [B, T, 2] and `moe_logits` [B * T, num_experts].
+    `quality_loss`, where the last two only count when they are enabled. Called with
+    `num_items_in_batch`, as Trainer does when it accumulates gradients, every part is this batch's
+    share of the step's. `router_logits` has one dict a layer: `quality_logits` [B, T, 2] and
+    `moe_logits` [B * T, num_experts].
     """
 
     loss: Tensor | None = None
@@ -88,7 +93,11 @@ class ZeroTrashExpert(nn.Module):
 
 
 class NoiseTrashExpert(nn.Module):
-    """Normal noise with the token's own mean and standard deviation."""
+    """Normal noise with the token's own mean and standard deviation.
+
+    Fresh for every token in training. At evaluation all tokens share one draw of the seed: neither
+    batch mates, nor padding, nor a cache, nor the device can change what a token gets.
+    """
 
     def __init__(self, config: SelectMoeConfig, layer_idx: int) -> None:
         super().__init__()
@@ -98,18 +107,21 @@ class NoiseTrashExpert(nn.Module):
     def forward(self, hidden_BTH: Tensor) -> Tensor:
         if not self.training and not self.at_evaluation:
             return torch.zeros_like(hidden_BTH)
-        seed, shape = self.seed, hidden_BTH.shape
-        if self.training:
-            # From the global generator, which gradient checkpointing rewinds before it recomputes.
-            seed += int(torch.randint(2**31, ()))
-        else:
-            shape = shape[1:]  # one pattern by position, so batch mates cannot change a score
-        generator = torch.Generator(hidden_BTH.device).manual_seed(seed)
-        noise = torch.randn(shape, generator=generator, device=hidden_BTH.device)
-        mean = hidden_BTH.mean(-1, keepdim=True)
-        std = hidden_BTH.std(-1, keepdim=True)
-        noise_BTH: Tensor = mean + std * noise.to(hidden_BTH.dtype)
+        noise = self._normal(hidden_BTH).to(hidden_BTH)
+        mean_BT1 = hidden_BTH.mean(-1, keepdim=True)
+        std_BT1 = hidden_BTH.std(-1, keepdim=True)
+        noise_BTH: Tensor = mean_BT1 + std_BT1 * noise
         return noise_BTH
+
+    def _normal(self, hidden_BTH: Tensor) -> Tensor:
+        """Standard normal numbers: [B, T, H] in training, else [H]."""
+        if not self.training:
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.randn(hidden_BTH.shape[-1], generator=generator)
+        # From the global generator, which gradient checkpointing rewinds before it recomputes.
+        seed = self.seed + int(torch.randint(2**31, ()))
+        generator = torch.Generator(hidden_BTH.device).manual_seed(seed)
+        return torch.randn(hidden_BTH.shape, generator=generator, device=hidden_BTH.device)
 
 
 class VectorTrashExpert(nn.Module):
@@ -144,6 +156,7 @@ class SelectMoeSparseMoeBlock(OlmoeSparseMoeBlock):
 
     def __init__(self, config: SelectMoeConfig, layer_idx: int) -> None:
         super().__init__(config)
+        self.layer_idx = layer_idx
         self.quality_gate = QualityGate(config)
         self.trash_expert = build_trash_expert(config, layer_idx)
         self.forced_open = config.quality_gate_forced_open
@@ -196,13 +209,22 @@ class SelectMoePreTrainedModel(OlmoePreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, QualityGate):
             config = self.config
-            nn.init.normal_(
-                module.weight, config.quality_gate_init_mean, config.quality_gate_init_std
-            )
+            init.normal_(module.weight, config.quality_gate_init_mean, config.quality_gate_init_std)
             half = config.quality_gate_init_bias / 2
-            module.bias.copy_(torch.tensor([half, -half]))
-        elif isinstance(module, VectorTrashExpert):
-            nn.init.zeros_(module.vector)
+            init.copy_(module.bias, torch.tensor([half, -half]))
+
+    def initialize_weights(self) -> None:
+        """As transformers', and gives trash experts what their builders start them with.
+
+        On loading, a tensor that the checkpoint lacks is bare memory by now, and transformers
+        knows only torch's own layers. `init.copy_` passes over tensors that were loaded.
+        """
+        super().initialize_weights()
+        for block in self.modules():
+            if isinstance(block, SelectMoeSparseMoeBlock):
+                fresh = dict(_tensors(build_trash_expert(self.config, block.layer_idx)))
+                for name, tensor in _tensors(block.trash_expert):
+                    init.copy_(tensor, fresh[name])
 
 
 class SelectMoeModel(SelectMoePreTrainedModel, OlmoeModel):
@@ -261,79 +283,107 @@ class SelectMoeForCausalLM(SelectMoePreTrainedModel, OlmoeForCausalLM):
         """As `OlmoeForCausalLM.forward`, with the gates' logits and the parts of the loss."""
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
+        if return_dict is None:
+            return_dict = self.config.return_dict
         needs_logits = output_router_logits or labels is not None
         decoded = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             output_router_logits=needs_logits,
             output_quality_logits=needs_logits,
+            return_dict=True,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(decoded.last_hidden_state[:, kept, :])
+        gates: tuple[dict[str, Tensor], ...] = ()
+        if needs_logits:
+            pairs = zip(decoded["quality_logits"], decoded.router_logits, strict=True)
+            gates = tuple({"quality_logits": quality, "moe_logits": moe} for quality, moe in pairs)
+        losses = {}
+        if labels is not None:
+            losses = self._losses(logits, gates, attention_mask, labels, kwargs)
         output = SelectMoeCausalLMOutput(
-            logits=self.lm_head(decoded.last_hidden_state[:, kept, :]),
+            **losses,
+            logits=logits,
             past_key_values=decoded.past_key_values,
             hidden_states=decoded.hidden_states,
             attentions=decoded.attentions,
+            router_logits=gates if output_router_logits else None,
         )
-        if needs_logits:
-            gates = zip(decoded["quality_logits"], decoded.router_logits, strict=True)
-            output.router_logits = tuple(
-                {"quality_logits": quality, "moe_logits": moe} for quality, moe in gates
-            )
-        if labels is not None:
-            self._add_losses(output, attention_mask, labels, kwargs)
-        if not output_router_logits:
-            output.router_logits = None
-        return output.to_tuple() if return_dict is False else output
+        return output if return_dict else output.to_tuple()
 
-    def _add_losses(
+    def _losses(
         self,
-        output: SelectMoeCausalLMOutput,
+        logits: Tensor,
+        gates: tuple[dict[str, Tensor], ...],
         attention_mask: Tensor | None,
         labels: Tensor,
         kwargs: dict[str, Any],
-    ) -> None:
+    ) -> dict[str, Tensor]:
+        """`loss` and those of its parts that are enabled, by their names in the output."""
         config = self.config
-        assert output.router_logits is not None
-        # Trainer passes num_items_in_batch, which the loss function divides by.
-        loss = self.loss_function(output.logits, labels, config.vocab_size, **kwargs)
-        output.lm_loss = loss
+        loss = self.loss_function(logits, labels, config.vocab_size, **kwargs)
+        losses = {"lm_loss": loss}
+        share = _share_of_step(labels, **kwargs).to(loss.device)
         if attention_mask is not None and attention_mask.dim() != 2:
             attention_mask = None  # a 4-D mask says who sees whom, not what is padding
+        elif attention_mask is not None:
+            attention_mask = attention_mask[:, -labels.shape[1] :]  # without a cache's tokens
         if config.enable_load_balancing:
-            moe_logits: Any = tuple(layer["moe_logits"] for layer in output.router_logits)
+            moe_logits: Any = tuple(layer["moe_logits"] for layer in gates)
             aux_loss: Any = load_balancing_loss_func(
                 moe_logits, config.num_experts, config.num_experts_per_tok, attention_mask
             )
-            output.aux_loss = aux_loss
-            loss = loss + config.router_aux_loss_coef * aux_loss
+            losses["aux_loss"] = share * aux_loss.to(loss.device)
+            loss = loss + config.router_aux_loss_coef * losses["aux_loss"]
         if config.quality_loss_weight:
-            quality_loss = self._quality_loss(output.router_logits, attention_mask)
-            output.quality_loss = quality_loss
-            loss = loss + config.quality_loss_weight * quality_loss
-        output.loss = loss
+            quality_logits_LBT2 = torch.stack(
+                [layer["quality_logits"].to(loss.device) for layer in gates]
+            )
+            losses["quality_loss"] = share * self._quality_loss(quality_logits_LBT2, attention_mask)
+            loss = loss + config.quality_loss_weight * losses["quality_loss"]
+        return {"loss": loss, **losses}
 
-    def _quality_loss(
-        self, router_logits: tuple[dict[str, Tensor], ...], attention_mask: Tensor | None
-    ) -> Tensor:
+    def _quality_loss(self, logits_LBT2: Tensor, attention_mask: Tensor | None) -> Tensor:
         config = self.config
         if config.quality_loss_type not in QUALITY_LOSSES:
             raise ValueError(
                 f"quality_loss_type must be one of {', '.join(sorted(QUALITY_LOSSES)) or 'none'} "
                 f"(selectmoe.register_select_moe() adds its own), got {config.quality_loss_type!r}"
             )
-        logits_LBT2 = torch.stack([layer["quality_logits"] for layer in router_logits])
         good_LBT = logits_LBT2.float().softmax(dim=-1)[..., GOOD]
         mask_BT = (
             good_LBT.new_ones(good_LBT.shape[1:]) if attention_mask is None else attention_mask
         )
         return QUALITY_LOSSES[config.quality_loss_type](
             good_LBT,
-            mask_BT.bool(),
+            mask_BT.to(good_LBT.device).bool(),
             sample_wise_averaging=config.sample_wise_averaging,
             **(config.quality_loss_parameters or {}),
         )
+
+
+def _share_of_step(
+    labels_BT: Tensor,
+    *,
+    num_items_in_batch: Tensor | int | None = None,
+    shift_labels: Tensor | None = None,
+    **_: Any,  # noqa: ANN401
+) -> Tensor:
+    """The part of an optimizer step's predicted tokens that is in this batch.
+
+    Given their number, the language-model loss is the batch's sum divided by it, and Trainer adds
+    up the losses of a step: without this factor the other losses would count once a batch.
+    """
+    if num_items_in_batch is None:
+        return torch.ones((), device=labels_BT.device)
+    targets = labels_BT[..., 1:] if shift_labels is None else shift_labels
+    return (targets != -100).sum() / num_items_in_batch
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())
 
 
 def register_auto_classes() -> None:

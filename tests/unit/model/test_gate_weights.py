@@ -1,0 +1,144 @@
+"""Stage 1's trained tensors travel in a small file of their own and are checked on arrival."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from selectmoe.errors import ModelError
+from selectmoe.model.gate_weights import gate_weights, load_gate_weights, save_gate_weights
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
+from tests.tiny_select_moe import blocks, tiny_model
+
+TRAINED = ("quality_gate.weight", "quality_gate.bias", "gate.weight", "trash_expert.vector")
+
+
+def trained_model(kind=SelectMoeForCausalLM, *, seed=0, **settings):
+    model = tiny_model(kind, seed=seed, trash_expert_mode="custom", **settings)
+    with torch.no_grad():
+        for block in blocks(model):
+            block.trash_expert.vector.normal_()
+    return model
+
+
+def test_a_file_holds_gates_routers_and_trash_vectors_and_no_more(tmp_path):
+    file = save_gate_weights(trained_model(), tmp_path / "new" / "folder")
+    assert file.name == "full_rank_weights.safetensors"
+    assert load_file(file).keys() == {
+        f"layers.{layer}.mlp.{name}" for layer in (0, 1) for name in TRAINED
+    }
+    assert [path.name for path in file.parent.iterdir()] == [file.name]  # no .partial left
+
+
+@pytest.mark.parametrize("source", [SelectMoeForCausalLM, SelectMoeModel])
+@pytest.mark.parametrize("target", [SelectMoeForCausalLM, SelectMoeModel])
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_weights_pass_between_both_classes_to_the_bit(source, target, as_folder, tmp_path):
+    trained, fresh = trained_model(source, seed=1), trained_model(target, seed=2)
+    expected = gate_weights(trained)
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    file = save_gate_weights(trained, tmp_path)
+    load_gate_weights(fresh, tmp_path if as_folder else file)
+    moved = {n for n, tensor in fresh.state_dict().items() if not torch.equal(tensor, before[n])}
+    assert {name.removeprefix("model.") for name in moved} == {
+        name
+        for name in expected
+        if not name.endswith("quality_gate.bias")  # equal in all models
+    }
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in gate_weights(fresh).items())
+
+
+def test_float32_weights_enter_a_bfloat16_model(tmp_path):
+    trained = trained_model(seed=1)
+    half = trained_model(seed=2).to(torch.bfloat16)
+    save_gate_weights(trained, tmp_path)
+    load_gate_weights(half, tmp_path)
+    for name, tensor in gate_weights(half).items():
+        assert torch.equal(tensor, gate_weights(trained)[name].to(torch.bfloat16))
+
+
+def test_a_pickle_of_tensors_is_read_whatever_its_prefix(tmp_path):
+    trained, fresh = trained_model(seed=1), trained_model(seed=2)
+    file = tmp_path / "full_rank_weights.pt"
+    torch.save({f"model.{n}": t for n, t in gate_weights(trained).items()}, file)
+    load_gate_weights(fresh, file)
+    assert all(torch.equal(t, gate_weights(trained)[n]) for n, t in gate_weights(fresh).items())
+
+
+def test_a_file_of_quality_gates_alone_leaves_routers_and_vectors(tmp_path):
+    trained, fresh = trained_model(seed=1), trained_model(seed=2)
+    before = {n: t.clone() for n, t in gate_weights(fresh).items()}
+    only = {n: t for n, t in gate_weights(trained).items() if "quality_gate" in n}
+    save_file(only, tmp_path / "gates.safetensors")
+    load_gate_weights(fresh, tmp_path / "gates.safetensors")
+    for name, tensor in gate_weights(fresh).items():
+        assert torch.equal(tensor, only.get(name, before[name])), name
+
+
+def write_nothing(folder):
+    return folder / "absent.safetensors"
+
+
+def write_text(folder):
+    file = folder / "text.safetensors"
+    file.write_text("not tensors")
+    return file
+
+
+def write_code(folder):
+    file = folder / "code.pt"
+    torch.save(nn.Linear(2, 2), file)  # a pickle that would run code of its class
+    return file
+
+
+def write_a_list(folder):
+    file = folder / "list.pt"
+    torch.save([torch.zeros(2)], file)
+    return file
+
+
+def write_nested(folder):
+    file = folder / "nested.pt"
+    torch.save({"state_dict": gate_weights(trained_model())}, file)
+    return file
+
+
+def write_without_a_gate(folder):
+    file = folder / "lacking.safetensors"
+    weights = gate_weights(trained_model())
+    del weights["layers.1.mlp.quality_gate.bias"]
+    save_file(weights, file)
+    return file
+
+
+def write_of_a_deeper_model(folder):
+    file = folder / "deeper.safetensors"
+    save_file(gate_weights(trained_model(num_hidden_layers=3)), file)
+    return file
+
+
+def write_of_a_wider_model(folder):
+    file = folder / "wider.safetensors"
+    save_file(gate_weights(trained_model(hidden_size=64)), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_nothing, r"must be a weights file or a folder .* got .*absent"),
+        (write_text, r"text\.safetensors: not a readable weights file"),
+        (write_code, r"code\.pt: not a readable weights file"),
+        (write_a_list, r"list\.pt: must hold a dictionary of tensors"),
+        (write_nested, r"nested\.pt: must hold a dictionary of tensors"),
+        (write_without_a_gate, r"lacks 'layers\.1\.mlp\.quality_gate\.bias' \(1 quality-gate"),
+        (write_of_a_deeper_model, r"no tensor 'layers\.2\.mlp\.gate\.weight' \(4 such\)"),
+        (write_of_a_wider_model, r"must have the shape \(4, 32\) of the model, got \(4, 64\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(write, message, tmp_path):
+    model = trained_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ModelError, match=message):
+        load_gate_weights(model, write(tmp_path))
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
