@@ -26,6 +26,8 @@ from selectmoe.errors import ConfigError
 PRESETS = Path(__file__).parent / "configs"
 NOT_GIVEN = "???"  # stands where a setting has no default, as in Hydra
 HELP_WIDTH = 98
+OPTIONS = {"pct": "selection_percentage", "data": "dataset.paths"}
+"""Options of the commands that are named otherwise than their settings."""
 
 
 def require(condition: bool, key: str, rule: str, value: object) -> None:
@@ -116,13 +118,19 @@ class ConvertConfig:
     base: str
     """OLMoE folder or hub name."""
     save_path: str
-    """Folder of the new checkpoint."""
+    """Folder of the new checkpoint: new or empty, and outside base."""
     verify: bool = False
     """Compare the logits of both models and store the parity report."""
+    verify_only: bool = False
+    """The same for the checkpoint that save_path already holds, converting nothing."""
     quality_gate_init_mean: float | None = None
     """Mean of the gates' first weights; null is the model's own default."""
     quality_gate_init_std: float | None = None
     """Their standard deviation, at least 0; null is the model's own default."""
+    quality_gate_init_bias: float | None = None
+    """What opens them: good is sigmoid(bias) at weights of 0; null is the model's own default."""
+    quality_gate_forced_open: bool | None = None
+    """Take good as 1 whatever the gates say: the model then computes what base computes."""
     trash_expert_mode: Literal["zero", "noise", "custom"] | None = None
     """What the trash expert returns; null is the model's own default."""
     seed: int = 0
@@ -421,7 +429,8 @@ def _as_typed(value: object) -> str:
 def _unknown(config_class: type[StageConfig], key: str) -> ConfigError:
     """subset_ratio -> dataset.subset_ratio, selection_percentge -> selection_percentage"""
     known = [*setting_types(config_class), "preset"]
-    same_ending = [name for name in known if name.endswith(f".{key}")]
+    key_of_option = OPTIONS.get(key.replace("-", "_").lstrip("_"))
+    same_ending = [name for name in known if name == key_of_option or name.endswith(f".{key}")]
     [nearest] = same_ending[:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return ConfigError(f"unknown setting {key!r}; did you mean {nearest!r}?")
 

@@ -1,8 +1,7 @@
 """ScoringEngine: samples in, scores out. Owns the model, its device and its dtype."""
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pack
@@ -26,6 +24,7 @@ from selectmoe.gate_scores import (
 from selectmoe.model.checkpoint import require_select_moe
 from selectmoe.model.gate_weights import load_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.model.quiet_loading import quiet_transformers
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
     PackedBatch,
@@ -99,7 +98,7 @@ class ScoringEngine:
         dtype = dtype or ("float32" if on_cpu else "bfloat16")
         # A loop over experts is the faster one on a CPU, and a stall for each expert on a GPU.
         experts_implementation = experts_implementation or ("eager" if on_cpu else "grouped_mm")
-        with _quiet_transformers():
+        with quiet_transformers():
             try:
                 # With output_loading_info it returns a pair, which its annotation leaves out.
                 pair: Any = SelectMoeModel.from_pretrained(
@@ -176,19 +175,6 @@ class ScoringEngine:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()  # only a copy from pinned memory is asynchronous
         return tensor.to(self.device, non_blocking=True)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """A causal LM's head is left over on purpose, which transformers would report at length."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
 
 
 def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | UnscoredSample:

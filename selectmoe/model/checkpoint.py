@@ -1,13 +1,20 @@
 """What a model folder is, found out without torch: its type, and a hash of its weights."""
 
+import contextlib
 import hashlib
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from selectmoe.errors import ModelError
 
 GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
 HASH_CHUNK_BYTES = 1 << 22
+# What loading a model and its tokenizer reads; a hub repository may hold far more.
+_HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+logger = logging.getLogger(__name__)
 
 
 def read_model_config(model: str) -> dict[str, object]:
@@ -48,6 +55,26 @@ def require_select_moe(model: str) -> None:
         )
 
 
+def require_olmoe(model: str) -> None:
+    """Raises ModelError, with what it is instead, unless `model` is an OLMoE without gates."""
+    model_type = read_model_config(model).get("model_type")
+    if model_type == "select_moe":
+        raise ModelError(f"{model}: is a Select-MoE already: there is nothing to convert")
+    if model_type != "olmoe":
+        raise ModelError(f"{model}: only an OLMoE can be converted: model_type is {model_type!r}")
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model; what is named by its hub name is fetched into the hub's cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    logger.info("%s: fetching from the hub what is not in its cache", model)
+    with _hub_errors(model):
+        return Path(snapshot_download(model, allow_patterns=list(_HUB_PATTERNS)))
+
+
 def weights_file(path: str | Path) -> Path:
     """The weights file that `path` is or holds."""
     path = Path(path)
@@ -76,12 +103,18 @@ def hash_weights(model: str, weights_file: Path | None) -> str:
 
 def _hub_config(name: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
+    with _hub_errors(name):
         return Path(hf_hub_download(name, "config.json"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+
+
+@contextlib.contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """Turns whatever goes wrong between here and the hub into one line."""
+    try:
+        yield
+    except Exception as error:  # the client's HTTP library, and so its errors, change by version
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(
             f"model {name}: no such folder, nor to be had from the hub: {reason}"
         ) from error

@@ -1,0 +1,25 @@
+"""Stage 0: give an OLMoE quality gates, and prove that it still computes the same.
+
+    python jobs/convert.py --base allenai/OLMoE-1B-7B-0125 --save-path select-moe-1b-7b --verify
+    ray job submit --working-dir . -- python jobs/convert.py --base /models/olmoe --save-path /out/m
+    python jobs/convert.py --base /models/olmoe --save-path /out/m --verify-only
+
+Runs in one process on the CPU, in memory for about twice the checkpoint. --verify loads one model
+at a time, in float32 too: 4 bytes a parameter.
+"""
+
+import os
+import sys
+
+# Run as a script, Python puts jobs/ first on the path, where select.py hides the standard
+# library's module `select`; the repository root belongs there instead.
+_HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [path for path in sys.path if os.path.realpath(path or os.getcwd()) != _HERE]
+if os.path.dirname(_HERE) not in sys.path:
+    sys.path.insert(0, os.path.dirname(_HERE))
+
+if __name__ == "__main__":
+    from jobs.command_line import run_command
+    from jobs.convert_command import main
+
+    run_command(main)

@@ -1,0 +1,81 @@
+"""Loading by transformers without its progress bars and load reports, and with our own errors."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from selectmoe.errors import ModelError
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+# What a tokenizer can be read from; without one of these transformers makes up an empty one.
+VOCABULARY_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence about what is left over on purpose, which transformers would report at length."""
+    verbosity = transformers_logging.get_verbosity()
+    had_progress_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_progress_bar:
+            transformers_logging.enable_progress_bar()
+
+
+def load_model(
+    model_class: type[Model],
+    folder: Path,
+    *,
+    new_parts: tuple[str, ...] = (),
+    **settings: Any,  # noqa: ANN401 (handed on to from_pretrained, which types them)
+) -> Model:
+    """The model of a folder. Only tensors whose name holds one of `new_parts` may be absent from
+    it; transformers itself would fill any other with random numbers, too.
+
+    Raises ModelError where the folder cannot be loaded, lacks a tensor or has one too many.
+    """
+    with quiet_transformers():
+        try:
+            # With output_loading_info it returns a pair, which its annotation leaves out.
+            pair: Any = model_class.from_pretrained(folder, output_loading_info=True, **settings)
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from error
+    model, report = pair
+    missing = {
+        name for name in report["missing_keys"] if not any(part in name for part in new_parts)
+    }
+    wrong = sorted({*missing, *report["unexpected_keys"], *map(str, report["mismatched_keys"])})
+    if wrong:
+        raise ModelError(f"{folder}: not loaded tensor for tensor: {', '.join(wrong[:3])}")
+    loaded: Model = model
+    return loaded
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. Raises ModelError where it has none, or an unreadable one."""
+    if not any((folder / name).is_file() for name in VOCABULARY_NAMES):
+        raise ModelError(
+            f"{folder}: has no tokenizer, which scoring needs; put the base's tokenizer.json and "
+            "tokenizer_config.json there"
+        )
+    with quiet_transformers():
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # a broken tokenizer.json raises a bare Exception
+            reason = first_line(error)
+            raise ModelError(f"{folder}: its tokenizer cannot be read: {reason}") from error
+    return tokenizer
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

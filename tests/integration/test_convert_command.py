@@ -1,0 +1,120 @@
+"""jobs/convert.py as a user runs it, from another folder than the checkout."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_olmoe import save_tiny_olmoe
+
+pytestmark = pytest.mark.timeout(120)
+EXPERT = "model.layers.0.mlp.experts.2.down_proj.weight"
+
+
+class Command:
+    def __init__(self, repository, folder):
+        self.command = [sys.executable, str(repository / "jobs" / "convert.py")]
+        self.folder = folder
+
+    def run(self, *arguments, status=0, preexec_fn=None):
+        """What it prints on both streams; `status` is what it must end with."""
+        finished = subprocess.run(
+            [*self.command, *map(str, arguments)],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            preexec_fn=preexec_fn,
+            check=False,
+        )
+        assert finished.returncode == status, finished.stdout + finished.stderr
+        if status:
+            assert len(finished.stderr.splitlines()) == 1, finished.stderr
+            assert finished.stderr.startswith("error: ")
+        else:
+            assert finished.stderr == ""  # no progress bars, no load reports
+        return finished.stdout + finished.stderr
+
+
+@pytest.fixture
+def command(repository, tmp_path):
+    return Command(repository, tmp_path)
+
+
+@pytest.fixture
+def base(tmp_path):
+    return save_tiny_olmoe(tmp_path / "base", dtype=torch.bfloat16, layout="sharded")
+
+
+def report_of(folder):
+    return json.loads((folder / "parity_report.json").read_text())
+
+
+def test_it_converts_verifies_prints_and_stores_the_report(command, base, tmp_path):
+    printed = command.run("--base", "base", "--save-path", "out/new", "--verify", "seed=3")
+    assert "2 layers of 4 experts, bfloat16" in printed
+    assert "45 of 45 tensors are the base's, bit for bit" in printed
+    assert "parity: yes" in printed
+    new = tmp_path / "out" / "new"
+    assert str(new / "parity_report.json") in printed
+    report = report_of(new)
+    assert report["passed"] is True
+    assert report["base"] == str(base)
+    assert report["by_dtype"]["float32"]["forced_open_max_difference"] <= 1e-5
+    assert json.loads((new / "config.json").read_text())["model_type"] == "select_moe"
+
+
+def test_a_tampered_checkpoint_ends_with_another_status_and_a_report_of_it(command, base, tmp_path):
+    command.run("--base", base, "--save-path", "new")
+    weights = load_file(tmp_path / "new" / "model.safetensors")
+    weights[EXPERT] *= 2
+    save_file(weights, tmp_path / "new" / "model.safetensors", metadata={"format": "pt"})
+    printed = command.run("--base", base, "--save-path", "new", "--verify-only", status=2)
+    assert "parity: NO" in printed
+    assert f"1 of 45 tensors differ, the first is '{EXPERT}'" in printed.splitlines()[-1]
+    assert report_of(tmp_path / "new")["different_tensors"] == [EXPERT]
+    assert report_of(tmp_path / "new")["passed"] is False
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(command, base, tmp_path):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    arguments = ("--base", base, "--save-path", "new")
+    line = command.run(*arguments, status=2, preexec_fn=small_files)
+    assert "save_path" in line
+    assert "cannot be written" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
+
+
+def test_mistakes_are_one_line_and_status_2(command, base, tmp_path):
+    shutil.copytree(base, tmp_path / "spoiled")
+    next((tmp_path / "spoiled").glob("*-00002-of-*")).write_bytes(b"no weights")
+    for arguments, message in (
+        (("--base", "base"), "save_path must be given"),
+        (("--base", "nowhere", "--save-path", "new"), "model folder nowhere does not exist"),
+        (("--base", "base", "--save-path", "base/new"), "must lie outside base"),
+        (("--base", "spoiled", "--save-path", "new"), "not a readable weights file"),
+    ):
+        assert message in command.run(*arguments, status=2)
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_answers_within_a_second_and_loads_no_torch(command, repository):
+    started = time.perf_counter()
+    assert "quality_gate_init_bias" in command.run("--help")
+    assert time.perf_counter() - started < 1
+    script = (
+        "import sys, jobs.convert_command as c; c.build_parser().format_help();"
+        "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.strip() == "[]"
