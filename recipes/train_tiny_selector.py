@@ -24,8 +24,9 @@ from recipes.train_tiny_base import is_held_out  # noqa: E402
 from selectmoe.data.corruptions import CORRUPTIONS, corrupt  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
-from selectmoe.model.configuration_select_moe import SelectMoeConfig  # noqa: E402
+from selectmoe.model.conversion import ADDED_PARTS, gated_config  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
+from selectmoe.model.quiet_loading import load_model  # noqa: E402
 from selectmoe.records import Sample, ScoredSample  # noqa: E402
 from selectmoe.scoring import ScoringEngine  # noqa: E402
 from selectmoe.training.warmup import GateWarmup, warm_up_gates  # noqa: E402
@@ -36,15 +37,14 @@ NUM_EVALUATED = 600
 
 def gated(base: Path, seed: int) -> SelectMoeForCausalLM:
     """The base with fresh gates, in float32."""
-    settings = OlmoeConfig.from_pretrained(base).to_dict()
-    for key in ("model_type", "architectures", "output_router_logits", "dtype"):
-        settings.pop(key, None)
     torch.manual_seed(seed)
-    return SelectMoeForCausalLM.from_pretrained(
+    return load_model(
+        SelectMoeForCausalLM,
         base,
-        config=SelectMoeConfig(**settings),
+        new_parts=ADDED_PARTS,
+        config=gated_config(OlmoeConfig.from_pretrained(base), {}),
         dtype=torch.float32,
-        experts_implementation="eager" if not torch.cuda.is_available() else "grouped_mm",
+        experts_implementation="grouped_mm" if torch.cuda.is_available() else "eager",
     )
 
 
