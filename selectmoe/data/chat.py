@@ -6,7 +6,7 @@ pieces between the placeholders are what the template adds; with the contents in
 give the text of a sample and, exactly, where each assistant turn begins and ends in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,14 @@ DEFAULT_CHAT_TEMPLATE = (
 )
 # Private-use letters, and tabs to see whether a template trims; no template writes tabs itself.
 _PLACEHOLDER = "\t\ue000{}\ue001\t"
+_STRIPS: dict[tuple[bool, bool], Callable[[str], str]] = {  # by (keeps left, keeps right)
+    (True, True): str,
+    (False, True): str.lstrip,
+    (True, False): str.rstrip,
+    (False, False): str.strip,
+}
+# Ordinary text, by which a template is tried that does more to contents than strip them.
+_PROBE = ' Probe {}: "two" & <b>words</b>,\n\nsecond line.\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,18 @@ class _Skeleton:
 
     pieces: tuple[str, ...]  # one before each content in `order`, and one after the last
     order: tuple[int, ...]  # which message stands there; some templates move or repeat one
-    trims: tuple[bool, ...]  # True where the template strips white space around the content
+    strips: tuple[Callable[[str], str], ...]  # what the template does to white space around it
+
+    def render(self, contents: Sequence[str]) -> tuple[str, list[tuple[int, int, int]]]:
+        """The text, and for each place in it (message, first character, end)."""
+        parts, places = [self.pieces[0]], []
+        length = len(parts[0])
+        for index, strip, piece in zip(self.order, self.strips, self.pieces[1:], strict=True):
+            content = strip(contents[index])
+            places.append((index, length, length + len(content)))
+            parts += (content, piece)
+            length += len(content) + len(piece)
+        return "".join(parts), places
 
 
 class ChatTokenizer:
@@ -58,19 +77,8 @@ class ChatTokenizer:
         roles = tuple(message.role for message in messages)
         if roles not in self._skeletons:
             self._skeletons[roles] = self._skeleton(roles)
-        skeleton = self._skeletons[roles]
-        parts = [skeleton.pieces[0]]
-        spans = []
-        length = len(parts[0])
-        for index, trims, piece in zip(
-            skeleton.order, skeleton.trims, skeleton.pieces[1:], strict=True
-        ):
-            content = messages[index].content.strip() if trims else messages[index].content
-            if roles[index] == "assistant":
-                spans.append((length, length + len(content)))
-            parts += (content, piece)
-            length += len(content) + len(piece)
-        return "".join(parts), spans
+        text, places = self._skeletons[roles].render([message.content for message in messages])
+        return text, [(start, end) for index, start, end in places if roles[index] == "assistant"]
 
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample]:
         """Token ids and answer masks; a sample longer than `max_sequence_length` is cut there.
@@ -97,35 +105,46 @@ class ChatTokenizer:
         return tokenized
 
     def _skeleton(self, roles: tuple[str, ...]) -> _Skeleton:
-        stand_ins = [_PLACEHOLDER.format(index) for index in range(len(roles))]
+        placeholders = [_PLACEHOLDER.format(index) for index in range(len(roles))]
+        skeleton = _split(self._rendered(roles, placeholders), roles)
+        probes = [_PROBE.format(index) for index in range(len(roles))]
+        if skeleton.render(probes)[0] != self._rendered(roles, probes):
+            raise DataError(
+                "the tokenizer's chat template changes what is said, so that answers cannot be "
+                f"found in its text, for the roles {', '.join(roles)}; give the model folder a "
+                "template that inserts contents as they are"
+            )
+        return skeleton
+
+    def _rendered(self, roles: tuple[str, ...], contents: Sequence[str]) -> str:
         conversation = [
-            {"role": role, "content": stand_in}
-            for role, stand_in in zip(roles, stand_ins, strict=True)
+            {"role": role, "content": content}
+            for role, content in zip(roles, contents, strict=True)
         ]
         try:
-            text = str(
+            return str(
                 self.tokenizer.apply_chat_template(
                     conversation, chat_template=self.template, tokenize=False
                 )
             )
-        except TemplateError as error:
+        # A template is a program: besides its own complaints it may divide by zero.
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise DataError(
                 f"the tokenizer's chat template refuses the roles {', '.join(roles)}: {error}"
             ) from error
-        return _split(text, roles)
 
 
 def _split(text: str, roles: tuple[str, ...]) -> _Skeleton:
-    pieces, order, trims = [], [], []
+    pieces, order, strips = [], [], []
     rest = text
     while "\ue000" in rest:
         before, rest = rest.split("\ue000", 1)
         index, rest = rest.split("\ue001", 1)
-        kept_tabs = before.endswith("\t") and rest.startswith("\t")
-        pieces.append(before[:-1] if kept_tabs else before)
-        rest = rest[1:] if kept_tabs else rest
+        keeps_left, keeps_right = before.endswith("\t"), rest.startswith("\t")
+        pieces.append(before.removesuffix("\t"))
+        rest = rest.removeprefix("\t")
         order.append(int(index))
-        trims.append(not kept_tabs)
+        strips.append(_STRIPS[keeps_left, keeps_right])
     missing = [
         index for index, role in enumerate(roles) if role == "assistant" and index not in order
     ]
@@ -134,7 +153,7 @@ def _split(text: str, roles: tuple[str, ...]) -> _Skeleton:
             "the tokenizer's chat template leaves out the assistant turn at "
             f"messages[{missing[0]}] of the roles {', '.join(roles)}"
         )
-    return _Skeleton((*pieces, rest), tuple(order), tuple(trims))
+    return _Skeleton((*pieces, rest), tuple(order), tuple(strips))
 
 
 def _inside(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:

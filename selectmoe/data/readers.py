@@ -1,25 +1,39 @@
 """A corpus as a stream of samples: files, folders and globs of them, object stores, the hub."""
 
+import codecs
 import difflib
 import gzip
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from selectmoe.data.rows import RowPlace, parse_row
+from selectmoe.data.rows import ROW_KEYS, RowPlace, parse_row
 from selectmoe.errors import DataError
 from selectmoe.records import RejectedRow, Sample
 
 MAX_ROW_BYTES = 10_000_000
 HUB_PREFIX = "hub:"
+GCS_RETRY_SECONDS = 15
 _BATCH_ROWS = 256
+_CHUNK_BYTES = 1 << 20
+# How files begin that cannot be lines of UTF-8, whatever their names say.
+_NOT_JSONL = {
+    b"\x1f\x8b": "is gzip-compressed: its name must end in .jsonl.gz",
+    b"PAR1": "is a parquet file: its name must end in .parquet",
+    codecs.BOM_UTF16_LE: "must be UTF-8, is UTF-16",
+    codecs.BOM_UTF16_BE: "must be UTF-8, is UTF-16",
+}
 Rows = Iterator[Sample | RejectedRow]
+T = TypeVar("T")
 
 
 def read_corpora(specs: Sequence[str], *, max_row_bytes: int = MAX_ROW_BYTES) -> Rows:
@@ -33,11 +47,13 @@ def read_corpus(spec: str, *, max_row_bytes: int = MAX_ROW_BYTES) -> Rows:
 
     spec: a .jsonl, .jsonl.gz or .parquet file; a folder (with its subfolders) or glob of them; the
     same behind a URL (s3://, gs://, …); or hub:NAME[:split], the split being train by default.
-    Files are read in natural order: part-2 before part-10.
+    Files are read in natural order: part-2 before part-10. In a folder, other files and names that
+    begin with . or _ are passed over. A blank line of a .jsonl file is no row, but it is counted
+    where rows are numbered.
     Raises DataError where nothing is readable, a file is broken, or the hub does not answer.
     """
     if spec.startswith(HUB_PREFIX):
-        yield from _read_hub(spec)
+        yield from _read_hub(spec, max_row_bytes)
         return
     filesystem, path = _locate(spec)
     files = _list_files(filesystem, path, spec)
@@ -50,48 +66,115 @@ def read_corpus(spec: str, *, max_row_bytes: int = MAX_ROW_BYTES) -> Rows:
         raise DataError(f"{spec}: no rows: every file is empty")
 
 
+def require_readable(specs: Sequence[str]) -> None:
+    """Raises DataError, as `read_corpus` would, where a corpus has no file; reads none of them."""
+    for spec in specs:
+        if not spec.startswith(HUB_PREFIX):
+            _list_files(*_locate(spec), spec)
+
+
+def _translated(items: Iterable[T], complaint: str) -> Iterator[T]:
+    """`items`; what their source raises becomes a DataError that begins with `complaint`.
+
+    The clients of object stores and of the hub raise dozens of kinds, many of them not an OSError.
+    """
+    iterator = iter(items)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"{complaint}: {_one_line(error)}") from error
+        yield item
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
 def _locate(spec: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in spec:
+        if not spec:
+            raise DataError("a corpus must be a file, a folder, a glob, a URL or hub:NAME, got ''")
         return pafs.LocalFileSystem(), str(Path(spec).expanduser().absolute())
     try:
-        filesystem, path = pafs.FileSystem.from_uri(spec)
+        return _from_url(spec)
+    except Exception as error:  # as in `_translated`
+        raise DataError(f"{spec}: cannot be reached: {_one_line(error)}") from error
+
+
+def _from_url(url: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(_quoted(url))
         return filesystem, path
-    except pa.ArrowInvalid:
-        pass  # no scheme of Arrow's own; fsspec knows more
+    except NotImplementedError:
+        pass  # Arrow was built without this store
+    except pa.ArrowInvalid as error:
+        if "Unrecognized filesystem type" not in str(error):
+            raise
     import fsspec
 
-    try:
-        filesystem, path = fsspec.core.url_to_fs(spec)
-    except (ValueError, ImportError) as error:
-        raise DataError(f"{spec}: cannot be reached: {error}") from error
+    filesystem, path = fsspec.core.url_to_fs(url)
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def _quoted(url: str) -> str:
+    """What a glob or a name may hold and a URL may not is quoted; Arrow's settings are kept.
+
+    s3://b/part-?[ab].jsonl?region=eu-west-1 -> s3://b/part-%3F%5Bab%5D.jsonl?region=eu-west-1
+    """
+    found = re.search(r"\?\w+=.*", url, re.DOTALL)
+    settings = found[0] if found else ""
+    address = url.removesuffix(settings)
+    if url.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in settings:
+        # Without a network or credentials Arrow would try for 15 minutes.
+        settings += f"{'&' if settings else '?'}retry_limit_seconds={GCS_RETRY_SECONDS}"
+    return quote(address, safe="/:@%*!$&'()+,;=~") + settings
 
 
 def _list_files(filesystem: pafs.FileSystem, path: str, spec: str) -> list[str]:
     try:
-        if any(letter in path for letter in "*?["):
-            files = _match_glob(filesystem, path)
-            if not files:
-                raise DataError(f"{spec}: no file matches the pattern")
-        else:
-            [found] = filesystem.get_file_info([path])
-            if found.type == pafs.FileType.NotFound:
-                raise DataError(f"{spec}: no such file or folder{_suggestion(path)}")
-            if found.type == pafs.FileType.File:
-                _reader(path)
-                return [path]
-            files = _walk(filesystem, path)
-    except OSError as error:
-        raise DataError(f"{spec}: cannot be listed: {error}") from error
+        files = _matching_files(filesystem, path, spec)
+    except DataError:
+        raise
+    except Exception as error:  # as in `_translated`
+        raise DataError(f"{spec}: cannot be listed: {_one_line(error)}") from error
     readable = sorted((file for file in files if _ending(file)), key=_natural_key)
     if not readable:
         raise DataError(f"{spec}: nothing readable: no {', '.join(_READERS)} file in it")
+    for file in readable:
+        if not _is_encodable(file):
+            raise DataError(f"{spec}: the name of a file must be valid UTF-8, got {file!r}")
     return readable
 
 
-def _walk(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    found = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
-    files = [info.path for info in found if info.type == pafs.FileType.File]
+def _matching_files(filesystem: pafs.FileSystem, path: str, spec: str) -> list[str]:
+    if not _is_encodable(path):
+        raise DataError(f"{path!r}: the name of a file must be valid UTF-8")
+    [found] = filesystem.get_file_info([path])
+    if found.type == pafs.FileType.File:
+        _reader(path)
+        return [path]
+    if found.type != pafs.FileType.NotFound:
+        return _walk(filesystem, path)
+    if not any(letter in path for letter in "*?["):
+        near = _suggestion(path) if isinstance(filesystem, pafs.LocalFileSystem) else ""
+        raise DataError(f"{spec}: no such file or folder{near}")
+    files = _match_glob(filesystem, path)
+    if not files:
+        raise DataError(f"{spec}: no file matches the pattern")
+    return files
+
+
+def _walk(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = True) -> list[str]:
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        files = _walk_local(folder, recursive=recursive)
+    else:
+        found = filesystem.get_file_info(pafs.FileSelector(folder, recursive=recursive))
+        files = [info.path for info in found if info.type == pafs.FileType.File]
     # As Spark and Ray do, names that begin with . or _ are not data.
     return [
         file
@@ -100,24 +183,51 @@ def _walk(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     ]
 
 
+def _walk_local(folder: str, *, recursive: bool) -> list[str]:
+    """Arrow's own walk drops dead links in silence, and follows a loop of links forty times."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files = []
+    visited = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        files += [os.path.join(parent, name) for name in names]
+        inner = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
+        folders[:] = [name for name, real in inner.items() if recursive and real not in visited]
+        visited.update(inner.values())
+    return files
+
+
 def _match_glob(filesystem: pafs.FileSystem, pattern: str) -> list[str]:
-    fixed = Path(re.split(r"[*?\[]", pattern, maxsplit=1)[0] + "x").parent
-    files = [str(fixed / file) for file in _walk(filesystem, str(fixed))]
+    fixed = str(Path(re.split(r"[*?\[]", pattern, maxsplit=1)[0] + "x").parent)
+    [found] = filesystem.get_file_info([fixed])
+    if found.type != pafs.FileType.Directory:
+        return []
+    below = pattern[len(fixed) :].lstrip("/")
+    files = _walk(filesystem, fixed, recursive="/" in below or "**" in below)
     expression = re.compile(_glob_expression(pattern))
     return [file for file in files if expression.fullmatch(file)]
 
 
 def _glob_expression(pattern: str) -> str:
-    """`**` crosses folders, `*` and `?` do not."""
+    """`**` crosses folders; `*`, `?` and `[!a]` do not."""
     pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    tokens = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]*\])", pattern)
-    return "".join(
-        pieces.get(token, token if token.startswith("[") else re.escape(token)) for token in tokens
-    )
+
+    def translated(token: str) -> str:
+        if not re.fullmatch(r"\[.+\]", token):
+            return pieces.get(token, re.escape(token))
+        letters = token[1:-1].replace("\\", r"\\")
+        return f"[^/{letters[1:]}]" if letters.startswith("!") else f"[{letters}]"
+
+    tokens = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
+    return "".join(map(translated, tokens))
 
 
-def _natural_key(path: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+def _natural_key(path: str) -> tuple[list[tuple[int, str]], str]:
+    """The path itself settles what numbers leave open: part-1 and part-01."""
+    parts = re.split(r"(\d+)", path)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path
 
 
 def _suggestion(path: str) -> str:
@@ -125,6 +235,14 @@ def _suggestion(path: str) -> str:
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
     near = difflib.get_close_matches(Path(path).name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8 reach Python as lone surrogates
+        return False
+    return True
 
 
 def _ending(path: str) -> str | None:
@@ -144,67 +262,97 @@ def _dataset_of(path: str) -> str:
 
 
 def _read_jsonl(filesystem: pafs.FileSystem, path: str, max_row_bytes: int) -> Rows:
-    try:
-        with filesystem.open_input_file(path) as raw:
-            stream: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
-            yield from _jsonl_rows(_Lines(stream, max_row_bytes), path, max_row_bytes)
-    except (OSError, EOFError) as error:  # BadGzipFile is an OSError, a cut one an EOFError
-        raise DataError(f"{path}: cannot be read to its end: {error}") from error
+    dataset = _dataset_of(path)
+    lines = _translated(
+        _lines(filesystem, path, max_row_bytes), f"{path}: cannot be read to its end"
+    )
+    for number, (line, size) in enumerate(lines, start=1):
+        place = RowPlace(path, number, dataset)
+        if size > max_row_bytes:
+            yield _too_large(place, size, max_row_bytes)
+        elif line.strip():
+            yield _parse_line(line, place)
 
 
-class _Lines:
-    """Lines of a byte stream, without ever holding more of one than `limit` + 1 MiB."""
+def _lines(filesystem: pafs.FileSystem, path: str, limit: int) -> Iterator[tuple[bytes, int]]:
+    """Yields (line, its size in bytes); never holds more of a line than `limit` and a chunk.
 
-    def __init__(self, stream: IO[bytes], limit: int) -> None:
-        self.stream = stream
-        self.limit = limit
-
-    def __iter__(self) -> Iterator[tuple[bytes, int]]:
-        """Yields (line, its size in bytes); of a line over the limit only the beginning."""
+    Of a line over the limit only the beginning is yielded.
+    """
+    # Buffered, since gzip reads a few kilobytes at a time, each of them a request to a store.
+    with filesystem.open_input_stream(path, compression=None, buffer_size=_CHUNK_BYTES) as raw:
+        stream: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
         rest, size = b"", 0
-        while chunk := self.stream.read(1 << 20):
+        first = True
+        while chunk := stream.read(_CHUNK_BYTES):
+            if first:
+                _require_text(chunk, path)
+                first = False
             *lines, last = chunk.split(b"\n")
             for line in lines:
                 yield rest + line, size + len(line)
                 rest, size = b"", 0
             size += len(last)
-            rest = rest + last if size <= self.limit else (rest + last)[:100]
+            rest = rest + last if size <= limit else (rest + last)[:100]
         if size:
             yield rest, size
 
 
-def _jsonl_rows(lines: _Lines, path: str, max_row_bytes: int) -> Rows:
-    dataset = _dataset_of(path)
-    for number, (line, size) in enumerate(lines, start=1):
-        place = RowPlace(path, number, dataset)
-        if size > max_row_bytes:
-            yield place.reject(
-                "row_too_large", f"a row must have at most {max_row_bytes:,} bytes, got {size:,}"
-            )
-        elif line.strip():
-            yield _parse_line(line, place)
+def _require_text(chunk: bytes, path: str) -> None:
+    for beginning, complaint in _NOT_JSONL.items():
+        if chunk.startswith(beginning):
+            raise DataError(f"{path}: {complaint}")
 
 
 def _parse_line(line: bytes, place: RowPlace) -> Sample | RejectedRow:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
-        return place.reject("invalid_json", f"line {place.row} is not valid JSON: {error}")
+        row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
+    except UnicodeDecodeError as error:
+        return place.reject("invalid_utf8", f"line {place.row} is not valid UTF-8: {error}")
+    except json.JSONDecodeError as error:
+        detail = f"line {place.row} is not valid JSON: {error.msg}, at column {error.colno}"
+        return place.reject("invalid_json", detail)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 1,000 lists nested
+        return place.reject("invalid_json", f"line {place.row} is not readable JSON: {error}")
     return parse_row(row, place)
 
 
 def _read_parquet(filesystem: pafs.FileSystem, path: str, max_row_bytes: int) -> Rows:
     dataset = _dataset_of(path)
     number = 0
+    batches = _translated(_batches(filesystem, path), f"{path}: not a readable parquet file")
+    for batch, other_columns in batches:
+        for row in _batch_rows(batch):
+            number += 1
+            place = RowPlace(path, number, dataset)
+            if isinstance(row, ValueError):
+                detail = f"row {number} cannot be decoded: {_one_line(row)}"
+                yield place.reject("unreadable_row", detail)
+            else:
+                yield _parse_object(other_columns | row, place, max_row_bytes)
+
+
+def _batches(
+    filesystem: pafs.FileSystem, path: str
+) -> Iterator[tuple[pa.RecordBatch, dict[str, None]]]:
+    """The columns that matter, and the names of the others: these may be of any type and size."""
+    with filesystem.open_input_file(path) as file:
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        other_columns = dict.fromkeys(name for name in names if name not in ROW_KEYS)
+        columns = [name for name in names if name in ROW_KEYS]
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+            yield batch, other_columns
+
+
+def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | ValueError]:
+    """The rows; for one that Python cannot hold (text that is not UTF-8) the reason why not."""
     try:
-        with filesystem.open_input_file(path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _parse_object(row, RowPlace(path, number, dataset), max_row_bytes)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a readable parquet file: {reason}") from error
+        return batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows
+    except ValueError as error:
+        if batch.num_rows == 1:
+            return [error]
+        return [row for n in range(batch.num_rows) for row in _batch_rows(batch.slice(n, 1))]
 
 
 def _parse_object(row: dict[str, Any], place: RowPlace, max_row_bytes: int) -> Sample | RejectedRow:
@@ -212,28 +360,38 @@ def _parse_object(row: dict[str, Any], place: RowPlace, max_row_bytes: int) -> S
     if isinstance(outcome, Sample):
         size = sum(len(message.content.encode()) for message in outcome.messages)
         if size > max_row_bytes:
-            detail = f"a row must have at most {max_row_bytes:,} bytes, got {size:,}"
-            return place.reject("row_too_large", detail, sample_id=outcome.sample_id)
+            place = replace(place, dataset=outcome.dataset)
+            return _too_large(place, size, max_row_bytes, sample_id=outcome.sample_id)
     return outcome
 
 
-def _read_hub(spec: str) -> Rows:
-    name, _, split = spec.removeprefix(HUB_PREFIX).partition(":")
-    split = split or "train"
-    import datasets
+def _too_large(
+    place: RowPlace, size: int, max_row_bytes: int, *, sample_id: str = ""
+) -> RejectedRow:
+    detail = f"a row must have at most {max_row_bytes:,} bytes, got {size:,}"
+    return place.reject("row_too_large", detail, sample_id=sample_id)
 
-    try:
-        rows = iter(datasets.load_dataset(name, split=split, streaming=True))
-        first = next(rows, None)
-    except Exception as error:  # the hub's client raises a dozen kinds, httpx's among them
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{spec}: cannot be had from the hub: {reason}") from error
-    if first is None:
+
+def _read_hub(spec: str, max_row_bytes: int) -> Rows:
+    name, _, split = spec.removeprefix(HUB_PREFIX).partition(":")
+    if not name:
+        raise DataError(f"{spec}: must be hub:NAME or hub:NAME:SPLIT")
+    rows = _translated(_hub_rows(name, split or "train"), f"{spec}: cannot be had from the hub")
+    number = 0
+    for number, row in enumerate(rows, start=1):
+        yield _parse_object(row, RowPlace(spec, number, Path(name).name), max_row_bytes)
+    if not number:
         raise DataError(f"{spec}: no rows: the split is empty")
-    dataset = name.rpartition("/")[2]
-    yield parse_row(first, RowPlace(spec, 1, dataset))
-    for number, row in enumerate(rows, start=2):
-        yield parse_row(row, RowPlace(spec, number, dataset))
+
+
+def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"hub:{name}: needs the package `datasets`: pip install 'select-moe[hub]'"
+        ) from error
+    yield from datasets.load_dataset(name, split=split, streaming=True)
 
 
 _READERS: dict[str, Callable[[pafs.FileSystem, str, int], Rows]] = {

@@ -1,5 +1,6 @@
 """One row of a corpus as a Sample, or the reason why not: the input contract, in one place."""
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from selectmoe.records import Message, RejectedRow, Sample
 
 ROLES = ("system", "user", "assistant")
+# Names stand in numpy arrays, which are as wide as their longest entry and drop a NUL at its end.
+MAX_NAME_CHARACTERS = 4_096
 _SHOWN_CHARACTERS = 80
 
 
@@ -34,30 +37,26 @@ def parse_row(row: object, place: RowPlace) -> Sample | RejectedRow:
     """A row in any known layout as a Sample.
 
     Layouts: {"messages": [{"role", "content"}, …]}, {"instruction", "input", "output"} (Alpaca),
-    {"prompt", "response"} and {"text"}, which becomes one assistant turn. "dataset" and "id" are
-    taken from the row where it has them.
+    {"instruction", "context", "response"} (Dolly), {"prompt", "response"} and {"text"}, which
+    becomes one assistant turn. "dataset" and "id" are taken from the row where it has them; other
+    keys do not matter. A content may also be a list of {"type": "text", "text"}, as chat APIs write
+    it.
     """
     if not isinstance(row, Mapping):
         return place.reject("not_an_object", f"a row must be a JSON object, got {shown(row)}")
     sample_id, dataset = f"{place.file.rpartition('/')[2]}:{place.row}", place.dataset
     try:
-        sample_id = _name(row, "id") or sample_id
         dataset = _name(row, "dataset") or dataset
+        sample_id = _name(row, "id") or sample_id
         messages = checked_messages(_find_layout(row)(row))
-        for text in (sample_id, dataset, *(message.content for message in messages)):
-            _require_encodable(text)
     except RowError as error:
-        # A lone surrogate cannot be written to any file, so it cannot be in the reject either.
-        sample_id, detail = (
-            text.encode("utf-8", "backslashreplace").decode() for text in (sample_id, str(error))
-        )
-        return place.reject(error.reason, detail, sample_id=sample_id)
+        return RejectedRow(place.file, place.row, dataset, sample_id, error.reason, str(error))
     return Sample(dataset, sample_id, messages, f"{place.file}:{place.row}")
 
 
 def checked_messages(messages: object) -> tuple[Message, ...]:
     """Raises RowError unless `messages` is a conversation with something said by an assistant."""
-    if hasattr(messages, "tolist"):  # parquet gives numpy arrays for lists
+    if hasattr(messages, "tolist"):  # pandas gives numpy arrays for lists
         messages = messages.tolist()
     if not isinstance(messages, list | tuple):
         raise RowError("messages_wrong_type", f"'messages' must be a list, got {shown(messages)}")
@@ -73,8 +72,8 @@ def checked_messages(messages: object) -> tuple[Message, ...]:
 
 
 def shown(content: object) -> str:
-    """A value for a message: its type and its beginning."""
-    text = repr(content)
+    """A value for a message: its type and its beginning; plain ASCII where it is not printable."""
+    text = _ABRIDGED.repr(content)
     ending = "…" if len(text) > _SHOWN_CHARACTERS else ""
     return f"{type(content).__name__} {text[:_SHOWN_CHARACTERS]}{ending}"
 
@@ -84,17 +83,32 @@ def _message(entry: object, index: int) -> Message:
         raise RowError(
             "messages_wrong_type", f"messages[{index}] must be an object, got {shown(entry)}"
         )
-    role, content = entry.get("role"), entry.get("content")
+    role, content = entry.get("role"), _joined_parts(entry.get("content"))
     if role not in ROLES:
         raise RowError(
             "unknown_role",
-            f"messages[{index}].role must be one of {', '.join(ROLES)}, got {role!r}",
+            f"messages[{index}].role must be one of {', '.join(ROLES)}, got {shown(role)}",
         )
     if not isinstance(content, str):
         raise RowError(
             "messages_wrong_type", f"messages[{index}].content must be text, got {shown(content)}"
         )
+    _require_encodable(content, f"messages[{index}].content")
     return Message(role, content)
+
+
+def _joined_parts(content: object) -> object:
+    """The text of a content that is a list of text parts; any other content as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = []
+    for part in content:
+        is_text = isinstance(part, Mapping) and part.get("type") == "text"
+        text = part.get("text") if is_text else None
+        if not isinstance(text, str):
+            return content
+        texts.append(text)
+    return "".join(texts)
 
 
 def _name(row: Mapping[str, Any], key: str) -> str:
@@ -105,23 +119,37 @@ def _name(row: Mapping[str, Any], key: str) -> str:
         raise RowError(
             f"{key}_wrong_type", f"{key!r} must be text or a whole number, got {shown(name)}"
         )
-    return str(name)
+    name = str(name)
+    if len(name) > MAX_NAME_CHARACTERS or "\0" in name:
+        raise RowError(
+            f"{key}_unusable",
+            f"{key!r} must have at most {MAX_NAME_CHARACTERS:,} characters and no NUL, got "
+            f"{len(name):,} characters: {shown(name)}",
+        )
+    _require_encodable(name, repr(key))
+    return name
 
 
 def _find_layout(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], object]:
-    for keys, layout in _LAYOUTS.items():
-        if all(row.get(key) is not None for key in keys):
-            return layout
+    # A table of several layouts has every column in every row, null where it is another's. Only
+    # when no layout has values is one taken whose keys are there: its complaint is the clearest.
+    for is_there in (lambda key: row.get(key) is not None, lambda key: key in row):
+        for keys, layout in _LAYOUTS.items():
+            if all(map(is_there, keys)):
+                return layout
     known = "; ".join(", ".join(keys) for keys in _LAYOUTS)
     raise RowError(
-        "unknown_layout", f"a row must have one of ({known}), got the keys {sorted(row)}"
+        "unknown_layout",
+        f"a row must have one of ({known}), got the keys {_ABRIDGED.repr(list(row))}",
     )
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> object:
-    extra = row.get("input") or ""
-    question = f"{_text(row, 'instruction')}\n\n{extra}" if extra else _text(row, "instruction")
-    return _dialogue(question, _text(row, "output"))
+    return _dialogue(_with_context(row, "input"), _text(row, "output"))
+
+
+def _from_dolly(row: Mapping[str, Any]) -> object:
+    return _dialogue(_with_context(row, "context"), _text(row, "response"))
 
 
 def _from_prompt(row: Mapping[str, Any]) -> object:
@@ -136,6 +164,12 @@ def _dialogue(question: str, answer: str) -> object:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
+def _with_context(row: Mapping[str, Any], key: str) -> str:
+    instruction = _text(row, "instruction")
+    context = _text(row, key) if row.get(key) is not None else ""
+    return f"{instruction}\n\n{context}" if context else instruction
+
+
 def _text(row: Mapping[str, Any], key: str) -> str:
     text = row[key]
     if not isinstance(text, str):
@@ -143,13 +177,16 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     return text
 
 
-def _require_encodable(text: str) -> None:
+def _require_encodable(text: str, name: str) -> None:
+    """A lone surrogate (half of an emoji, as a JSON escape) cannot be written to any file."""
+    if text.isascii():  # known without looking at the letters
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise RowError(
             "lone_surrogate",
-            f"text must be valid Unicode, got the lone surrogate {text[error.start]!r} at "
+            f"{name} must be valid Unicode, got the lone surrogate {text[error.start]!r} at "
             f"character {error.start}",
         ) from error
 
@@ -157,6 +194,16 @@ def _require_encodable(text: str) -> None:
 _LAYOUTS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], object]] = {
     ("messages",): lambda row: row["messages"],
     ("instruction", "output"): _from_alpaca,
+    ("instruction", "response"): _from_dolly,
     ("prompt", "response"): _from_prompt,
     ("text",): _from_text,
 }
+ROW_KEYS = frozenset(
+    {"dataset", "id", "input", "context", *(key for keys in _LAYOUTS for key in keys)}
+)
+
+# Neither as long as the value nor as deep: repr() itself fails on what is nested too deeply.
+_ABRIDGED = reprlib.Repr()
+_ABRIDGED.maxlevel = 4
+_ABRIDGED.maxstring = _ABRIDGED.maxother = _SHOWN_CHARACTERS
+_ABRIDGED.maxlist = _ABRIDGED.maxdict = 20

@@ -2,29 +2,33 @@
 
 Rows are ordered by a key of two hashes, of the id and of the content, and cut into shards of a
 fixed size. The same rows in other files, or in another order, give the same shards, so the same
-batches and bit for bit the same scores. It is a bucket sort on disk: memory holds one bucket.
+batches and bit for bit the same scores; only `source`, where a row was read, differs. It is a
+bucket sort on disk, so memory does not grow with the corpus: it holds MAX_ROWS_IN_MEMORY rows, or
+MAX_CHARACTERS of text if these are fewer, beside a shard of at most as much text.
 """
 
 import hashlib
 import itertools
 import json
+import operator
 import pickle
 import shutil
-from collections import Counter
+import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selectmoe.data.writers import write_json, write_parquet
+from selectmoe.data.writers import whole_file, write_json, write_parquet
 from selectmoe.errors import DataError
 from selectmoe.records import Message, RejectedRow, Sample
 
 MAX_ROWS_IN_MEMORY = 20_000
-NUM_BUCKETS = 256
+MAX_CHARACTERS = 1 << 27
+KEY_DIGITS = 32
 SUMMARY_NAME = "summary.json"
 SHARD_SCHEMA = pa.schema(
     [
@@ -46,6 +50,7 @@ REJECTED_SCHEMA = pa.schema(
     ]
 )
 KeyedSample = tuple[str, Sample]
+_KEY = operator.itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +81,30 @@ def write_shards(
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
     read_by_dataset: Counter[str] = Counter()
-    buckets = _Buckets(directory / "buckets", max_rows_in_memory)
-    rejected = _RejectedRows(directory / "rejected.parquet")
-    for row in rows:
-        read_by_dataset[row.dataset] += 1
-        if isinstance(row, Sample):
-            buckets.add((row_key(row), row))
-        else:
-            rejected.add(row)
-    num_rejected = rejected.close()
-    if not read_by_dataset:
-        raise DataError("the corpus has no rows")
     duplicates = _DuplicateCounter()
     num_shards = 0
-    for chunk in _chunks(duplicates.watch(buckets.in_order()), rows_per_shard):
-        write_parquet(directory / f"shard-{num_shards:06d}.parquet", _shard_table(chunk))
-        num_shards += 1
-    buckets.remove()
+    with tempfile.TemporaryDirectory(prefix="buckets-", dir=directory) as folder:
+        buckets = _Buckets(Path(folder), max_rows_in_memory)
+        with (
+            whole_file(directory / "rejected.parquet") as file,
+            pq.ParquetWriter(file, REJECTED_SCHEMA) as writer,
+        ):
+            rejected = _RejectedRows(writer)
+            for row in rows:
+                read_by_dataset[row.dataset] += 1
+                if isinstance(row, Sample):
+                    buckets.add((row_key(row), row))
+                else:
+                    rejected.add(row)
+            rejected.flush()
+        if not read_by_dataset:
+            raise DataError("the corpus has no rows")
+        for chunk in _chunks(_with_numbers(duplicates.watch(buckets.in_order())), rows_per_shard):
+            write_parquet(directory / f"shard-{num_shards:06d}.parquet", _shard_table(chunk))
+            num_shards += 1
     summary = CorpusSummary(
         num_read=read_by_dataset.total(),
-        num_rejected=num_rejected,
+        num_rejected=rejected.num_rows,
         num_shards=num_shards,
         num_duplicate_ids=duplicates.num_duplicate_ids,
         read_by_dataset=dict(sorted(read_by_dataset.items())),
@@ -136,10 +145,21 @@ def row_key(sample: Sample) -> str:
 def keep_subset(
     rows: Iterable[Sample | RejectedRow], *, ratio: float
 ) -> Iterator[Sample | RejectedRow]:
-    """About `ratio` of the samples, the same ones however the corpus is split; all rejects."""
+    """About `ratio` of the samples, the same ones however the corpus is split; all rejects.
+
+    Raises DataError when none of the samples is kept.
+    """
+    num_samples, num_kept = 0, 0
     for row in rows:
-        if isinstance(row, RejectedRow) or int(row_key(row)[16:], 16) < ratio * 2**64:
+        if isinstance(row, RejectedRow):
             yield row
+            continue
+        num_samples += 1
+        if int(row_key(row)[16:], 16) < ratio * 2**64:
+            num_kept += 1
+            yield row
+    if num_samples and not num_kept:
+        raise DataError(f"subset_ratio={ratio:g} keeps none of the {num_samples:,} rows")
 
 
 def _digest(parts: Sequence[str]) -> str:
@@ -150,62 +170,86 @@ def _digest(parts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-class _Buckets:
-    """Samples by the first two digits of their keys, on disk as soon as memory is full."""
+def _num_characters(sample: Sample) -> int:
+    return sum(len(message.content) for message in sample.messages)
 
-    def __init__(self, directory: Path, max_rows_in_memory: int) -> None:
+
+class _Buckets:
+    """Samples by two digits of their keys, on disk as soon as memory is full.
+
+    A bucket that is itself too large (of a large corpus, or because every row has the same id) is
+    cut again, by the next two digits.
+    """
+
+    def __init__(self, directory: Path, max_rows_in_memory: int, *, first_digit: int = 0) -> None:
         self.directory = directory
         self.max_rows_in_memory = max_rows_in_memory
+        self.digits = slice(first_digit, first_digit + 2)
         self.in_memory: list[KeyedSample] = []
+        # Of the room for rows and text: what memory holds, and each bucket on disk.
+        self.share_in_memory = 0.0
+        self.shares: defaultdict[str, float] = defaultdict(float)
 
     def add(self, keyed: KeyedSample) -> None:
         self.in_memory.append(keyed)
-        if len(self.in_memory) >= self.max_rows_in_memory:
+        self.share_in_memory += self._share(keyed)
+        if self.share_in_memory >= 1:
             self._spill()
 
     def in_order(self) -> Iterator[KeyedSample]:
-        """Every sample by key; exact duplicates get a number behind theirs."""
-        if not self.directory.exists():
-            yield from _sorted_keys(self.in_memory)
+        """Every sample by key, once; samples of one key in the order in which they were added."""
+        if not self.shares:
+            yield from sorted(self.in_memory, key=_KEY)
             return
         self._spill()
-        for number in range(NUM_BUCKETS):
-            yield from _sorted_keys(self._read(number))
+        for bucket in sorted(self.shares):
+            yield from self._bucket_in_order(bucket)
+            self._file(bucket).unlink()
 
-    def remove(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def _bucket_in_order(self, bucket: str) -> Iterator[KeyedSample]:
+        rows = self._read(bucket)
+        if self.shares[bucket] <= 1:
+            yield from sorted(rows, key=_KEY)
+        elif self.digits.stop == KEY_DIGITS:
+            yield from rows  # all of one key
+        else:
+            inner = _Buckets(
+                self.directory / bucket, self.max_rows_in_memory, first_digit=self.digits.stop
+            )
+            for keyed in rows:
+                inner.add(keyed)
+            yield from inner.in_order()
+
+    def _share(self, keyed: KeyedSample) -> float:
+        return 1 / self.max_rows_in_memory + _num_characters(keyed[1]) / MAX_CHARACTERS
 
     def _spill(self) -> None:
         self.directory.mkdir(exist_ok=True)
-        self.in_memory.sort(key=lambda keyed: keyed[0])
-        for prefix, group in itertools.groupby(self.in_memory, key=lambda keyed: keyed[0][:2]):
-            with self._file(int(prefix, 16)).open("ab") as file:
-                pickle.dump(list(group), file)
-        self.in_memory = []
+        self.in_memory.sort(key=_KEY)
+        for bucket, group in itertools.groupby(self.in_memory, lambda keyed: keyed[0][self.digits]):
+            rows = list(group)
+            self.shares[bucket] += sum(map(self._share, rows))
+            with self._file(bucket).open("ab") as file:
+                pickle.dump(rows, file)
+        self.in_memory, self.share_in_memory = [], 0.0
 
-    def _read(self, number: int) -> list[KeyedSample]:
-        keyed: list[KeyedSample] = []
-        if self._file(number).exists():
-            with self._file(number).open("rb") as file:
-                for group in _pickles(file):
-                    keyed += group
-        return keyed
+    def _read(self, bucket: str) -> Iterator[KeyedSample]:
+        # Our own file of a moment ago, never one that a user gives.
+        with self._file(bucket).open("rb") as file:
+            while file.peek(1):
+                yield from pickle.load(file)
 
-    def _file(self, number: int) -> Path:
-        return self.directory / f"{number:02x}.pickle"
-
-
-def _pickles(file: IO[bytes]) -> Iterator[list[KeyedSample]]:
-    # Our own file of a moment ago, never one that a user gives.
-    while file.peek(1):  # type: ignore[attr-defined]
-        yield pickle.load(file)
+    def _file(self, bucket: str) -> Path:
+        return self.directory / f"{bucket}.pickle"
 
 
-def _sorted_keys(keyed: list[KeyedSample]) -> Iterator[KeyedSample]:
-    keyed.sort(key=lambda entry: entry[0])
-    for _, group in itertools.groupby(keyed, key=lambda entry: entry[0]):
-        for number, (key, sample) in enumerate(group):
-            yield (f"{key}-{number}" if number else key), sample
+def _with_numbers(rows: Iterable[KeyedSample]) -> Iterator[KeyedSample]:
+    """Exact duplicates get a number behind their key, so that no two rows have the same."""
+    previous, number = "", 0
+    for key, sample in rows:
+        number = number + 1 if key == previous else 0
+        previous = key
+        yield (f"{key}-{number}" if number else key), sample
 
 
 class _DuplicateCounter:
@@ -228,10 +272,8 @@ class _DuplicateCounter:
 class _RejectedRows:
     """Rejected rows on their way into one parquet file, a thousand at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self.partial = path.with_name(f".{path.name}.partial")
-        self.path = path
-        self.writer = pq.ParquetWriter(self.partial, REJECTED_SCHEMA)
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self.writer = writer
         self.pending: list[dict[str, object]] = []
         self.num_rows = 0
         self.first = ""
@@ -241,36 +283,43 @@ class _RejectedRows:
         self.pending.append(asdict(row))
         self.num_rows += 1
         if len(self.pending) == 1_000:
-            self._flush()
+            self.flush()
 
-    def close(self) -> int:
-        self._flush()
-        self.writer.close()
-        self.partial.replace(self.path)
-        return self.num_rows
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
         self.writer.write_table(pa.Table.from_pylist(self.pending, schema=REJECTED_SCHEMA))
         self.pending = []
 
 
 def _chunks(rows: Iterable[KeyedSample], size: int) -> Iterator[list[KeyedSample]]:
-    rows = iter(rows)
-    while chunk := list(itertools.islice(rows, size)):
+    """Lists of `size` rows, or of fewer where they hold more text than memory is meant to."""
+    chunk: list[KeyedSample] = []
+    num_characters = 0
+    for keyed in rows:
+        chunk.append(keyed)
+        num_characters += _num_characters(keyed[1])
+        if len(chunk) == size or num_characters >= MAX_CHARACTERS:
+            yield chunk
+            chunk, num_characters = [], 0
+    if chunk:
         yield chunk
 
 
 def _shard_table(rows: Sequence[KeyedSample]) -> pa.Table:
-    return pa.Table.from_pylist(
+    samples = [sample for _, sample in rows]
+    messages = [message for sample in samples for message in sample.messages]
+    ends = itertools.accumulate((len(sample.messages) for sample in samples), initial=0)
+    turns = pa.StructArray.from_arrays(
         [
-            {
-                "row_key": key,
-                "dataset": sample.dataset,
-                "id": sample.sample_id,
-                "messages": [{"role": m.role, "content": m.content} for m in sample.messages],
-                "source": sample.source,
-            }
-            for key, sample in rows
+            pa.array([message.role for message in messages], pa.string()),
+            pa.array([message.content for message in messages], pa.string()),
         ],
-        schema=SHARD_SCHEMA,
+        names=["role", "content"],
     )
+    columns = [
+        pa.array([key for key, _ in rows], pa.string()),
+        pa.array([sample.dataset for sample in samples], pa.string()),
+        pa.array([sample.sample_id for sample in samples], pa.string()),
+        pa.ListArray.from_arrays(pa.array(ends, pa.int32()), turns),
+        pa.array([sample.source for sample in samples], pa.string()),
+    ]
+    return pa.Table.from_arrays(columns, schema=SHARD_SCHEMA)

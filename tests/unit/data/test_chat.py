@@ -83,3 +83,35 @@ def test_a_long_sample_is_cut_and_marked(tokenizer):
     )
     assert (len(long.token_ids), long.truncated) == (16, True)
     assert not short.truncated
+
+
+@pytest.mark.parametrize("filter_", ["", "| trim", ".lstrip()", ".rstrip()"])
+def test_a_template_may_strip_white_space_on_any_side(tokenizer, filter_):
+    tokenizer.chat_template = (
+        "{% for message in messages %}[{{ message['role'] }}]{{ message['content']"
+        + filter_
+        + " }}"
+        "{% endfor %}"
+    )
+    chat = ChatTokenizer(tokenizer, max_sequence_length=100)
+    messages = (Message("user", " why? \n"), Message("assistant", "\n because "))
+    text, spans = chat.render(messages)
+    conversation = [{"role": m.role, "content": m.content} for m in messages]
+    assert text == tokenizer.apply_chat_template(conversation, tokenize=False)
+    [(start, end)] = spans
+    assert text[start:end].strip() == "because"
+
+
+@pytest.mark.parametrize("content", ["message['content'] | upper", "message['content'] | tojson"])
+def test_a_template_that_changes_what_is_said_is_refused(tokenizer, content):
+    tokenizer.chat_template = "{% for message in messages %}{{ " + content + " }}{% endfor %}"
+    chat = ChatTokenizer(tokenizer, max_sequence_length=100)
+    with pytest.raises(DataError, match="changes what is said"):
+        chat.render((Message("user", "why?"), Message("assistant", "because")))
+
+
+def test_a_template_that_fails_is_a_reason_and_no_stack_trace(tokenizer):
+    tokenizer.chat_template = "{{ 1 // 0 }}"
+    chat = ChatTokenizer(tokenizer, max_sequence_length=100)
+    with pytest.raises(DataError, match="chat template refuses the roles user, assistant"):
+        chat.render((Message("user", "why?"), Message("assistant", "because")))

@@ -43,3 +43,36 @@ def test_rows_of_similar_length_share_a_batch():
 
 def test_no_samples_give_no_batches():
     assert list(pack([], max_tokens_per_batch=8)) == []
+
+
+def test_rows_of_one_length_keep_their_order():
+    samples = [sample_of(length) for length in (5, 7, 5, 7, 5)]
+    batches = pack(samples, max_tokens_per_batch=14)
+    assert [batch.positions.tolist() for batch in batches] == [[1, 3], [0, 2], [4]]
+
+
+def test_batches_depend_on_the_lengths_alone():
+    lengths = (9, 3, 8, 3, 1, 30, 9, 2)
+    batches = pack([sample_of(length) for length in lengths], max_tokens_per_batch=18)
+    others = [
+        TokenizedSample("x", np.full(n, 7, np.int32), np.zeros(n, dtype=bool), truncated=True)
+        for n in lengths
+    ]
+    for batch, other in zip(batches, pack(others, max_tokens_per_batch=18), strict=True):
+        assert batch.positions.tolist() == other.positions.tolist()
+        np.testing.assert_array_equal(batch.attention_mask, other.attention_mask)
+
+
+def test_an_empty_row_takes_part_and_a_budget_below_one_row_is_a_row():
+    samples = [sample_of(length) for length in (0, 2, 0)]
+    for max_tokens in (1, 2, 100):
+        batches = list(pack(samples, max_tokens_per_batch=max_tokens))
+        assert sorted(np.concatenate([batch.positions for batch in batches])) == [0, 1, 2]
+        assert sum(int(batch.attention_mask.sum()) for batch in batches) == 2
+
+
+def test_the_types_are_those_a_model_takes():
+    [batch] = pack([sample_of(2), sample_of(3)], max_tokens_per_batch=100)
+    arrays = (batch.positions, batch.token_ids, batch.attention_mask, batch.answer_mask)
+    assert [array.dtype.name for array in arrays] == ["int64", "int64", "bool", "bool"]
+    assert batch.token_ids.tolist() == [[1, 2, 3], [1, 2, 0]]
