@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeGuard
 
 from selectmoe.errors import SelectMoeError
 
@@ -24,21 +24,34 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
         mistake = user_mistake(error)
         if mistake is None:
             raise
-        _leave(f"error: {mistake}", USER_ERROR_STATUS)
+        _leave(f"error: {one_line(mistake)}", USER_ERROR_STATUS)
     sys.exit(0)
 
 
-def user_mistake(error: BaseException | None) -> SelectMoeError | None:
-    """The mistake inside what Ray made of it: Ray wraps an exception of a worker in its own."""
+def user_mistake(error: BaseException | None) -> SelectMoeError | OSError | None:
+    """The mistake inside what Ray made of it: Ray wraps an exception of a worker in its own.
+
+    A full disk, a missing permission and their like count too: no code of ours can mend them.
+    """
     while error is not None:
         cause = getattr(error, "cause", None)  # RayTaskError holds the worker's exception here
         if isinstance(cause, BaseException):
             error = cause
-        elif isinstance(error, SelectMoeError):
+        elif isinstance(error, SelectMoeError) or _is_of_the_machine(error):
             return error
         else:
             error = error.__cause__ or error.__context__
     return None
+
+
+def _is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno is not None and bool(error.filename)
+
+
+def one_line(mistake: SelectMoeError | OSError) -> str:
+    if isinstance(mistake, OSError) and not isinstance(mistake, SelectMoeError):
+        return f"{mistake.filename}: {mistake.strerror}"
+    return " ".join(str(mistake).split())
 
 
 def configure_logging() -> None:

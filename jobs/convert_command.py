@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from jobs.command_line import CommandParser, parse_arguments
 from jobs.output_folder import absolute_path
-from selectmoe.config import ConvertConfig, load_config, settings_help
+from selectmoe.config import ConvertConfig
+from selectmoe.config_loading import load_config, settings_help
 from selectmoe.errors import ConfigError
 
 if TYPE_CHECKING:  # these load torch, and --help must not wait for it

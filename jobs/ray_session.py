@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -17,6 +18,8 @@ from jobs.output_folder import in_uploaded_folder
 from selectmoe.errors import SelectMoeError
 
 logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 def start_ray(*worker_modules: ModuleType) -> None:
@@ -49,22 +52,51 @@ def start_ray(*worker_modules: ModuleType) -> None:
 
 def _connect_or_start(ray: ModuleType) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS") or _head_on_this_machine()
+    if address is None:
+        _use_a_token_of_our_own()
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return
+    _require_answer(address)
     # Workers of a running cluster have an environment of their own, and need the checkout's path
     # unless Ray unpacked the checkout for this job. Those of a local Ray inherit ours, which saves
     # a runtime environment: two seconds, since Ray's idle workers then fit the job.
     needs_path = not in_uploaded_folder()
     environment = {"env_vars": {"PYTHONPATH": _python_path()}} if needs_path else {}
     try:
-        ray.init(address="auto", runtime_env=environment, **quiet)
-    except ConnectionError:  # no cluster is named by RAY_ADDRESS, and none runs here
-        _use_a_token_of_our_own()
-        ray.init(address="local", include_dashboard=False, **quiet)
+        ray.init(runtime_env=environment, **quiet)
     except ray.exceptions.AuthenticationError as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine")
         raise ClusterError(
             f"the Ray cluster at {address} asks for a token; set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray/auth_token"
         ) from error
+
+
+def _head_on_this_machine() -> str | None:
+    """The address that `ray start` left here, unless nothing answers there any more.
+
+    A head that was killed leaves its address behind, and Ray would try it for minutes.
+    """
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    address = file.read_text("utf-8").strip() if file.is_file() else ""
+    return address if address and _answers(address) else None
+
+
+def _require_answer(address: str) -> None:
+    if not _answers(address):
+        raise ClusterError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names")
+
+
+def _answers(address: str) -> bool:
+    """True where something listens; also for an address with no port to try."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _use_a_token_of_our_own() -> None:

@@ -1,21 +1,26 @@
 """The part of stage 2 that runs on Ray: normalise the corpus, then score it shard by shard."""
 
 import dataclasses
+import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import shard_scorer
+from jobs.command_line import user_mistake
 from jobs.progress import ScoringProgress
 from jobs.ray_session import start_ray, without_restart_notice
 from jobs.shard_scorer import ShardScorer, normalize_corpus
 from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary, read_summary
-from selectmoe.errors import SelectMoeError, TooManyRejectedError
-from selectmoe.model.checkpoint import hash_weights, require_select_moe, weights_file
+from selectmoe.data.writers import write_json
+from selectmoe.errors import ResumeError, SelectMoeError, TooManyRejectedError
+from selectmoe.model.checkpoint import hash_weights, weights_file
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.scored_shards import RunFolder
+from selectmoe.selected_data import write_rejected
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +46,9 @@ def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
     """Scores whatever of the corpus has no scores yet; each file in `folder` is whole or absent."""
     config = with_defaults(config)
     assert config.model is not None
-    require_select_moe(config.model)
     stage_1 = weights_file(config.model_checkpoint_path) if config.model_checkpoint_path else None
+    weights_sha256 = hash_weights(config.model, stage_1)
+    require_same_weights(folder, weights_sha256)
     start_ray(shard_scorer)
     summary = read_summary(folder.corpus) or normalize(config, folder)
     check_rejected(summary, config.max_rejected, folder)
@@ -58,7 +64,7 @@ def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
         score_shards(config, folder, shards, progress)
     return ScoringReport(
         model=config.model,
-        weights_sha256=hash_weights(config.model, stage_1),
+        weights_sha256=weights_sha256,
         num_shards=summary.num_shards,
         num_shards_reused=num_reused,
         num_duplicate_ids=summary.num_duplicate_ids,
@@ -96,13 +102,29 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
     return summary
 
 
+def require_same_weights(folder: RunFolder, weights_sha256: str) -> None:
+    """A resumed run must go on with the weights it began with: their file may have changed."""
+    file = folder.root / "model.json"
+    if file.is_file():
+        before = json.loads(file.read_text("utf-8"))["weights_sha256"]
+        if before != weights_sha256:
+            raise ResumeError(
+                f"{folder.root}: the run was begun with other weights: their SHA-256 was "
+                f"{before[:12]}… and is {weights_sha256[:12]}… now; start a new run"
+            )
+    write_json(file, {"weights_sha256": weights_sha256})
+
+
 def check_rejected(summary: CorpusSummary, max_rejected: float, folder: RunFolder) -> None:
     """Stops before any scoring when the corpus is not what it was taken for."""
-    if summary.num_rejected > max_rejected * summary.num_read:
+    share = summary.num_rejected / summary.num_read
+    if share > max_rejected:
+        enough = math.ceil(1_000 * share) / 1_000
         raise TooManyRejectedError(
             f"{summary.num_rejected} of {summary.num_read} rows are rejected, more than "
             f"max_rejected={max_rejected:g} allows; first: {summary.first_rejected}; all of them: "
-            f"{folder.corpus / 'rejected.parquet'}"
+            f"{write_rejected(folder, folder.root, {})}; to go on without them: --resume "
+            f"{folder.root} --max-rejected {enough:g}"
         )
 
 
@@ -119,7 +141,8 @@ def score_shards(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray Data logs an actor's exception at a hundred lines before it raises it.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     names = ray.data.from_items(
         [{"shard": str(shard)} for shard in shards],
         override_num_blocks=min(len(shards), BLOCKS_PER_ACTOR * num_actors),
@@ -138,13 +161,25 @@ def score_shards(
             for row in counts.iter_rows():
                 progress.add(num_rows=row["num_rows"], num_tokens=row["num_tokens"])
     except ray.exceptions.RayError as error:
-        left = folder.unscored_shards()
-        raise ScoringError(
-            f"scoring stopped with {len(left)} shards left: {str(error).strip().splitlines()[-1]}; "
-            f"go on with --resume {folder.root}"
-        ) from error
+        raise user_mistake(error) or ScoringError(stop_message(error, folder)) from error
     finally:
         progress.close()
+    if left := folder.unscored_shards():
+        raise ScoringError(
+            f"{folder.scored}: {len(left)} of the scored shards are not to be seen from here; the "
+            "output folder must be on storage that all nodes share"
+        )
+
+
+def stop_message(error: Exception, folder: RunFolder) -> str:
+    """One line for a person; the whole story goes to a file."""
+    details = folder.root / "scoring_error.txt"
+    details.write_text(str(error), encoding="utf-8")
+    return (
+        f"scoring stopped with {len(folder.unscored_shards())} shards left: "
+        f"{str(error).strip().splitlines()[-1]}; details: {details}; go on with --resume "
+        f"{folder.root}"
+    )
 
 
 class ScoringError(SelectMoeError, RuntimeError):

@@ -14,14 +14,15 @@ from jobs.output_folder import (
     new_output_folder,
     saved_settings,
 )
-from selectmoe.config import SelectConfig, load_config, resolved, settings_help
+from selectmoe.config import SelectConfig
+from selectmoe.config_loading import load_config, resolved, settings_help
 from selectmoe.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 STAGE = "stage_2_selection"
-# These change where and how fast a run goes on, not what comes out of it.
-FREE_ON_RESUME = ("num_actors", "output", "output_root", "resume")
+# These change where, how fast and whether a run goes on, not what comes out of it.
+FREE_ON_RESUME = ("max_rejected", "num_actors", "output", "output_root", "resume")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,9 +36,14 @@ def main(arguments: Sequence[str]) -> None:
     from selectmoe.scored_shards import RunFolder
     from selectmoe.selected_data import cut_run
 
+    require_inputs(config)
     output = claim_output(config)
     scored_run = RunFolder(Path(config.scored) if config.scored else output)
-    scoring = None if config.scored else score_corpus(config, scored_run)
+    try:
+        scoring = None if config.scored else score_corpus(config, scored_run)
+    except KeyboardInterrupt:
+        logger.info("go on with --resume %s", output)
+        raise
     selected = cut_run(
         scored_run,
         output,
@@ -117,6 +123,21 @@ def scored_run_folder(folder: Path) -> Path:
     if not (run / "manifest.json").is_file():
         raise ConfigError(f"--scored must be the folder of a finished run, got {folder}")
     return run
+
+
+def require_inputs(config: SelectConfig) -> None:
+    """Refuses a model or a corpus that is not there before Ray starts or a folder is made."""
+    from selectmoe.data.readers import require_readable
+    from selectmoe.model.checkpoint import require_select_moe, weights_file
+
+    if config.scored is not None:
+        return
+    if config.model is not None:
+        require_select_moe(config.model)
+    if config.model_checkpoint_path is not None:
+        weights_file(config.model_checkpoint_path)
+    if config.resume is None:  # a resumed run reads its own copy
+        require_readable(config.dataset.paths)
 
 
 def claim_output(config: SelectConfig) -> Path:

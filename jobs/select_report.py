@@ -9,7 +9,8 @@ from typing import Any
 from jobs.progress import format_seconds
 from jobs.score_corpus import ScoringReport
 from selectmoe import __version__
-from selectmoe.config import SelectConfig, resolved
+from selectmoe.config import SelectConfig
+from selectmoe.config_loading import resolved
 from selectmoe.data.writers import write_json
 from selectmoe.selected_data import ALL_DATASETS, SelectedData
 
@@ -47,6 +48,8 @@ def total_counts(selected: SelectedData) -> dict[str, int]:
         "num_scored": sum(c.num_scored for c in counts),
         "num_rejected": sum(sum(c.num_rejected.values()) for c in counts),
         "num_selected": sum(c.num_selected for c in counts),
+        "num_tokens": sum(c.num_tokens for c in counts),
+        "num_truncated": sum(c.num_truncated for c in counts),
     }
 
 
@@ -65,10 +68,11 @@ def print_table(manifest: dict[str, Any], output: Path) -> None:
         print("  ".join(cells))
     print()
     if DEMO_BAD in manifest["datasets"]:
-        print(_demo_line(manifest["datasets"][DEMO_BAD], manifest["total"]))
-    scoring = manifest["scoring"]
+        print(_demo_line(manifest["datasets"][DEMO_BAD], total))
+    truncated = f", {total['num_truncated']:,} rows truncated" if total["num_truncated"] else ""
     print(
-        f"{scoring['num_tokens']:,} tokens scored at {scoring['tokens_per_second']:,.0f} tokens/s; "
+        f"{total['num_tokens']:,} tokens{truncated}, scored at "
+        f"{manifest['scoring']['tokens_per_second']:,.0f} tokens/s; "
         f"{format_seconds(manifest['wall_seconds'])} in all"
     )
     for name in ("selected_data.jsonl", "rejected/rejected.jsonl", "scored/", "manifest.json"):

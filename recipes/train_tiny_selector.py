@@ -12,6 +12,7 @@ import logging
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from selectmoe.scoring import ScoringEngine  # noqa: E402
 from selectmoe.training.warmup import GateWarmup, warm_up_gates  # noqa: E402
 
 TARGET = ROOT / "selectmoe" / "assets" / "tiny_selector"
+CARD = ROOT / "recipes" / "tiny_selector_card.md"
 NUM_EVALUATED = 600
 
 
@@ -106,19 +108,42 @@ def main() -> None:
 
     report = auroc_by_kind(ScoringEngine.from_pretrained(args.save_path), evaluated[:NUM_EVALUATED])
     mean = round(float(np.mean(list(report.values()))), 3)
-    curve = args.base / "loss_curve.json"
-    write_json(
-        args.save_path / "training_report.json",
-        {
-            "num_warmup_steps": args.num_steps,
-            "learning_rate": args.learning_rate,
-            "seed": args.seed,
-            "auroc_held_out": report,
-            "auroc_mean": mean,
-            "base_loss_curve": json.loads(curve.read_text("utf-8")) if curve.exists() else [],
-        },
-    )
+    curve = json.loads((args.base / "loss_curve.json").read_text("utf-8"))
+    training_report = {
+        "num_warmup_steps": args.num_steps,
+        "learning_rate": args.learning_rate,
+        "seed": args.seed,
+        "num_rows_evaluated": NUM_EVALUATED,
+        "auroc_held_out": report,
+        "auroc_mean": mean,
+        "base_loss_curve": curve,
+    }
+    write_json(args.save_path / "training_report.json", training_report)
+    (args.save_path / "README.md").write_text(model_card(model, training_report), "utf-8")
     print(json.dumps(report, indent=1), f"mean {mean}")
+
+
+def model_card(model: SelectMoeForCausalLM, report: dict[str, Any]) -> str:
+    """The card beside the weights, its tables filled in with what this run measured."""
+    config = model.config
+    every = max(len(report["base_loss_curve"]) // 12, 1)
+    curve = [*report["base_loss_curve"][::every], report["base_loss_curve"][-1]]
+    return CARD.read_text("utf-8").format(
+        num_parameters=f"{model.num_parameters():,}",
+        config=config,
+        num_steps=f"{report['num_warmup_steps']:,}",
+        num_steps_typed=report["num_warmup_steps"],
+        num_rows=report["num_rows_evaluated"],
+        num_tokens=f"{curve[-1]['tokens'] / 1e6:.0f} M",
+        held_out_loss=f"{curve[-1]['held_out_loss']:.2f}",
+        auroc_mean=f"{report['auroc_mean']:.3f}",
+        auroc="\n".join(f"| {k} | {v:.3f} |" for k, v in report["auroc_held_out"].items()),
+        curve="\n".join(
+            f"| {point['tokens'] / 1e6:.1f} | {point['train_loss']:.2f} "
+            f"| {point['held_out_loss']:.2f} |"
+            for point in curve
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ SCORED_SCHEMA = pa.schema(
     ]
 )
 
+# Of each row no text is read after scoring, until it is selected.
+SCORE_COLUMNS = ["row_key", "dataset", "score", "num_tokens", "truncated"]
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -142,17 +145,22 @@ class ScoreBlock:
     row_keys: np.ndarray  # str (N,)
     datasets: np.ndarray  # str (N,)
     scores: np.ndarray  # float32 (N,)
+    num_tokens: np.ndarray  # int32 (N,), that the model read
+    truncated: np.ndarray  # bool (N,), True where that was only the beginning
 
 
 def score_blocks(folder: RunFolder) -> Iterator[ScoreBlock]:
     """The scores of a run, shard by shard: constant memory, and no text."""
     for shard in folder.scored_shards():
-        table = pq.read_table(shard, columns=["row_key", "dataset", "score"])
-        valid = table["score"].is_valid().to_numpy()
+        table = pq.read_table(shard, columns=SCORE_COLUMNS)
+        valid = table["score"].is_valid()
+        table = table.filter(valid)
         yield ScoreBlock(
             shard=shard,
-            row_numbers=np.flatnonzero(valid),
-            row_keys=np.array(table["row_key"].to_pylist(), dtype=np.str_)[valid],
-            datasets=np.array(table["dataset"].to_pylist(), dtype=np.str_)[valid],
-            scores=table["score"].to_numpy()[valid],
+            row_numbers=np.flatnonzero(valid.to_numpy()),
+            row_keys=np.array(table["row_key"].to_pylist(), dtype=np.str_),
+            datasets=np.array(table["dataset"].to_pylist(), dtype=np.str_),
+            scores=table["score"].to_numpy(),
+            num_tokens=table["num_tokens"].to_numpy(),
+            truncated=table["truncated"].to_numpy(),
         )

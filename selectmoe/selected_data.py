@@ -27,6 +27,8 @@ class DatasetCounts:
     num_scored: int
     num_rejected: dict[str, int]  # by reason
     num_selected: int
+    num_tokens: int  # that the model read
+    num_truncated: int  # rows that were scored on their beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +61,18 @@ def cut_run(
     than the share `max_rejected` of the rows has no score.
     """
     num_rejected: dict[str, Counter[str]] = {}
-    (output / "rejected").mkdir(exist_ok=True)
-    rejected_file = output / "rejected" / "rejected.jsonl"
-    write_jsonl(rejected_file, rejected_rows(folder, num_rejected))
-    num_scored, histogram = count_scores(folder)
+    rejected_file = write_rejected(folder, output, num_rejected)
+    scored, histogram = count_scores(folder)
+    num_scored = scored["rows"]
     total_rejected = sum(reasons.total() for reasons in num_rejected.values())
     total_read = num_scored.total() + total_rejected
-    if total_rejected > max_rejected * total_read or not num_scored:
+    if total_rejected > max_rejected * total_read:
         raise TooManyRejectedError(
             f"{total_rejected} of {total_read} rows are rejected, more than "
             f"max_rejected={max_rejected:g} allows; each with its reason: {rejected_file}"
         )
+    if not num_scored:
+        raise TooManyRejectedError(f"no row has a score; each with its reason: {rejected_file}")
     cuts = find_cuts(
         folder, num_scored, selection_percentage=selection_percentage, per_dataset=per_dataset
     )
@@ -81,6 +84,8 @@ def cut_run(
             num_scored=num_scored[dataset],
             num_rejected=dict(num_rejected.get(dataset, Counter())),
             num_selected=num_selected[dataset],
+            num_tokens=scored["tokens"][dataset],
+            num_truncated=scored["truncated"][dataset],
         )
         for dataset in sorted({*num_scored, *num_rejected})
     }
@@ -131,6 +136,14 @@ def selected_rows(
             }
 
 
+def write_rejected(folder: RunFolder, output: Path, num_rejected: dict[str, Counter[str]]) -> Path:
+    """Writes `rejected/rejected.jsonl`; counts by data set and reason in `num_rejected`."""
+    file = output / "rejected" / "rejected.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    write_jsonl(file, rejected_rows(folder, num_rejected))
+    return file
+
+
 def rejected_rows(
     folder: RunFolder, num_rejected: dict[str, Counter[str]]
 ) -> Iterator[dict[str, object]]:
@@ -160,18 +173,29 @@ def belongs_to(block: ScoreBlock, dataset: str) -> np.ndarray:
     return mask
 
 
-def count_scores(folder: RunFolder) -> tuple[Counter[str], np.ndarray]:
-    """Scored rows by data set, and the histogram of all scores over (0, 1)."""
-    num_scored: Counter[str] = Counter()
+def count_scores(folder: RunFolder) -> tuple[dict[str, Counter[str]], np.ndarray]:
+    """Scored "rows", their "tokens" and the "truncated" ones, each by data set, and the histogram
+    of all scores over (0, 1)."""
+    counts: dict[str, Counter[str]] = {
+        "rows": Counter(),
+        "tokens": Counter(),
+        "truncated": Counter(),
+    }
     histogram = np.zeros(NUM_QUANTILE_BINS, dtype=np.int64)
     for block in score_blocks(folder):
-        names, counts = np.unique(block.datasets, return_counts=True)
-        num_scored.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
+        names, codes = np.unique(block.datasets, return_inverse=True)
+        for key, weights in (
+            ("rows", np.ones(len(codes))),
+            ("tokens", block.num_tokens),
+            ("truncated", block.truncated),
+        ):
+            sums = np.bincount(codes, weights=weights, minlength=len(names)).astype(np.int64)
+            counts[key].update(dict(zip(names.tolist(), sums.tolist(), strict=True)))
         bins = np.clip(
             (block.scores * NUM_QUANTILE_BINS).astype(np.int64), 0, NUM_QUANTILE_BINS - 1
         )
         histogram += np.bincount(bins, minlength=NUM_QUANTILE_BINS)
-    return num_scored, histogram
+    return counts, histogram
 
 
 def quantiles(histogram: np.ndarray) -> dict[str, float]:

@@ -35,6 +35,8 @@ def test_exactly_k_are_kept_and_every_row_is_accounted_for(finished):
     rows = [json.loads(line) for line in selected(output).splitlines()]
     assert len(rows) == 24
     counts = manifest(output)["total"]
+    assert counts.pop("num_tokens") > 120 * 20
+    assert counts.pop("num_truncated") == 0
     assert counts == {"num_read": 120, "num_scored": 120, "num_rejected": 0, "num_selected": 24}
     scores = [
         score

@@ -33,11 +33,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.selection",
         "selectmoe.calibration",
     ),
-    ("selectmoe.records", "selectmoe.config", "selectmoe.errors", "selectmoe.paths"),
+    (
+        "selectmoe.records",
+        "selectmoe.config",
+        "selectmoe.config_loading",
+        "selectmoe.errors",
+        "selectmoe.paths",
+    ),
 )
 PURE = ("selectmoe.quality_losses", "selectmoe.gate_scores", "selectmoe.selection")
 NOT_IN_THE_PACKAGE = ("ray", "fastapi", "jobs", "serve")
-WITHOUT_TORCH = ("selectmoe", "selectmoe.config", "selectmoe.errors", "selectmoe.records")
+WITHOUT_TORCH = ("selectmoe", "selectmoe.config_loading", "selectmoe.errors", "selectmoe.records")
 
 
 def module_name(path: Path, *, root: Path = REPOSITORY) -> str:

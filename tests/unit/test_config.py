@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from selectmoe.config import (
-    ConvertConfig,
-    DatasetConfig,
-    SelectConfig,
+from selectmoe.config import ConvertConfig, DatasetConfig, SelectConfig, WarmupConfig
+from selectmoe.config_loading import (
     StageConfig,
-    WarmupConfig,
     from_values,
     load_config,
     resolved,
@@ -245,7 +242,8 @@ def test_formulas_are_those_that_the_engine_knows() -> None:
 
 def test_importing_the_settings_and_their_help_loads_no_heavy_library() -> None:
     script = (
-        "import sys; from selectmoe.config import SelectConfig, settings_help;"
+        "import sys; from selectmoe.config import SelectConfig;"
+        "from selectmoe.config_loading import settings_help;"
         "settings_help(SelectConfig);"
         "print([m for m in ('torch', 'hydra', 'omegaconf', 'numpy', 'yaml') if m in sys.modules])"
     )
