@@ -129,12 +129,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> OlmoeForCausalLM:
     return model
 
 
-def learning_rate_at(share: float) -> float:
-    """Linear warm-up, then cosine down to FINAL_SHARE of the peak; `share` of the time is over."""
+def schedule(share: float) -> float:
+    """Share of the peak learning rate: linear warm-up, then cosine down to FINAL_SHARE of it;
+    `share` of the time is over."""
     if share < WARMUP_SHARE:
-        return PEAK_LEARNING_RATE * share / WARMUP_SHARE
+        return share / WARMUP_SHARE
     cosine = 0.5 * (1 + math.cos(math.pi * (share - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
-    return PEAK_LEARNING_RATE * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+    return FINAL_SHARE + (1 - FINAL_SHARE) * cosine
 
 
 class WindowSampler:
@@ -173,9 +174,10 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.05)
     started, curve, step, next_report = time.monotonic(), [], 0, 0.0
     model.train()
-    while (share := (time.monotonic() - started) / (60 * args.minutes)) < 1:
+    stop = args.stop_after_minutes / args.minutes if args.stop_after_minutes else 1.0
+    while (share := (time.monotonic() - started) / (60 * args.minutes)) < stop:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(share)
+            group["lr"] = PEAK_LEARNING_RATE * schedule(share)
         ids = sampler.batch(step)
         loss = model(input_ids=ids, labels=ids, use_cache=False, output_router_logits=True).loss
         loss.backward()
@@ -202,7 +204,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--instructions", type=Path, required=True)
     parser.add_argument("--save-path", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--minutes", type=float, default=120.0, help="length of the schedule")
+    parser.add_argument("--stop-after-minutes", type=float, help="before it ends")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

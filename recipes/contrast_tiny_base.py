@@ -1,0 +1,190 @@
+"""Give the tiny base features that a gate can read: it learns to tell a sample from a worse copy.
+
+    python recipes/contrast_tiny_base.py --base DIR --instructions DIR --save-path DIR --minutes 50
+
+A linear gate reads only what stands in the hidden states. A base of billions of parameters has
+features of quality from pre-training alone; three million parameters have other worries, so here
+the whole base learns with the contrastive loss of the warm-up, through gates that are thrown away
+afterwards, beside its language-model loss. What is saved is a plain OLMoE.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerBase
+from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from recipes.train_tiny_base import is_held_out, schedule  # noqa: E402
+from recipes.train_tiny_selector import gated  # noqa: E402
+from selectmoe.data.chat import ChatTokenizer  # noqa: E402
+from selectmoe.data.corruptions import CORRUPTIONS  # noqa: E402
+from selectmoe.data.readers import read_corpus  # noqa: E402
+from selectmoe.gate_scores import good_margins, scored_tokens  # noqa: E402
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
+from selectmoe.quality_losses import contrastive  # noqa: E402
+from selectmoe.records import Sample  # noqa: E402
+from selectmoe.training.contrastive_pairs import ContrastivePairs  # noqa: E402
+
+# Shape letters: L = layers, B = rows of a batch (real ones first, then their copies), T = tokens.
+PEAK_LEARNING_RATE = 1.5e-3
+TOKENS_PER_STEP, MAX_SEQUENCE_LENGTH = 4_096, 512
+NUM_HELD_OUT_BATCHES = 20
+
+
+def pairs_of(
+    samples: list[Sample], tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> ContrastivePairs:
+    return ContrastivePairs(
+        samples,
+        ChatTokenizer(tokenizer, max_sequence_length=MAX_SEQUENCE_LENGTH),
+        kinds=tuple(CORRUPTIONS),
+        max_tokens_per_batch=TOKENS_PER_STEP,
+        seed=seed,
+    )
+
+
+def losses(
+    model: SelectMoeForCausalLM, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Contrastive, language-model (of the real rows alone) and load-balancing loss, and the share
+    of the copies that score below their real row."""
+    decoded = model.model(
+        input_ids=batch["input_ids"],
+        use_cache=False,
+        output_quality_logits=True,
+        output_router_logits=True,
+    )
+    margins_LBT = good_margins(torch.stack(decoded["quality_logits"]))
+    mask_BT = scored_tokens(batch["answer_mask"], batch["attention_mask"], "answer").float()
+    margins_B = (margins_LBT.mean(0) * mask_BT).sum(1) / mask_BT.sum(1)
+    half = len(margins_B) // 2
+    labels_B = torch.arange(len(margins_B)) < half
+    contrast = contrastive(margins_B, labels_B) + contrastive(
+        margins_B, labels_B, pair_ids=torch.arange(half).repeat(2), form="ranking"
+    )
+    logits = model.lm_head(decoded.last_hidden_state[:half, :-1])
+    targets = batch["input_ids"][:half, 1:].masked_fill(~batch["attention_mask"][:half, 1:], -100)
+    lm_loss = cross_entropy(logits.flatten(0, 1), targets.flatten())
+    balance: Any = load_balancing_loss_func(
+        decoded.router_logits,
+        model.config.num_experts,
+        model.config.num_experts_per_tok,
+        batch["attention_mask"],
+    )
+    above = float((margins_B[:half] > margins_B[half:]).float().mean())
+    return contrast, lm_loss, balance, above
+
+
+@torch.no_grad()
+def held_out_means(model: SelectMoeForCausalLM, pairs: ContrastivePairs) -> dict[str, float]:
+    model.eval()
+    rows = [losses(model, batch) for batch in islice(iter(pairs), NUM_HELD_OUT_BATCHES)]
+    model.train()
+    contrast, lm_loss, _, above = zip(*rows, strict=True)
+    return {
+        "held_out_contrast": round(float(np.mean([float(x) for x in contrast])), 4),
+        "held_out_loss": round(float(np.mean([float(x) for x in lm_loss])), 4),
+        "held_out_pairs_right": round(float(np.mean(above)), 4),
+    }
+
+
+def train(
+    model: SelectMoeForCausalLM,
+    pairs: ContrastivePairs,
+    held_out: ContrastivePairs,
+    args: argparse.Namespace,
+) -> list[dict[str, float]]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.05)
+    started, curve, next_report, num_tokens = time.monotonic(), [], 0.05, 0
+    model.train()
+    model.model.detach_gates()  # gates learn from the contrast alone; the base from both
+    for step, batch in enumerate(pairs):
+        share = (time.monotonic() - started) / (60 * args.minutes)
+        if share >= 1:
+            break
+        # Open in every other step: the base must be a language model without gates, too.
+        model.force_gates_open(step % 2 == 0)
+        contrast, lm_loss, balance, _ = losses(model, batch)
+        for group in optimizer.param_groups:
+            group["lr"] = PEAK_LEARNING_RATE * schedule(share)
+        (contrast + args.lm_weight * lm_loss + 0.01 * balance).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        num_tokens += batch["input_ids"].numel()
+        if share >= next_report:
+            next_report = share + 0.05
+            model.force_gates_open(False)
+            entry = {
+                "tokens": num_tokens,
+                "minutes": round(share * args.minutes, 1),
+                "contrast": round(contrast.item(), 4),
+                "train_loss": round(lm_loss.item(), 4),
+                **held_out_means(model, held_out),
+            }
+            curve.append(entry)
+            print(json.dumps(entry), flush=True)
+            save_base(model, args.save_path)
+    return curve
+
+
+def save_base(model: SelectMoeForCausalLM, folder: Path) -> None:
+    """The OLMoE alone: everything but the gates."""
+    settings = {k: v for k, v in model.config.to_dict().items() if not k.startswith("quality_")}
+    for key in ("model_type", "architectures", "dtype"):
+        settings.pop(key, None)
+    config = OlmoeConfig(
+        **{key: value for key, value in settings.items() if not key.startswith("trash_")}
+    )
+    base = OlmoeForCausalLM(config)
+    state = {name: t for name, t in model.state_dict().items() if "quality_gate" not in name}
+    base.load_state_dict(state)
+    base.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--instructions", type=Path, required=True)
+    parser.add_argument("--save-path", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=50.0)
+    parser.add_argument("--lm-weight", type=float, default=0.5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+
+    rows = [row for row in read_corpus(str(args.instructions)) if isinstance(row, Sample)]
+    held_out = [row for row in rows if is_held_out(row.sample_id)]
+    random.Random(args.seed).shuffle(held_out)
+    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    tokenizer.save_pretrained(args.save_path)
+    model = gated(args.base, args.seed)
+    training = [row for row in rows if not is_held_out(row.sample_id)]
+    curve = train(
+        model,
+        pairs_of(training, tokenizer, seed=args.seed),
+        pairs_of(held_out[:1_000], tokenizer, seed=args.seed + 1),
+        args,
+    )
+    save_base(model, args.save_path)
+    before = json.loads((args.base / "loss_curve.json").read_text("utf-8"))
+    (args.save_path / "loss_curve.json").write_text(json.dumps([*before, *curve], indent=1))
+
+
+if __name__ == "__main__":
+    main()
