@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+from selectmoe.paths import EMBEDDED_SELECTOR
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -116,21 +119,36 @@ def test_a_killed_actor_is_replaced_and_no_shard_is_scored_twice(job, corpus, fi
     assert sorted(finished_shards(output)) == [f"shard-{n:06d}.parquet" for n in range(8)]
 
 
-def test_rejected_rows_are_written_with_file_row_and_reason(job, corpus, tmp_path):
+def test_rejected_rows_stop_a_run_that_may_go_on_without_them(job, corpus, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text(corpus.read_text("utf-8") + '{"messages": []}\n{"mess', "utf-8")
     output = tmp_path / "run"
-    arguments = ("--pct", "0.5", "--data", broken, "--output", output, "--num-actors", "1")
-    assert "max_rejected=0.01" in job.refuse(*arguments)
-    job.run(*arguments[:5], tmp_path / "second", "--num-actors", "1", "--max-rejected", "0.1")
-    lines = (tmp_path / "second" / "rejected" / "rejected.jsonl").read_text("utf-8").splitlines()
+    line = job.refuse("--pct", "0.5", "--data", broken, "--output", output, "--num-actors", "1")
+    assert "2 of 122 rows are rejected, more than max_rejected=0.01 allows" in line
+    assert f"first: {broken}:121: 'messages' must not be empty" in line
+    assert line.endswith(f"--resume {output} --max-rejected 0.017")
+    job.run("--resume", output, "--max-rejected", "0.017")
+    lines = (output / "rejected" / "rejected.jsonl").read_text("utf-8").splitlines()
     rejected = [json.loads(line) for line in lines]
     assert [(row["row"], row["reason"]) for row in rejected] == [
         (121, "messages_empty"),
         (122, "invalid_json"),
     ]
     assert all(row["file"] == str(broken) for row in rejected)
-    assert manifest(tmp_path / "second")["total"]["num_read"] == 122
+    assert manifest(output)["total"]["num_read"] == 122
+
+
+def test_a_run_that_was_begun_with_other_weights_is_not_gone_on_with(job, corpus, tmp_path):
+    selector = tmp_path / "selector"
+    shutil.copytree(EMBEDDED_SELECTOR, selector)
+    output = tmp_path / "run"
+    arguments = ("--data", corpus, "--model", selector, "--output", output)
+    (tmp_path / "empty.jsonl").touch()
+    job.refuse(*arguments, "--data", tmp_path / "empty.jsonl")
+    with (selector / "model.safetensors").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x00\x3f")
+    assert "begun with other weights" in job.refuse("--resume", output)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +157,13 @@ def test_rejected_rows_are_written_with_file_row_and_reason(job, corpus, tmp_pat
         (("--pct", "5"), "selection_percentage (--pct) must be in (0, 1], got 5.0"),
         (("--pct", "abc"), "invalid float value: 'abc'"),
         (("selection_percentge=0.1",), "did you mean 'selection_percentage'?"),
+        (("pct=0.1",), "did you mean 'selection_percentage'?"),
         (("--data", "missing.jsonl"), "no such file or folder"),
         (("--model", "missing"), "model folder missing does not exist"),
         (("--scored", "nowhere"), "--scored must be the folder of a finished run"),
         (("--resume", "nowhere"), "no run to resume"),
+        (("--output", "/proc/run"), "/proc/run: No such file or directory"),
+        (("scoring.attn_implementation=fast",), "is not supported"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(job, arguments, message):

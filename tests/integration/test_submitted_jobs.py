@@ -105,3 +105,16 @@ def test_a_relative_path_in_an_uploaded_folder_is_refused_with_the_reason(cluste
     assert status != 0
     assert "error: --data must be an absolute path or a URL under --working-dir" in printed
     assert "Traceback" not in printed
+
+
+def test_the_upload_leaves_out_environments_and_outputs(cluster, checkout):
+    for folder in (".venv", "outputs"):
+        (checkout / folder).mkdir(exist_ok=True)
+        (checkout / folder / "large.bin").touch()
+    script = "import os; print('uploaded', sorted(os.listdir()))"
+    status, printed = submit(cluster, checkout, "--working-dir", ".", "--", "python", "-c", script)
+    assert status == 0, printed
+    [line] = [line for line in printed.splitlines() if line.startswith("uploaded")]
+    assert "'jobs'" in line
+    assert ".venv" not in line
+    assert "outputs" not in line
