@@ -17,7 +17,7 @@ from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary, read_summary
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ResumeError, SelectMoeError, TooManyRejectedError
-from selectmoe.model.checkpoint import hash_weights, weights_file
+from selectmoe.model.checkpoint import hash_weights, weights_file, weights_size
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.scored_shards import RunFolder
 from selectmoe.selected_data import write_rejected
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Blocks of shards per actor: enough for even loads, few enough for a million shards.
 BLOCKS_PER_ACTOR = 64
+ACTOR_BYTES = 1_200_000_000  # of a process with torch, transformers and Ray, before any model
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,7 @@ def score_shards(
 
     resources = ray.cluster_resources()
     num_gpus = int(resources.get("GPU", 0))
-    num_actors = config.num_actors or num_gpus or max(int(resources.get("CPU", 1)), 1)
-    num_actors = min(num_actors, len(shards))
+    num_actors = min(config.num_actors or default_num_actors(config, resources), len(shards))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -169,6 +169,25 @@ def score_shards(
             f"{folder.scored}: {len(left)} of the scored shards are not to be seen from here; the "
             "output folder must be on storage that all nodes share"
         )
+
+
+def default_num_actors(config: SelectConfig, resources: dict[str, float]) -> int:
+    """One for each GPU; without any, one for each CPU, as far as memory holds their models."""
+    if resources.get("GPU", 0) >= 1:
+        return int(resources["GPU"])
+    by_cpu = max(int(resources.get("CPU", 1)) // config.num_threads_per_actor, 1)
+    # On a CPU the model is float32, and its files most likely bfloat16.
+    num_bytes = ACTOR_BYTES + 2 * weights_size(str(config.model))
+    by_memory = max(int(resources.get("memory", 0) // num_bytes), 1)
+    if by_memory < by_cpu:
+        logger.info(
+            "%d actors instead of %d: each needs %.1f GB, and the cluster has %.1f GB for them",
+            by_memory,
+            by_cpu,
+            num_bytes / 1e9,
+            resources.get("memory", 0) / 1e9,
+        )
+    return min(by_cpu, by_memory)
 
 
 def stop_message(error: Exception, folder: RunFolder) -> str:

@@ -87,6 +87,11 @@ def weights_file(path: str | Path) -> Path:
     return file
 
 
+def weights_size(model: str) -> int:
+    """Bytes of the weight files of a model folder; 0 for a hub name."""
+    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+
+
 def hash_weights(model: str, weights_file: Path | None) -> str:
     """SHA-256 over the model's weight files and stage 1's; a hub name stands for itself."""
     digest = hashlib.sha256()
