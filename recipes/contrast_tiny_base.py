@@ -11,6 +11,7 @@ afterwards, beside its language-model loss. What is saved is a plain OLMoE.
 import argparse
 import json
 import random
+import shutil
 import sys
 import time
 from itertools import islice
@@ -182,8 +183,8 @@ def main() -> None:
         args,
     )
     save_base(model, args.save_path)
-    before = json.loads((args.base / "loss_curve.json").read_text("utf-8"))
-    (args.save_path / "loss_curve.json").write_text(json.dumps([*before, *curve], indent=1))
+    shutil.copy(args.base / "loss_curve.json", args.save_path)
+    (args.save_path / "contrast_curve.json").write_text(json.dumps(curve, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python recipes/train_tiny_selector.py --base DIR --instructions DIR --num-steps 3000
 
---base is what recipes/train_tiny_base.py saved. Gates never see the tenth of the rows that the base
-was not trained on either; the AUROC on those rows, by kind, goes into the model card.
+--base is what recipes/contrast_tiny_base.py saved. Gates never see the tenth of the rows that the
+base was not trained on either; the AUROC on those rows, by kind, goes into the model card.
 """
 
 import argparse
@@ -108,7 +108,10 @@ def main() -> None:
 
     report = auroc_by_kind(ScoringEngine.from_pretrained(args.save_path), evaluated[:NUM_EVALUATED])
     mean = round(float(np.mean(list(report.values()))), 3)
-    curve = json.loads((args.base / "loss_curve.json").read_text("utf-8"))
+    curve, contrast_curve = (
+        json.loads((args.base / name).read_text("utf-8"))
+        for name in ("loss_curve.json", "contrast_curve.json")
+    )
     training_report = {
         "num_warmup_steps": args.num_steps,
         "learning_rate": args.learning_rate,
@@ -117,6 +120,7 @@ def main() -> None:
         "auroc_held_out": report,
         "auroc_mean": mean,
         "base_loss_curve": curve,
+        "contrast_curve": contrast_curve,
     }
     write_json(args.save_path / "training_report.json", training_report)
     (args.save_path / "README.md").write_text(model_card(model, training_report), "utf-8")
@@ -125,24 +129,31 @@ def main() -> None:
 
 def model_card(model: SelectMoeForCausalLM, report: dict[str, Any]) -> str:
     """The card beside the weights, its tables filled in with what this run measured."""
-    config = model.config
-    every = max(len(report["base_loss_curve"]) // 12, 1)
-    curve = [*report["base_loss_curve"][::every], report["base_loss_curve"][-1]]
+    curve, contrast_curve = report["base_loss_curve"], report["contrast_curve"]
     return CARD.read_text("utf-8").format(
         num_parameters=f"{model.num_parameters():,}",
-        config=config,
-        num_steps=f"{report['num_warmup_steps']:,}",
-        num_steps_typed=report["num_warmup_steps"],
+        config=model.config,
+        num_steps=report["num_warmup_steps"],
         num_rows=report["num_rows_evaluated"],
-        num_tokens=f"{curve[-1]['tokens'] / 1e6:.0f} M",
+        num_tokens=f"{curve[-1]['tokens'] / 1e6:.1f} M",
         held_out_loss=f"{curve[-1]['held_out_loss']:.2f}",
+        num_contrast_tokens=f"{contrast_curve[-1]['tokens'] / 1e6:.1f} M",
         auroc_mean=f"{report['auroc_mean']:.3f}",
         auroc="\n".join(f"| {k} | {v:.3f} |" for k, v in report["auroc_held_out"].items()),
-        curve="\n".join(
-            f"| {point['tokens'] / 1e6:.1f} | {point['train_loss']:.2f} "
-            f"| {point['held_out_loss']:.2f} |"
-            for point in curve
+        curve=table_rows(curve, ("train_loss", "held_out_loss")),
+        contrast_curve=table_rows(
+            contrast_curve, ("held_out_contrast", "held_out_loss", "held_out_pairs_right")
         ),
+    )
+
+
+def table_rows(curve: list[dict[str, float]], keys: tuple[str, ...]) -> str:
+    """About ten points of a curve as rows of a Markdown table, the last one among them."""
+    every = max(len(curve) // 10, 1)
+    points = [*curve[:-1:every], curve[-1]]
+    return "\n".join(
+        f"| {point['tokens'] / 1e6:.1f} | " + " | ".join(f"{point[key]:.2f}" for key in keys) + " |"
+        for point in points
     )
 
 
