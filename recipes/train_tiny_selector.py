@@ -1,6 +1,6 @@
 """Make the embedded selector: put gates on the tiny base, warm them up, store it in bfloat16.
 
-    python recipes/train_tiny_selector.py --base DIR --instructions DIR --num-steps 3000
+    python recipes/train_tiny_selector.py --base DIR --instructions DIR --num-steps 1200
 
 --base is what recipes/contrast_tiny_base.py saved. Gates never see the tenth of the rows that the
 base was not trained on either; the AUROC on those rows, by kind, goes into the model card.
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--instructions", type=Path, required=True)
-    parser.add_argument("--num-steps", type=int, default=3_000)
+    parser.add_argument("--num-steps", type=int, default=1_200)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -97,6 +97,7 @@ def main() -> None:
         num_steps=args.num_steps,
         learning_rate=args.learning_rate,
         max_tokens_per_batch=4_096,
+        label_weight=1.0,  # not only above its own copy: above every copy, as selection needs it
         seed=args.seed,
     )
     scratch = args.save_path.with_name("warmup")
