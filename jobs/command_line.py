@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeGuard
@@ -11,6 +12,7 @@ from selectmoe.errors import SelectMoeError
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
+_OVERRIDE = re.compile(r"[a-z_][a-z0-9_.]*=")
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -78,7 +80,19 @@ def parse_arguments(
         "overrides", nargs="*", metavar="key=value", help="any setting, as in Hydra"
     )
     namespace = parser.parse_intermixed_args(list(arguments))
-    return namespace, namespace.overrides
+    overrides = list(namespace.overrides)
+    for name, entries in vars(namespace).items():
+        if isinstance(entries, list) and name != "overrides":
+            # An option of several values takes `seed=1` behind it for one more of them.
+            swallowed = [entry for entry in entries if _is_override(entry)]
+            setattr(namespace, name, [entry for entry in entries if entry not in swallowed] or None)
+            overrides += swallowed
+    return namespace, overrides
+
+
+def _is_override(entry: str) -> bool:
+    """True for `a.b=c`, unless there is a file of that name (year=2026/part-1.jsonl)."""
+    return bool(_OVERRIDE.match(entry)) and not os.path.exists(entry)
 
 
 def _leave(message: str, status: int) -> NoReturn:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Blocks of shards per actor: enough for even loads, few enough for a million shards.
 BLOCKS_PER_ACTOR = 64
-ACTOR_BYTES = 1_200_000_000  # of a process with torch, transformers and Ray, before any model
+ACTOR_BYTES = 1_200_000_000  # 0.7 GB with torch, transformers and Ray, and as much for activations
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder. Raises ModelError where it has none, or an unreadable one."""
     if not any((folder / name).is_file() for name in VOCABULARY_NAMES):
         raise ModelError(
-            f"{folder}: has no tokenizer, which scoring needs; put the base's tokenizer.json and "
-            "tokenizer_config.json there"
+            f"{folder}: has no tokenizer; put the base's tokenizer.json and tokenizer_config.json "
+            "there"
         )
     with quiet_transformers():
         try:

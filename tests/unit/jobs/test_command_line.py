@@ -43,6 +43,17 @@ def test_options_and_overrides_come_in_any_order():
     assert (options.pct, overrides) == (0.5, ["a=1", "b.c=x y"])
 
 
+def test_an_option_of_several_values_leaves_overrides_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "year=2026").mkdir()
+    parser = CommandParser(prog="x")
+    parser.add_argument("--data", nargs="+")
+    arguments = ["--data", "a.jsonl", "s3://b/c.jsonl?region=d", "year=2026", "seed=1", "f.g=h/i"]
+    options, overrides = parse_arguments(parser, arguments)
+    assert options.data == ["a.jsonl", "s3://b/c.jsonl?region=d", "year=2026"]
+    assert overrides == ["seed=1", "f.g=h/i"]
+
+
 def test_an_unknown_option_is_one_line_and_status_2(capsys):
     with pytest.raises(SystemExit) as exit_:
         parse_arguments(CommandParser(prog="jobs/select.py"), ["--pctt", "1"])
