@@ -16,7 +16,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -116,14 +116,10 @@ def settings_help(config_class: type[StageConfig]) -> str:
     explanations = _explanations(config_class)
     lines = []
     for key, default in default_values(config_class).items():
-        lines.append(f"  {key}={_as_typed(default)}")
-        indent = " " * 6
-        lines += textwrap.wrap(
-            explanations[key], HELP_WIDTH, initial_indent=indent, subsequent_indent=indent
-        )
+        lines += [f"  {key}={_as_typed(default)}", *_indented(explanations[key])]
     presets = sorted(file.stem for file in (PRESETS / config_class.stage).glob("*.yaml"))
-    lines.append("  preset=NAME")
-    lines.append(f"      A YAML file of settings, or one of: {', '.join(presets) or 'none'}.")
+    names = ", ".join(presets) or "none"
+    lines += ["  preset=NAME", *_indented(f"A YAML file of settings, or one of: {names}.")]
     return "\n".join(lines)
 
 
@@ -147,23 +143,25 @@ def default_values(config_class: type[StageConfig]) -> dict[str, object]:
     found: dict[str, object] = {}
     for setting in dataclasses.fields(config_class):
         if setting.default_factory is not dataclasses.MISSING:
-            group = dataclasses.asdict(setting.default_factory())
-            found |= {f"{setting.name}.{key}": value for key, value in group.items()}
+            found |= _by_dotted_key({setting.name: dataclasses.asdict(setting.default_factory())})
         else:
             missing = setting.default is dataclasses.MISSING
             found[setting.name] = NOT_GIVEN if missing else setting.default
     return found
 
 
-def _built(config_class: type[Config], values: Mapping[str, object]) -> Config:
+def _built(config_class: Callable[..., Config], values: Mapping[str, object]) -> Config:
     hints = typing.get_type_hints(config_class)
-    arguments: dict[str, Any] = {}
+    settings: dict[str, object] = {}
+    groups: dict[str, dict[str, object]] = {}
     for key, value in values.items():
-        group, _, name = key.rpartition(".")
-        arguments.setdefault(group, {})[name] = value
-    settings = arguments.pop("")
-    groups = {name: hints[name](**group) for name, group in arguments.items()}
-    return config_class(**settings, **groups)
+        name, is_in_group, rest = key.partition(".")
+        if is_in_group:
+            groups.setdefault(name, {})[rest] = value
+        else:
+            settings[name] = value
+    built: dict[str, Any] = {name: _built(hints[name], group) for name, group in groups.items()}
+    return config_class(**settings, **built)
 
 
 def _by_dotted_key(tree: Mapping[Any, Any]) -> dict[str, object]:
@@ -239,6 +237,14 @@ def _described(options: Sequence[Any]) -> str:
     return " or ".join(words) if words else "text, or a list of texts"
 
 
+def _indented(text: str) -> list[str]:
+    """Lines below a setting; names of presets are not broken at their hyphens."""
+    indent = " " * 6
+    return textwrap.wrap(
+        text, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
 def _as_typed(value: object) -> str:
     """A default as an override would give it."""
     if value is None or isinstance(value, bool):
@@ -266,8 +272,8 @@ def _explanations(config_class: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, hint in typing.get_type_hints(config_class).items():
         if dataclasses.is_dataclass(hint):
-            group = _documented(bodies[hint.__name__])  # type: ignore[union-attr]
-            found |= {f"{name}.{key}": text for key, text in group.items()}
+            assert isinstance(hint, type)
+            found |= {f"{name}.{key}": text for key, text in _explanations(hint).items()}
     return _documented(bodies[config_class.__name__]) | found
 
 

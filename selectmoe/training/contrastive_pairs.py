@@ -50,21 +50,13 @@ class ContrastivePairs(IterableDataset[dict[str, Tensor]]):
         while True:
             order = random.sample(range(len(self.samples)), len(self.samples))
             for index in order:
-                pair = self._pair(self.samples[index], random)
-                if pair is not None:
-                    pending.append(pair)
+                sample = self.samples[index]
+                copy = make_copy(sample, self.samples, kinds=self.kinds, random=random)
+                if copy is not None:
+                    pending.append((sample, copy))
                 if len(pending) == min(PAIRS_PER_SORT, len(self.samples)):
                     yield from self._batches(pending, random)
                     pending = []
-
-    def _pair(self, sample: Sample, random: Random) -> tuple[Sample, Sample] | None:
-        for _ in range(MAX_TRIES):
-            kind = random.choice(self.kinds)
-            donors = random.sample(self.samples, min(NUM_DONORS, len(self.samples)))
-            copy = corrupt(sample, kind=kind, seed=random.getrandbits(32), donors=donors)
-            if copy is not None:
-                return sample, copy
-        return None
 
     def _batches(
         self, pairs: list[tuple[Sample, Sample]], random: Random
@@ -83,6 +75,22 @@ class ContrastivePairs(IterableDataset[dict[str, Tensor]]):
         random.shuffle(groups)
         for group in groups:
             yield to_batch([clean[i] for i in group], [copies[i] for i in group])
+
+
+def make_copy(
+    sample: Sample, samples: Sequence[Sample], *, kinds: Sequence[str], random: Random
+) -> Sample | None:
+    """A copy made worse by one of `kinds`, or None where a few of them, tried in turn, cannot.
+
+    samples: the corpus, from whose answers some kinds take.
+    """
+    for _ in range(MAX_TRIES):
+        kind = random.choice(kinds)
+        donors = random.sample(samples, min(NUM_DONORS, len(samples)))
+        copy = corrupt(sample, kind=kind, seed=random.getrandbits(32), donors=donors)
+        if copy is not None:
+            return copy
+    return None
 
 
 def to_batch(

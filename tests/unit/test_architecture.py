@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.records",
         "selectmoe.config",
         "selectmoe.config_loading",
+        "selectmoe.target_config",
         "selectmoe.errors",
         "selectmoe.paths",
     ),

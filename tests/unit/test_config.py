@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from selectmoe import config, target_config
 from selectmoe.config import ConvertConfig, DatasetConfig, SelectConfig, WarmupConfig
 from selectmoe.config_loading import (
     StageConfig,
@@ -18,6 +19,13 @@ from selectmoe.config_loading import (
     settings_help,
 )
 from selectmoe.errors import ConfigError
+from selectmoe.target_config import FinetuneConfig, FinetuneLoraConfig
+
+STAGES = {
+    found.stage: found
+    for found in (vars(config) | vars(target_config)).values()
+    if hasattr(found, "stage")
+}
 
 
 def test_no_override_gives_the_defaults() -> None:
@@ -46,6 +54,46 @@ def test_overrides_reach_top_level_and_nested_settings() -> None:
     assert config.scoring.dtype == "bfloat16"
     assert config.scoring.formula == SelectConfig().scoring.formula
     assert (config.per_dataset, config.num_actors, config.seed) == (True, 3, 8)
+
+
+def test_groups_nest(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("training: {batch_size: 2, lora: {r: 64, target_modules: [q_proj]}}\n")
+    overrides = [f"preset={preset}", "training.lora.lora_alpha=32", "training.lora.r=16"]
+    training = load_config(FinetuneConfig, overrides).training
+    assert training.lora == FinetuneLoraConfig(r=16, lora_alpha=32, target_modules=("q_proj",))
+    assert training.batch_size == 2
+    saved = json.loads(json.dumps(resolved(FinetuneConfig(training=training))))
+    assert saved["training.lora.target_modules"] == ["q_proj"]
+    assert from_values(FinetuneConfig, saved) == FinetuneConfig(training=training)
+
+
+def test_a_nested_setting_is_found_by_its_last_part_and_checked_where_it_stands() -> None:
+    with pytest.raises(ConfigError, match=r"'lora\.r'; did you mean 'training\.lora\.r'\?"):
+        load_config(FinetuneConfig, ["lora.r=8"])
+    with pytest.raises(ConfigError, match=r"training\.lora\.r must be at least 1, got 0"):
+        load_config(FinetuneConfig, ["training.lora.r=0"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["training.batch_size=8", "scaling.num_workers=3"],
+            "training.effective_batch_size must be a multiple of batch_size * num_workers = 8 * 3,"
+            " got 32",
+        ),
+        (["dataset.fraction=0.1"], "dataset.fraction needs dataset.mode=random, got 'selected'"),
+        (["dataset.mode=best"], "dataset.mode must be one of selected, full, random, got 'best'"),
+        (["dataset.mode=random", "dataset.fraction=0"], "dataset.fraction must be in (0, 1], got"),
+        (["training.lora.lora_dropout=1"], "training.lora.lora_dropout must be in [0, 1), got 1"),
+        (["training.learning_rate=0"], "training.learning_rate must be above 0, got 0"),
+    ],
+)
+def test_settings_of_finetuning_are_checked(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(FinetuneConfig, overrides)
+    assert message in str(refused.value)
 
 
 def test_numbers_may_be_written_with_an_exponent() -> None:
@@ -104,14 +152,13 @@ def test_overrides_stand_above_values_and_those_above_a_preset(tmp_path: Path) -
 
 
 def test_every_shipped_preset_fits_its_stage() -> None:
-    stages = {config.stage: config for config in (ConvertConfig, WarmupConfig, SelectConfig)}
     files = list((Path(sys.modules["selectmoe.config"].__file__ or "").parent).glob("configs/*/*"))
     assert files
     for file in files:
-        config_class = stages[file.parent.name]
+        config_class = STAGES[file.parent.name]
         loaded = load_config(config_class, [f"preset={file.stem}"])
         assert loaded != load_config(config_class, [])
-        assert file.stem in settings_help(config_class).splitlines()[-1]
+        assert file.stem in settings_help(config_class).partition("  preset=NAME\n")[2]
 
 
 def test_resolved_settings_survive_json() -> None:
@@ -218,7 +265,7 @@ def test_a_setting_without_default_must_be_given() -> None:
     assert (config.base, config.save_path) == ("olmoe", "out")
 
 
-@pytest.mark.parametrize("config_class", [ConvertConfig, WarmupConfig, SelectConfig])
+@pytest.mark.parametrize("config_class", STAGES.values(), ids=STAGES)
 def test_help_names_and_explains_every_setting(
     config_class: type[StageConfig],
 ) -> None:

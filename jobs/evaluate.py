@@ -1,0 +1,27 @@
+"""Stage 4: what a model with an adapter scores, by lm-eval's tasks and our own; tables over runs.
+
+    python jobs/evaluate.py --model meta-llama/Llama-2-7b-hf --adapter outputs/stage_3_finetune/…/…
+    python jobs/evaluate.py --adapter DIR --name selected --tasks mmlu arc_challenge my_task \
+        --tasks-dir my_tasks
+    ray job submit --working-dir . -- python jobs/evaluate.py --adapter /runs/adapter
+    python jobs/evaluate.py --compare RUN RUN RUN
+
+Without --model and --tasks the selector of the package, its gates forced open, is asked for the
+loss on demo answers that it has not seen, and 120 questions.
+"""
+
+import os
+import sys
+
+# Run as a script, Python puts jobs/ first on the path, where select.py hides the standard
+# library's module `select`; the repository root belongs there instead.
+_HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [path for path in sys.path if os.path.realpath(path or os.getcwd()) != _HERE]
+if os.path.dirname(_HERE) not in sys.path:
+    sys.path.insert(0, os.path.dirname(_HERE))
+
+if __name__ == "__main__":
+    from jobs.command_line import run_command
+    from jobs.evaluate_command import main
+
+    run_command(main)

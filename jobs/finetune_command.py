@@ -1,0 +1,242 @@
+"""What `jobs/finetune.py` does: tokenise the rows, train on Ray's workers, follow them, report."""
+
+import argparse
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.command_line import CommandParser, parse_arguments
+from jobs.output_folder import (
+    absolute_path,
+    claim_output_folder,
+    new_output_folder,
+    saved_settings,
+)
+from jobs.progress import SECONDS_BETWEEN_LOG_LINES, format_seconds
+from selectmoe.config_loading import load_config, resolved, settings_help
+from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.target_config import FinetuneConfig
+
+if TYPE_CHECKING:  # these load torch, and --help must not wait for it
+    from transformers import PreTrainedTokenizerBase
+
+    from selectmoe.training.supervised_data import SupervisedSummary
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_NAME = "manifest.json"
+# These change where, how fast and on what workers a run goes on, not what it learns.
+FREE_ON_RESUME = (
+    "output", "output_root", "resume", "max_rejected", "scaling.num_workers", "scaling.use_gpu",
+    "scaling.num_cpus_per_worker", "scaling.max_failures", "scaling.num_checkpoints",
+    "scaling.wait_for_nodes",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str]) -> None:
+    """One run of stage 3. Raises SelectMoeError for what the user can mend."""
+    config = parse(arguments)
+    started = time.perf_counter()
+    tokenizer = require_inputs(config)
+
+    # Only now: --help and a mistyped option must not wait for the imports below.
+    from jobs import finetune_worker, ray_training
+    from jobs.ray_session import start_ray
+
+    output = claim_output(config)
+    summary = tokenise(config, tokenizer, output / finetune_worker.TOKENIZED_NAME)
+    start_ray(ray_training, finetune_worker)
+    try:
+        report = ray_training.train_on_ray(
+            finetune_worker.train_adapter,
+            dataclasses.replace(config, output=str(output)),
+            output=output,
+            scaling=config.scaling,
+            show=show_metrics,
+        )
+    except KeyboardInterrupt:
+        logger.info("go on with --resume %s", output)
+        raise
+    assert isinstance(report, dict)
+    folder, name = ray_training.storage_of(output, config.scaling.storage_path)
+    report["adapter"] = f"{folder}/{name}/{report.pop('checkpoint')}"
+    seconds = time.perf_counter() - started
+    write_manifest(config, output, summary, report, wall_seconds=seconds)
+    print_report(summary, report, wall_seconds=seconds)
+
+
+def parse(arguments: Sequence[str]) -> FinetuneConfig:
+    """Options and `key=value` overrides as one checked configuration with absolute paths."""
+    options, overrides = parse_arguments(build_parser(), arguments)
+    given = {
+        "dataset.data_path": options.data,
+        "model": options.model,
+        "output": options.output,
+        "scaling.num_workers": options.num_workers,
+        "resume": options.resume,
+    }
+    values = {key: value for key, value in given.items() if value is not None}
+    if options.resume is not None:
+        folder = absolute_path(options.resume, "resume")
+        values = {**saved_settings(folder), **values, "output": str(folder)}
+    return with_absolute_paths(load_config(FinetuneConfig, overrides, values=values))
+
+
+def build_parser() -> CommandParser:
+    parser = CommandParser(
+        prog="jobs/finetune.py",
+        description="Stage 3: finetune a causal language model with LoRA on selected rows.",
+        epilog="settings:\n" + settings_help(FinetuneConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", help="a stage 2 run, its selected_data.jsonl, or a corpus")
+    parser.add_argument("--model", help="folder or hub name of a causal language model")
+    parser.add_argument("--output", metavar="DIR", help="folder of this run")
+    parser.add_argument("--num-workers", type=int, help="training processes")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the interrupted run in DIR")
+    return parser
+
+
+def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
+    """Workers may run in another directory than the driver, so no path stays relative."""
+    data_path, storage = config.dataset.data_path, config.scaling.storage_path
+    if data_path is not None and not data_path.startswith("hub:") and "://" not in data_path:
+        data_path = str(absolute_path(data_path, "dataset.data_path"))
+    if storage is not None and "://" not in storage:
+        storage = str(absolute_path(storage, "scaling.storage_path"))
+    model = config.model
+    if model is not None and Path(model).expanduser().is_dir():
+        model = str(absolute_path(model, "--model"))
+    return dataclasses.replace(
+        config,
+        model=model,
+        dataset=dataclasses.replace(config.dataset, data_path=data_path),
+        scaling=dataclasses.replace(config.scaling, storage_path=storage),
+    )
+
+
+def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
+    """Refuses data, a model or target modules that are not there before Ray starts or a folder is
+    made; returns the model's tokenizer."""
+    from selectmoe.model.checkpoint import read_model_config
+
+    model = config.model or str(EMBEDDED_SELECTOR)
+    read_model_config(model)
+
+    from selectmoe.training.finetune_source import require_source
+    from selectmoe.training.lora_targets import find_targets
+    from selectmoe.training.memory_estimate import skeleton
+    from selectmoe.training.supervised_data import load_target_tokenizer
+
+    require_source(config.dataset)
+    lora = config.training.lora
+    find_targets(
+        skeleton(model), lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model
+    )
+    return load_target_tokenizer(model)
+
+
+def claim_output(config: FinetuneConfig) -> Path:
+    """The run's folder, claimed by its settings."""
+    output = new_output_folder(config.stage, output=config.output, output_root=config.output_root)
+    settings = {k: v for k, v in resolved(config).items() if k not in FREE_ON_RESUME}
+    claim_output_folder(output, settings, resume=config.resume is not None)
+    logger.info("output: %s", output)
+    return output
+
+
+def tokenise(
+    config: FinetuneConfig, tokenizer: "PreTrainedTokenizerBase", folder: Path
+) -> "SupervisedSummary":
+    """Here rather than on a worker: it needs no GPU, and the progress is to be seen."""
+    from selectmoe.model.checkpoint import read_model_config
+    from selectmoe.training.supervised_data import prepare_rows
+
+    positions = read_model_config(config.model or str(EMBEDDED_SELECTOR)).get(
+        "max_position_embeddings"
+    )
+    summary = prepare_rows(
+        config,
+        tokenizer,
+        folder,
+        max_positions=positions if isinstance(positions, int) else None,
+        on_progress=TokenisingProgress(),
+    )
+    logger.info(
+        "%s: %s rows with %s tokens, %s of them answers; %s truncated, %s rejected",
+        summary.described,
+        f"{summary.num_rows:,}",
+        f"{summary.num_tokens:,}",
+        f"{summary.num_answer_tokens:,}",
+        f"{summary.num_truncated:,}",
+        f"{sum(summary.num_rejected.values()):,}",
+    )
+    return summary
+
+
+class TokenisingProgress:
+    """One line that moves in a terminal, a line now and then in a log file."""
+
+    def __init__(self) -> None:
+        self._last_line = time.perf_counter()
+        self._in_terminal = sys.stderr.isatty()
+
+    def __call__(self, num_done: int, num_rows: int | None) -> None:
+        line = f"tokenising: {num_done:,}{f' of {num_rows:,}' if num_rows else ''} rows"
+        if self._in_terminal:
+            end = "\n" if num_done == num_rows else ""
+            print(f"\r{line}\033[K", end=end, file=sys.stderr, flush=True)
+        elif time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
+            self._last_line = time.perf_counter()
+            print(line, file=sys.stderr, flush=True)
+
+
+def show_metrics(row: Mapping[str, Any]) -> None:
+    from selectmoe.training.metrics_lines import metrics_line
+
+    logger.info("%s", metrics_line(row))
+
+
+def write_manifest(
+    config: FinetuneConfig,
+    output: Path,
+    summary: "SupervisedSummary",
+    report: Mapping[str, Any],
+    *,
+    wall_seconds: float,
+) -> None:
+    """Writes `manifest.json`, last of all files: where it is, the run is complete."""
+    from selectmoe import __version__
+    from selectmoe.data.writers import write_json
+    from selectmoe.model.checkpoint import hash_weights
+
+    model = config.model or str(EMBEDDED_SELECTOR)
+    manifest = {
+        "selectmoe_version": __version__,
+        "config": resolved(config),
+        "model": model,
+        "model_sha256": hash_weights(model, None),
+        "data": dataclasses.asdict(summary),
+        **report,
+        "wall_seconds": round(wall_seconds, 3),
+    }
+    write_json(output / MANIFEST_NAME, manifest)
+
+
+def print_report(
+    summary: "SupervisedSummary", report: Mapping[str, Any], *, wall_seconds: float
+) -> None:
+    rejected = sum(summary.num_rejected.values())
+    rows = (
+        ("rows", f"{summary.num_rows:,} ({rejected:,} rejected, {summary.described})"),
+        ("trained", f"{report['num_trained_parameters']:,} parameters"),
+        ("steps", f"{report['num_steps']:,} in {format_seconds(wall_seconds)}"),
+        ("loss", f"{report['loss']:.4f} at the end"),
+        ("adapter", report["adapter"]),
+    )
+    for label, value in rows:
+        print(f"{label:<8} {value}")

@@ -1,0 +1,26 @@
+"""Stage 1: warm up the quality gates, so that they can tell a sample from a worse one.
+
+    python jobs/pretrain.py preset=demo
+    python jobs/pretrain.py --model select-moe-1b-7b dataset.folder=/data \
+        dataset.names=cot,dolly,flan_v2,oasst1 --num-workers 4
+    ray job submit --working-dir . -- python jobs/pretrain.py --data /data/corpus --model /models/m
+
+Without --data and --model the demo corpus and the tiny selector of the package are used. The run's
+folder then holds full_rank_weights.safetensors, for jobs/select.py's model_checkpoint_path.
+"""
+
+import os
+import sys
+
+# Run as a script, Python puts jobs/ first on the path, where select.py hides the standard
+# library's module `select`; the repository root belongs there instead.
+_HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [path for path in sys.path if os.path.realpath(path or os.getcwd()) != _HERE]
+if os.path.dirname(_HERE) not in sys.path:
+    sys.path.insert(0, os.path.dirname(_HERE))
+
+if __name__ == "__main__":
+    from jobs.command_line import run_command
+    from jobs.pretrain_command import main
+
+    run_command(main)

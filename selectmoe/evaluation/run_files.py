@@ -1,0 +1,97 @@
+"""The files of an evaluation run: samples.jsonl, and results.json last of all.
+
+Where results.json is, the run is complete.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from selectmoe.data.writers import write_json, write_jsonl
+from selectmoe.errors import ConfigError, DataError
+from selectmoe.evaluation.task_results import Metric, SampleValues, TaskResult
+
+RESULTS_NAME = "results.json"
+SAMPLES_NAME = "samples.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRun:
+    """A finished run, as its folder has it."""
+
+    name: str
+    folder: Path
+    model: str
+    adapter: str | None
+    results: tuple[TaskResult, ...]
+
+    def result(self, task: str) -> TaskResult | None:
+        return next((result for result in self.results if result.task == task), None)
+
+    def samples(self, task: str) -> tuple[SampleValues, ...]:
+        """A task's samples; of a group, those of all the tasks in it."""
+        found = self.result(task)
+        if found is None:
+            return ()
+        own = tuple(
+            SampleValues(f"{task}:{s.sample}", s.values, s.weights, s.details)
+            for s in found.samples
+        )
+        return own + tuple(s for subtask in found.subtasks for s in self.samples(subtask))
+
+
+def write_run(
+    folder: Path, *, name: str, about: Mapping[str, object], results: Sequence[TaskResult]
+) -> Path:
+    """Writes both files; returns results.json. `about` is what else it holds."""
+    write_jsonl(
+        folder / SAMPLES_NAME,
+        (
+            {"task": result.task, **asdict(sample)}
+            for result in results
+            for sample in result.samples
+        ),
+    )
+    tasks = {result.task: _described(result) for result in results}
+    write_json(folder / RESULTS_NAME, {"name": name, **about, "tasks": tasks})
+    return folder / RESULTS_NAME
+
+
+def read_run(folder: Path) -> EvaluationRun:
+    """Raises ConfigError where the folder holds no finished run, DataError for broken files."""
+    file = folder / RESULTS_NAME
+    if not file.is_file():
+        raise ConfigError(f"{folder}: not a finished evaluation run: it has no {RESULTS_NAME}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        samples = _read_samples(folder / SAMPLES_NAME)
+        results = tuple(
+            _result(task, entry, samples.get(task, [])) for task, entry in content["tasks"].items()
+        )
+        return EvaluationRun(content["name"], folder, content["model"], content["adapter"], results)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder}: not the files of an evaluation run: {error!r}") from error
+
+
+def _described(result: TaskResult) -> dict[str, Any]:
+    described = asdict(result)
+    del described["task"], described["samples"]
+    return {**described, "main_metric": result.main_metric if result.metrics else None}
+
+
+def _read_samples(file: Path) -> dict[str, list[SampleValues]]:
+    found: dict[str, list[SampleValues]] = {}
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            found.setdefault(row.pop("task"), []).append(SampleValues(**row))
+    return found
+
+
+def _result(task: str, entry: dict[str, Any], samples: list[SampleValues]) -> TaskResult:
+    rest = {key: value for key, value in entry.items() if key not in ("metrics", "main_metric")}
+    metrics = {name: Metric(**metric) for name, metric in entry["metrics"].items()}
+    rest["subtasks"] = tuple(rest["subtasks"])
+    return TaskResult(task=task, metrics=metrics, samples=tuple(samples), **rest)

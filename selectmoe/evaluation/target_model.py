@@ -1,0 +1,81 @@
+"""The model that is evaluated, with its adapter if it has one: loaded whole, or refused."""
+
+import json
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils.save_and_load import load_peft_weights
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from selectmoe.errors import ModelError
+from selectmoe.evaluation.adapter_folder import ADAPTER_CONFIG_NAME, adapter_folder
+from selectmoe.model.checkpoint import model_folder, read_model_config
+from selectmoe.model.quiet_loading import first_line, load_model, load_tokenizer
+from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.registration import register_select_moe
+from selectmoe.target_config import EvaluateConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_target(
+    config: EvaluateConfig, *, device: str
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """The model of a run in evaluation mode, and its tokenizer.
+
+    Raises ModelError where the model cannot be loaded tensor for tensor, has no tokenizer, or the
+    adapter is not one of this model.
+    """
+    register_select_moe()
+    name = config.model or str(EMBEDDED_SELECTOR)
+    settings: dict[str, Any] = {}
+    if read_model_config(name).get("model_type") == "select_moe":
+        settings["quality_gate_forced_open"] = config.quality_gate_forced_open
+    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+    folder = model_folder(name)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(
+        cast("type[PreTrainedModel]", AutoModelForCausalLM), folder, dtype=DTYPES[dtype], **settings
+    )
+    model.to(device)  # type: ignore[arg-type]  # a name of a device will do
+    if config.adapter is None:
+        return model, tokenizer
+    return with_adapter(model, adapter_folder(Path(config.adapter))), tokenizer
+
+
+def with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """The model with the adapter on it. Raises ModelError unless every tensor finds its place.
+
+    PEFT itself passes over what is missing or left over with a warning at most: the adapter of a
+    deeper model would be taken in part.
+    """
+    base = json.loads((adapter / ADAPTER_CONFIG_NAME).read_text("utf-8")).get(
+        "base_model_name_or_path"
+    )
+    refusal = f"{adapter}: is the adapter of another model (it names {base!r})"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # judged below, tensor by tensor
+            saved = load_peft_weights(str(adapter), device="cpu")
+            adapted = PeftModel.from_pretrained(model, adapter)
+    except (OSError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{adapter}: cannot be loaded: {first_line(error)}") from error
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelError(f"{refusal}: {_reason(error)}") from error
+    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
+    wrong = sorted(expected.keys() ^ saved.keys())
+    if wrong:
+        raise ModelError(f"{refusal}: {len(wrong)} tensors have no counterpart, such as {wrong[0]}")
+    return adapted.eval()
+
+
+def _reason(error: BaseException) -> str:
+    """torch's list of mismatches begins with a headline that says nothing."""
+    mismatch = re.search(r"size mismatch for [^\n]*", str(error))
+    return mismatch[0] if mismatch else first_line(error)

@@ -1,0 +1,115 @@
+"""Where an adapter goes: modules and fused experts found by the model's own names."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from selectmoe.errors import ConfigError
+
+_ATTENTION_MARKS = ("attn", "attention", "attend")
+_NUM_NAMED = 8  # of many names, as many are shown
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTargets:
+    """Ends of names, as peft matches them."""
+
+    modules: tuple[str, ...]  # linear modules
+    parameters: tuple[str, ...] = ()  # 3-D weights of fused experts, which are no modules
+
+
+def find_targets(
+    model: nn.Module, names: Sequence[str], *, lora_dropout: float, model_name: str
+) -> LoraTargets:
+    """The targets that `names` are the ends of; of no names the attention projections.
+
+    Raises ConfigError for a name that nothing in the model ends with, for a model without linear
+    attention projections, and for experts with dropout, which peft cannot apply to a bare weight.
+    """
+    if not names:
+        return LoraTargets(attention_projections(model, model_name))
+    modules, experts = dict(linear_modules(model)), dict(expert_parameters(model))
+    targets: dict[str, list[str]] = {"modules": [], "parameters": []}
+    for name in names:
+        if any(is_end(name, of=module) for module in modules):
+            targets["modules"].append(name)
+        elif any(is_end(name, of=parameter) for parameter in experts):
+            targets["parameters"].append(name)
+        else:
+            raise ConfigError(
+                f"training.lora.target_modules must name linear modules or fused experts of "
+                f"{model_name} ({_shown([*modules, *experts])}), got {name!r}"
+            )
+    if targets["parameters"] and lora_dropout:
+        raise ConfigError(
+            "training.lora.lora_dropout must be 0 where target_modules name fused experts, which "
+            f"are weights without a module of their own ({targets['parameters'][0]}), got "
+            f"{lora_dropout:g}"
+        )
+    return LoraTargets(tuple(targets["modules"]), tuple(targets["parameters"]))
+
+
+def attention_projections(model: nn.Module, model_name: str) -> tuple[str, ...]:
+    """Llama: q_proj, k_proj, v_proj, o_proj; GPT-2: attn.c_attn, attn.c_proj.
+
+    The last part of a name where it says enough, and the last two where a module outside the
+    attention has the same last part, as GPT-2's mlp.c_proj.
+    """
+    inside, outside = {}, set()
+    for name, _ in linear_modules(model):
+        *above, last = name.split(".")
+        if any(mark in part.lower() for part in above for mark in _ATTENTION_MARKS):
+            inside[name] = last
+        else:
+            outside.add(last)
+    if not inside:
+        raise ConfigError(
+            f"{model_name}: no linear attention projections found; name the modules to adapt in "
+            f"training.lora.target_modules: {_shown([name for name, _ in linear_modules(model)])}"
+        )
+    ends = [
+        last if last not in outside else ".".join(name.split(".")[-2:])
+        for name, last in inside.items()
+    ]
+    return tuple(dict.fromkeys(ends))
+
+
+def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every linear module but the vocabulary head."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            yield name, module
+
+
+def expert_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Weights of all experts of a layer as one: [experts, out, in]."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 3 and "expert" in name:
+            yield name, parameter
+
+
+def targeted(model: nn.Module, targets: LoraTargets) -> Iterator[tuple[int, int, int]]:
+    """Of every weight that gets an adapter: how many matrices it holds, their rows and columns."""
+    for name, module in linear_modules(model):
+        if any(is_end(target, of=name) for target in targets.modules):
+            rows, columns = module.weight.shape  # type: ignore[misc]  # of Linear and Conv1D
+            yield 1, int(rows), int(columns)
+    for name, parameter in expert_parameters(model):
+        if any(is_end(target, of=name) for target in targets.parameters):
+            num_experts, rows, columns = parameter.shape
+            yield num_experts, rows, columns
+
+
+def is_end(name: str, *, of: str) -> bool:
+    """True for "q_proj" and "self_attn.q_proj" of "model.layers.0.self_attn.q_proj"."""
+    return f".{of}".endswith(f".{name}")
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Ends of names, each once."""
+    ends = list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in names))
+    rest = f", and {len(ends) - _NUM_NAMED} more" if len(ends) > _NUM_NAMED else ""
+    return ", ".join(ends[:_NUM_NAMED]) + rest

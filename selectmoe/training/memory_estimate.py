@@ -1,0 +1,205 @@
+"""What finetuning needs at the least, from config.json alone: a refusal with numbers, before any
+weight is read.
+
+Counted is what no implementation can do without, so a run that is refused would have failed; one
+that is let through may still fail, close to the limit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from selectmoe.errors import ConfigError, ModelError
+from selectmoe.model.quiet_loading import first_line, quiet_transformers
+from selectmoe.registration import register_select_moe
+from selectmoe.target_config import FinetuneTrainingConfig
+from selectmoe.training.lora_targets import (
+    LoraTargets,
+    expert_parameters,
+    find_targets,
+    linear_modules,
+    targeted,
+)
+
+# Of a trained number: itself, its gradient and AdamW's two averages, all float32.
+BYTES_PER_TRAINED_NUMBER = 16
+# Of a logit, beside itself: log-softmax in float32, and its gradient.
+BYTES_PER_LOGIT_OF_LOSS = 8
+# Hidden-sized tensors that a layer keeps beside the outputs of its linear modules: those of its two
+# norms and one residual sum.
+HIDDEN_TENSORS_PER_LAYER = 3
+
+
+class NotEnoughMemoryError(ConfigError):
+    """The settings ask for more memory than a worker has."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes on one worker."""
+
+    num_parameters: int
+    num_trained: int
+    weights: int
+    adapter: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.activations + self.loss
+
+    def __str__(self) -> str:
+        return (
+            f"{in_words(self.weights)} of weights ({self.num_parameters:,} parameters), "
+            f"{in_words(self.adapter)} of adapter and optimizer, {in_words(self.activations)} of "
+            f"activations and {in_words(self.loss)} of logits"
+        )
+
+
+def read_config(model: str) -> Any:  # noqa: ANN401 (a configuration class of any model)
+    """The configuration of a folder or hub name, as its own class."""
+    register_select_moe()
+    with quiet_transformers():
+        try:
+            return AutoConfig.from_pretrained(model)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"{model}: cannot be loaded: {first_line(error)}") from error
+
+
+def skeleton(model: str) -> nn.Module:
+    """The model without its weights: every module and shape, in no memory."""
+    config = read_config(model)
+    with quiet_transformers(), torch.device("meta"):
+        try:
+            bare: nn.Module = AutoModelForCausalLM.from_config(config)
+        except (ValueError, ImportError) as error:
+            raise ModelError(
+                f"{model}: not a causal language model: {first_line(error)}"
+            ) from error
+    return bare
+
+
+def estimate_memory(
+    model: str, training: FinetuneTrainingConfig, *, dtype: torch.dtype, max_tokens: int
+) -> MemoryEstimate:
+    """Of a step with `training.batch_size` rows of `max_tokens`, which are padded to the longest.
+
+    Llama-2-7B in bfloat16 with the published adapter, 4 rows of 2,048: 13.5 GB + 2.1 GB + …
+    """
+    bare = skeleton(model)
+    lora = training.lora
+    targets = find_targets(
+        bare, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model
+    )
+    num_parameters = sum(parameter.numel() for parameter in bare.parameters())
+    num_trained = sum(n * lora.r * (rows + cols) for n, rows, cols in targeted(bare, targets))
+    num_tokens = training.batch_size * max_tokens
+    return MemoryEstimate(
+        num_parameters=num_parameters,
+        num_trained=num_trained,
+        weights=num_parameters * dtype.itemsize,
+        adapter=num_trained * BYTES_PER_TRAINED_NUMBER,
+        activations=num_tokens * bytes_per_token(bare, targets, training, dtype),
+        loss=num_tokens * vocabulary_size(bare) * (dtype.itemsize + BYTES_PER_LOGIT_OF_LOSS),
+    )
+
+
+def bytes_per_token(
+    model: nn.Module, targets: LoraTargets, training: FinetuneTrainingConfig, dtype: torch.dtype
+) -> int:
+    """What is kept of one token for backward: of all layers, or with gradient checkpointing of one,
+    and of the others their inputs."""
+    config, lora = text_config(model), training.lora
+    num_layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
+    adapters = list(targeted(model, targets))
+    numbers = sum(_outputs(model)) + len(adapters) * lora.r
+    numbers += num_layers * HIDDEN_TENSORS_PER_LAYER * hidden
+    kept = numbers * dtype.itemsize
+    if lora.lora_dropout:  # each adapter keeps what it left of its input, and a mask of a byte each
+        num_dropped = sum(min(rows, columns) for _, rows, columns in adapters)
+        kept += num_dropped * (dtype.itemsize + 1)
+    if training.gradient_checkpointing:
+        return kept // num_layers + num_layers * hidden * dtype.itemsize
+    return kept
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    return int(embeddings.weight.shape[0])
+
+
+def require_memory(
+    estimate: MemoryEstimate,
+    training: FinetuneTrainingConfig,
+    *,
+    available: int,
+    place: str,
+    max_tokens: int,
+) -> None:
+    """Raises NotEnoughMemoryError where even the least does not fit; `place` is what it is of."""
+    if estimate.total <= available:
+        return
+    rows = f"training.batch_size={training.batch_size} of {max_tokens:,} tokens"
+    # What a smaller batch saves is activations and logits; else only a smaller model helps.
+    if estimate.weights + estimate.adapter > available:
+        remedy = "take a smaller model or training.lora.r, or a larger machine"
+    elif training.batch_size > 1:
+        remedy = "lower training.batch_size"
+    elif not training.gradient_checkpointing:
+        remedy = "set training.gradient_checkpointing=true"
+    else:
+        remedy = "lower dataset.max_sequence_length"
+    raise NotEnoughMemoryError(
+        f"finetuning needs at least {in_words(estimate.total)} of {place} with {rows}, and "
+        f"{in_words(available)} are free: {estimate}; {remedy}"
+    )
+
+
+def available_memory(device: str, *, num_sharing: int = 1) -> tuple[int, str]:
+    """Bytes that are free for one worker, and what they are of.
+
+    num_sharing: workers on this machine, which share its memory where they have no GPU.
+    """
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return free, "GPU memory"
+    return free_cpu_memory() // num_sharing, "memory"
+
+
+def free_cpu_memory() -> int:
+    """What the machine can give without swapping, or the container's limit where that is less."""
+    lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    kilobytes = {name: text for name, _, text in (line.partition(":") for line in lines)}
+    free = 1_024 * int(kilobytes["MemAvailable"].split()[0])
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text("utf-8").strip()) != "max":
+        free = min(free, max(int(text) - int(used.read_text("utf-8")), 0))
+    return free
+
+
+def in_words(num_bytes: int) -> str:
+    """13,476,839,424 -> "13.5 GB", 6,322,032 -> "6.3 MB"."""
+    if num_bytes >= 1e9:
+        return f"{num_bytes / 1e9:.1f} GB"
+    return f"{num_bytes / 1e6:.1f} MB"
+
+
+def _outputs(model: nn.Module) -> Iterator[int]:
+    """What one token comes out as of every linear module, and of the experts that it goes to."""
+    for _, module in linear_modules(model):
+        shape: Any = module.weight.shape
+        yield int(shape[0] if isinstance(module, nn.Linear) else shape[1])
+    for _, parameter in expert_parameters(model):
+        yield int(getattr(text_config(model), "num_experts_per_tok", 1)) * parameter.shape[1]
+
+
+def text_config(model: nn.Module) -> Any:  # noqa: ANN401
+    """The part of the configuration that speaks of the language model."""
+    config: Any = model.config
+    return config.get_text_config()

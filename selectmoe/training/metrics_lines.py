@@ -1,0 +1,24 @@
+"""A line of metrics.jsonl as a person reads it; loads no torch, since the jobs print it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+METRICS_NAME = "metrics.jsonl"
+LOSS_PARTS = ("lm_loss", "aux_loss", "quality_loss", "label_loss", "ranking_loss")
+
+
+def metrics_line(row: Mapping[str, Any]) -> str:
+    """step 40 of 150: loss 0.5123, gradient 0.31, good 0.812 (0.610-0.970), 12,345 tokens/s"""
+    layers = [v for name, v in row.items() if name.startswith("good_probability_layer_")]
+    pieces = [f"step {row['step']:,} of {row['num_steps']:,}: loss {row['loss']:.4f}"]
+    pieces += [f"{n.replace('_', ' ')} {row[n]:.4f}" for n in LOSS_PARTS if n in row]
+    if "grad_norm" in row:
+        pieces.append(f"gradient {row['grad_norm']:.3g}")
+    if layers:
+        span = f"by layer {min(layers):.3f}-{max(layers):.3f}"
+        pieces.append(f"good {row['good_probability']:.3f} ({span})")
+    if "pairs_in_order" in row:
+        pieces.append(f"pairs in order {row['pairs_in_order']:.0%}")
+    if "tokens_per_second" in row:
+        pieces.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+    return ", ".join(pieces)

@@ -1,0 +1,82 @@
+"""A warm-up's metrics, every few steps: lines for a person, metrics.jsonl, TensorBoard."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import (
+    TensorBoardCallback,
+    is_tensorboard_available,
+)
+
+from selectmoe.training.metrics_lines import METRICS_NAME, metrics_line
+
+TENSORBOARD_NAME = "tensorboard"
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsFile(TrainerCallback):
+    """Appends a line to `metrics.jsonl` for each log of rank 0.
+
+    A resumed run first drops the lines of steps that it will do again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / METRICS_NAME
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+        if state.is_world_process_zero and self.file.is_file():
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= state.global_step]
+            if kept != lines:
+                partial = self.file.with_name(self.file.name + ".partial")
+                partial.write_text("".join(kept), encoding="utf-8")
+                partial.replace(self.file)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
+        if state.is_world_process_zero and logs and "loss" in logs:
+            # One write of a whole line: whoever reads meanwhile sees no half of it.
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(_row(state, logs)) + "\n")
+
+
+class LogLines(TrainerCallback):
+    """One line for a person for each log of rank 0."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
+        if state.is_world_process_zero and logs and "loss" in logs:
+            logger.info("%s", metrics_line(_row(state, logs)))
+
+
+class LastStep(TrainerCallback):
+    """Logs the last step too, wherever the interval leaves off."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+def tensorboard(folder: Path) -> list[TrainerCallback]:
+    """transformers' own callback, writing below `folder` instead of beside the checkpoints; none
+    where neither tensorboard nor tensorboardX is installed."""
+    if not is_tensorboard_available():
+        logger.info("no TensorBoard files: they need `pip install tensorboardX`")
+        return []
+    callback: Any = TensorBoardCallback()
+    callback.logging_dir = str(folder / TENSORBOARD_NAME)
+    return [callback]
+
+
+def _row(state: Any, logs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    return {"step": state.global_step, "num_steps": state.max_steps, **logs}
+
+
+def _step_of(line: str) -> int:
+    """Of a line that a kill has cut short, a step that is always dropped."""
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return 1 << 62

@@ -1,0 +1,106 @@
+"""jobs/evaluate.py as a user runs it, from another folder than the checkout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from selectmoe import register_select_moe
+from selectmoe.config_loading import load_config
+from selectmoe.errors import ConfigError
+from selectmoe.evaluation.lm_eval_run import LmEvalTasks
+from selectmoe.evaluation.local_tasks import plan_tasks
+from selectmoe.evaluation.run_files import read_run
+from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.target_config import EvaluateConfig
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    # PEFT asks transformers by a name that it has given up; nothing of ours causes it.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
+]
+
+
+class Command:
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.command = [sys.executable, str(repository / "jobs" / "evaluate.py")]
+        self.folder = folder
+
+    def run(self, *arguments: str | Path, status: int = 0) -> tuple[str, str]:
+        """What it prints on each stream; `status` is what it must end with."""
+        finished = subprocess.run(
+            [*self.command, *map(str, arguments)],
+            cwd=self.folder, capture_output=True, text=True, timeout=280, check=False,
+        )  # fmt: skip
+        assert finished.returncode == status, finished.stdout + finished.stderr
+        assert "Traceback" not in finished.stderr
+        assert "not a git repository" not in finished.stdout + finished.stderr
+        return finished.stdout, finished.stderr
+
+
+@pytest.fixture
+def command(repository, tmp_path):
+    return Command(repository, tmp_path)
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    register_select_moe()
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED_SELECTOR, dtype=torch.float32)
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(tmp_path / "stage_3" / "checkpoint-3")
+    return tmp_path / "stage_3"
+
+
+def test_two_runs_and_a_table_of_them(command, adapter, tmp_path):
+    printed, told = command.run("--name", "random", "--output", "base_run", "--limit", "20")
+    assert "demo_answer_loss: nll_per_token" in printed
+    assert "demo_choices: acc" in printed
+    assert [line.split(":")[0] for line in told.splitlines()] == [
+        "output", "Ray is ready", "evaluating demo_answer_loss, demo_choices on 1 CPU(s)"
+    ]  # fmt: skip
+    assert str(tmp_path / "base_run" / "results.json") in printed
+    command.run("--adapter", "stage_3", "--name", "selected", "--output", "new", "limit=20")
+    content = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert content["adapter"] == str(adapter / "checkpoint-3")
+    assert content["model"] == str(EMBEDDED_SELECTOR)
+    assert content["config"]["limit"] == 20
+    assert {"selectmoe", "lm_eval", "torch", "peft"} <= content["versions"].keys()
+    assert content["tasks"]["demo_choices"]["num_samples"] == 20
+    run = read_run(tmp_path / "new")
+    assert len(run.samples("demo_answer_loss")) == 20
+
+    table, _ = command.run("--compare", "base_run", "new", "--output", "table")
+    assert table.splitlines()[1].startswith("random")
+    cells = json.loads((tmp_path / "table" / "results_table.json").read_text())["rows"][1]["cells"]
+    assert [cell["difference"]["paired"] for cell in cells] == [True, True]
+
+
+def test_a_mistake_on_the_worker_is_one_line_too(command, adapter, tmp_path):
+    (tmp_path / "stage_3" / "checkpoint-3" / "adapter_model.safetensors").write_bytes(b"no weights")
+    _, told = command.run("--adapter", "stage_3", "--output", "run", status=2)
+    assert told.splitlines()[-1].startswith(f"error: {adapter / 'checkpoint-3'}: ")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_more_than_the_cluster_has_is_refused_with_what_it_has(command):
+    _, told = command.run("num_cpus=10000", "--output", "run", status=2)
+    assert "no node has the num_cpus=10000 and num_gpus=0 of the run: the largest has" in told
+
+
+def test_tasks_that_are_unknown_or_need_the_network_are_refused_by_name(tmp_path):
+    # Both in one process: lm-eval reads its 14,000 task files for 8 seconds.
+    preset = load_config(EvaluateConfig, ["preset=benchmarks"])
+    planned = plan_tasks(["helaswag", "arc_easy"], None)
+    tasks = LmEvalTasks(planned, None, cache=tmp_path)
+    assert set(preset.tasks) <= tasks.manager.task_index.keys()
+    with pytest.raises(ConfigError, match="unknown task 'helaswag'; did you mean 'hellaswag'"):
+        tasks.load(planned[0])
+    with pytest.raises(ConfigError, match=r"task arc_easy: its data set is on the hub, which"):
+        tasks.load(planned[1])

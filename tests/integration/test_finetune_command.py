@@ -1,0 +1,228 @@
+"""jobs/finetune.py as a user runs it: a real local Ray, lost workers, resumption, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from selectmoe.data.readers import read_corpus
+from selectmoe.data.shards import write_shards
+from selectmoe.paths import DEMO_CORPUS
+
+pytestmark = pytest.mark.timeout(300)
+
+# 24 rows, 4 a step: 12 steps in two epochs.
+SETTINGS = (
+    "dataset.max_sequence_length=128", "training.num_epochs=2", "training.effective_batch_size=4",
+    "training.batch_size=2", "training.learning_rate=1e-3", "training.lora.r=4",
+    "training.lora.lora_alpha=16", "training.save_steps=3", "training.logging_steps=1",
+    "max_rejected=1",
+)  # fmt: skip
+NUM_SELECTED, NUM_STEPS = 24, 12
+
+
+class Command:
+    """Runs `python jobs/finetune.py` from another folder than the checkout."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.command = [sys.executable, str(repository / "jobs" / "finetune.py")]
+        self.folder = folder
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*self.command, *map(str, arguments)],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str | Path) -> str:
+        process = self.start(*arguments)
+        printed, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, printed
+        return printed
+
+    def refuse(self, *arguments: str | Path) -> str:
+        """What a run prints that ends with a mistake: one line, status 2."""
+        process = self.start(*arguments)
+        printed, _ = process.communicate(timeout=280)
+        assert process.returncode == 2, printed
+        assert "Traceback" not in printed
+        return [line for line in printed.splitlines() if line.startswith("error: ")][-1]
+
+
+@pytest.fixture
+def command(repository, tmp_path):
+    return Command(repository, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def selection(tmp_path_factory):
+    """What stage 2 leaves that stage 3 reads."""
+    run = tmp_path_factory.mktemp("selection")
+    lines = DEMO_CORPUS.read_text("utf-8").splitlines(keepends=True)
+    (run / "selected_data.jsonl").write_text("".join(lines[:NUM_SELECTED]), "utf-8")
+    write_shards(read_corpus(str(DEMO_CORPUS)), run / "corpus", rows_per_shard=256)
+    (run / "manifest.json").write_text("{}")
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(repository, selection, tmp_path_factory):
+    """A run on one worker that nothing disturbed, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    output = folder / "run"
+    printed = Command(repository, folder).run("--data", selection, "--output", output, *SETTINGS)
+    return output, printed
+
+
+def last_adapter(output: Path) -> dict:
+    return load_file(output / f"checkpoint-{NUM_STEPS}" / "adapter_model.safetensors")
+
+
+def metrics(output: Path) -> dict[int, dict]:
+    """By step; of a step that was computed twice the last line."""
+    lines = (output / "metrics.jsonl").read_text("utf-8").splitlines()
+    return {row["step"]: row for row in map(json.loads, lines)}
+
+
+def test_a_run_ends_with_an_adapter_its_metrics_and_a_manifest(finished):
+    output, printed = finished
+    assert sorted(metrics(output)) == list(range(1, NUM_STEPS + 1))
+    assert f"step {NUM_STEPS} of {NUM_STEPS}" in printed
+    assert str(output / f"checkpoint-{NUM_STEPS}") in printed
+    assert list((output / "tensorboard").glob("events.*"))
+    manifest = json.loads((output / "manifest.json").read_text("utf-8"))
+    assert manifest["num_steps"] == NUM_STEPS
+    data = manifest["data"]
+    assert data["num_read"] == NUM_SELECTED == data["num_rows"] + sum(data["num_rejected"].values())
+    assert Path(manifest["adapter"], "adapter_config.json").is_file()
+
+
+def test_random_trains_on_as_many_rows_as_were_selected(command, selection, tmp_path):
+    command.run(
+        "--data", selection, "--output", tmp_path / "run", "dataset.mode=random", *SETTINGS,
+        "training.num_epochs=1",
+    )  # fmt: skip
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
+    assert manifest["data"]["num_read"] == NUM_SELECTED
+    assert manifest["data"]["described"] == "24 of 600 rows at random"
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def kept_checkpoints(output: Path) -> list[str]:
+    return [folder.parent.name for folder in output.glob("checkpoint-*/finetune.json")]
+
+
+def test_a_killed_driver_resumes_to_the_adapter_of_an_undisturbed_run(
+    command, selection, finished, tmp_path
+):
+    output = tmp_path / "run"
+    process = command.start("--data", selection, "--output", output, *SETTINGS)
+    wait_for(lambda: kept_checkpoints(output), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(3)  # Ray notices that its driver is gone, and ends the workers
+    command.run("--resume", output)
+    assert metrics(output).keys() == metrics(finished[0]).keys()
+    resumed, undisturbed = last_adapter(output), last_adapter(finished[0])
+    for name, tensor in undisturbed.items():
+        assert (resumed[name] == tensor).all(), name
+
+
+def test_a_lost_worker_of_two_is_replaced_and_the_loss_is_the_same(command, selection, tmp_path):
+    two = ("--data", selection, "--num-workers", "2", *SETTINGS)
+    process = command.start(*two, "--output", tmp_path / "disturbed")
+    wait_for(lambda: kept_checkpoints(tmp_path / "disturbed"), process)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "RayTrainWorker" in " ".join(child.cmdline())
+    ]
+    assert len(workers) == 2
+    workers[1].kill()
+    printed, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, printed
+    command.run(*two, "--output", tmp_path / "undisturbed")
+    disturbed, undisturbed = (
+        metrics(tmp_path / name)[NUM_STEPS]["loss"] for name in ("disturbed", "undisturbed")
+    )
+    assert disturbed == pytest.approx(undisturbed, abs=1e-4)
+
+
+def test_a_run_of_another_configuration_is_refused(command, selection, finished):
+    line = command.refuse(
+        "--data", selection, "--output", finished[0], *SETTINGS, "training.lora.r=8"
+    )
+    assert "training.lora.r is 4 there and 8 here" in line
+    line = command.refuse("--resume", finished[0], "training.learning_rate=1")
+    assert "training.learning_rate is 0.001 there and 1.0 here" in line
+
+
+def test_more_workers_than_the_cluster_has_are_refused(command, selection, tmp_path):
+    line = command.refuse(
+        "--data", selection, "--output", tmp_path / "run", *SETTINGS, "--num-workers", "512",
+        "training.effective_batch_size=1024",
+    )  # fmt: skip
+    assert "scaling.num_workers must be at most" in line
+
+
+def test_too_little_memory_is_said_with_numbers(command, selection, tmp_path):
+    line = command.refuse(
+        "--data", selection, "--output", tmp_path / "run", *SETTINGS,
+        "training.effective_batch_size=1000000000", "training.batch_size=1000000000",
+    )  # fmt: skip
+    assert "finetuning needs at least" in line
+    assert "lower training.batch_size" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "nowhere"), "model folder nowhere does not exist"),
+        (("--data", "nowhere.jsonl"), "no such file or folder"),
+        (("--data", "empty/selected_data.jsonl"), "the selection is empty"),
+        (("--data", "questions.jsonl"), "must have an assistant turn"),
+        (("--resume", "nowhere"), "no run to resume"),
+        (("dataset.mode=random",), "dataset.fraction must be given"),
+        (("training.lora.rank=3",), "did you mean 'training.lora.r'?"),
+        (("training.lora.target_modules=query",), "got 'query'"),
+        (("--num-workers", "3"), "training.effective_batch_size must be a multiple of"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(command, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "selected_data.jsonl").touch()
+    question = {"messages": [{"role": "user", "content": "why?"}]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    assert message in command.refuse(*arguments, "--output", tmp_path / "run")
+
+
+def test_help_answers_within_a_second_and_loads_no_torch(command, repository):
+    started = time.perf_counter()
+    assert "training.lora.r=128" in command.run("--help")
+    assert time.perf_counter() - started < 1
+    script = (
+        "import sys, jobs.finetune_command as c; c.build_parser().format_help();"
+        "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.strip() == "[]"
