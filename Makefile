@@ -30,7 +30,7 @@ test: install  ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu" tests
 
 test-fast: install  ## unit and numerics: no Ray, no network, under two minutes
-	$(BIN)/python -m pytest -m "not gpu" tests/unit tests/numerics
+	$(BIN)/python -m pytest -m "not gpu" tests/golden tests/unit tests/numerics
 
 # With $(PYTHON) and no install: a GPU machine has its own torch, which must not be replaced.
 test-gpu:  ## tests that need a CUDA device, in the environment of $(PYTHON)

@@ -11,6 +11,7 @@ not tokens.
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -61,25 +62,16 @@ def run_job(corpus: Path, *settings: str) -> tuple[float, float]:
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        ready_seconds, peak_mb = 0.0, 0.0
+        ready_seconds = 0.0
         assert process.stderr is not None
         for line in process.stderr:
             if READY.search(line):
                 ready_seconds = time.perf_counter() - started
-            peak_mb = max(peak_mb, peak_resident_mb(process.pid))
-        if process.wait():
-            sys.exit(f"the job failed with status {process.returncode}: {' '.join(command)}")
-        return time.perf_counter() - started - ready_seconds, peak_mb
-
-
-def peak_resident_mb(process_id: int) -> float:
-    """The kernel's own high-water mark; 0 where the process has just ended."""
-    try:
-        status = Path(f"/proc/{process_id}/status").read_text("utf-8")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) / 1_000 if found else 0.0
+        # wait4 and not wait: the kernel's high-water mark of this process, to its very end.
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            sys.exit(f"the job failed: {' '.join(command)}")
+        return time.perf_counter() - started - ready_seconds, usage.ru_maxrss / 1_000
 
 
 def write_copies(corpus: Path, target: Path) -> None:
