@@ -4,7 +4,7 @@ corpus/shard-000000.parquet   normalised rows, in the order of their keys
 corpus/rejected.parquet       rows that broke the input contract
 corpus/summary.json           written last: the corpus is whole
 scored/shard-000000.parquet   scores of the corpus shard of the same name
-scored/finished.jsonl         one line for every shard that was scored, never rewritten
+scored/_finished.jsonl         one line for every shard that was scored, never rewritten
 selected_data.jsonl  rejected/rejected.jsonl  manifest.json
 """
 
@@ -75,7 +75,7 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class ShardCounts:
-    """What scoring one shard took; a line of `finished.jsonl`."""
+    """What scoring one shard took; a line of `_finished.jsonl`."""
 
     shard: str
     num_rows: int
@@ -102,8 +102,9 @@ def score_shard(engine: "ScoringEngine", shard: Path, scored: Path) -> ShardCoun
         seconds=round(time.perf_counter() - started, 3),
     )
     line = json.dumps({**asdict(counts), "process_id": os.getpid()}) + "\n"
+    # By its name no data set: readers of the folder pass over what begins with an underscore.
     # One write in append mode: lines of actors that finish together do not mix.
-    descriptor = os.open(scored / "finished.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    descriptor = os.open(scored / "_finished.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         os.write(descriptor, line.encode())
     finally:
