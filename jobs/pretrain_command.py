@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 # These change where, how fast and on how many workers a run goes on, not what comes out of it.
 FREE_ON_RESUME = (
-    "output", "output_root", "resume", "max_rejected", "training.max_tokens_per_forward",
+    "output", "output_root", "resume", "training.max_tokens_per_forward",
     "training.strategy", "scaling.num_workers", "scaling.use_gpu", "scaling.num_cpus_per_worker",
     "scaling.max_failures", "scaling.num_checkpoints", "scaling.wait_for_nodes",
 )  # fmt: skip

@@ -16,7 +16,7 @@ from jobs.shard_scorer import ShardScorer, normalize_corpus
 from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary, read_summary
 from selectmoe.data.writers import write_json
-from selectmoe.errors import ResumeError, SelectMoeError, TooManyRejectedError
+from selectmoe.errors import ModelError, ResumeError, SelectMoeError, TooManyRejectedError
 from selectmoe.model.checkpoint import hash_weights, weights_file, weights_size
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.scored_shards import RunFolder
@@ -159,6 +159,8 @@ def score_shards(
     try:
         with without_restart_notice():
             for row in counts.iter_rows():
+                if row["failure"]:
+                    raise ModelError(row["failure"])
                 progress.add(num_rows=row["num_rows"], num_tokens=row["num_tokens"])
     except ray.exceptions.RayError as error:
         raise user_mistake(error) or ScoringError(stop_message(error, folder)) from error
