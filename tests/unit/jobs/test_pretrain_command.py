@@ -75,9 +75,10 @@ def test_inputs_that_are_not_there_are_refused_by_name(tmp_path):
 
 def test_a_run_is_resumed_with_its_settings_and_refused_with_others(tmp_path):
     output = tmp_path / "run"
-    claim_output(parse(["--output", str(output), "training.num_steps=7"]))
+    claim_output(parse(["--output", str(output), "training.num_steps=7", "max_rejected=0.5"]))
     again = parse(["--resume", str(output), "--num-workers", "2"])
     assert again.training.num_steps == 7
+    assert again.max_rejected == 0.5
     assert claim_output(again) == output
     other = parse(["--resume", str(output), "training.learning_rate=0.5"])
     with pytest.raises(ResumeError, match=r"training\.learning_rate is 0\.005 there and 0\.5 here"):

@@ -1,6 +1,8 @@
 """The rim around Ray Train, as far as it goes without a cluster."""
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,30 @@ def test_metrics_that_are_not_there_yet_are_waited_for(tmp_path):
     assert list(itertools.islice(lines, 2)) == [[], []]
     (tmp_path / "metrics.jsonl").write_bytes(b"one\n")
     assert next(lines) == [b"one"]
+
+
+def test_what_runs_on_workers_needs_no_checkout_there(repository):
+    """start_ray pickles these modules by value; a name that this loses shows only on a worker."""
+    pickled = (
+        "import sys, pickle, ray.cloudpickle as cloudpickle\n"
+        "from jobs import gate_worker, ray_training\n"
+        "for module in (gate_worker, ray_training):\n"
+        "    cloudpickle.register_pickle_by_value(module)\n"
+        "parts = (ray_training._run_worker, ray_training._checkpoint_callback, gate_worker.warm_up)"
+        "\nsys.stdout.buffer.write(cloudpickle.dumps(parts))"
+    )
+    unpickled = (
+        "import pickle, sys\n"
+        "sys.modules['jobs'] = None\n"  # whoever imports it gets an ImportError
+        "run, make_callback, warm_up = pickle.load(sys.stdin.buffer)\n"
+        "print(type(make_callback()).__name__, warm_up.__name__)"
+    )
+    command = [sys.executable, "-c"]
+    given = subprocess.run([*command, pickled], cwd=repository, capture_output=True, check=True)
+    answer = subprocess.run(
+        [*command, unpickled], cwd=repository, input=given.stdout, capture_output=True, check=False
+    )
+    assert answer.stdout.decode().split() == ["ReportCheckpoints", "warm_up"], answer.stderr
 
 
 def test_a_users_mistake_is_found_among_the_workers_failures():
