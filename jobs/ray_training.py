@@ -195,19 +195,22 @@ def _fit_and_show(trainer: Any, file: Path, show: Callable[[Metrics], None] | No
 
 
 def _new_lines(file: Path) -> Iterator[list[bytes]]:
-    """Each time it is asked, the whole lines that were appended since; none of those of before."""
-    read = file.stat().st_size if file.is_file() else 0
+    """Each time it is asked, the whole lines that came since; none of those of before.
+
+    Read from the beginning, not from where the last reading ended: workers that start again from a
+    checkpoint put a file in this one's place that lacks the lines of the steps they do again.
+    """
+    known = _whole_lines(file)
     while True:
-        lines: list[bytes] = []
-        if file.is_file():
-            read = min(read, file.stat().st_size)  # a resumed run may have dropped lines
-            with file.open("rb") as stream:
-                stream.seek(read)
-                appended = stream.read()
-            whole = appended[: appended.rfind(b"\n") + 1]
-            read += len(whole)
-            lines = whole.splitlines()
-        yield lines
+        lines = _whole_lines(file)
+        pairs = zip(known, lines, strict=False)
+        num_same = next((i for i, (old, new) in enumerate(pairs) if old != new), None)
+        yield lines[min(len(known), len(lines)) if num_same is None else num_same :]
+        known = lines
+
+
+def _whole_lines(file: Path) -> list[bytes]:
+    return file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
 
 
 def _run_worker(settings: dict[str, Any]) -> object:

@@ -77,6 +77,17 @@ def test_only_whole_new_lines_of_the_metrics_are_shown(tmp_path):
     assert next(lines) == [b"again"]
 
 
+def test_a_file_that_was_replaced_between_two_looks_is_read_from_where_it_differs(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"one\ntwo\n")
+    lines = _new_lines(file)
+    assert next(lines) == []
+    file.write_bytes(b"one\ntwo, done again\nthree\n")  # longer than before, though a line is gone
+    assert next(lines) == [b"two, done again", b"three"]
+    file.write_bytes(b"one\n")
+    assert next(lines) == []
+
+
 def test_metrics_that_are_not_there_yet_are_waited_for(tmp_path):
     lines = _new_lines(tmp_path / "metrics.jsonl")
     assert list(itertools.islice(lines, 2)) == [[], []]

@@ -1,0 +1,90 @@
+"""Two workers of a warm-up, without Ray: they end where one worker with the same steps does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from selectmoe.config import WarmupConfig
+from selectmoe.config_loading import from_values
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
+from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.training.warmup import TrainingPlace, run_warmup
+
+pytestmark = pytest.mark.timeout(180)
+
+# 5 pairs a step: two workers have unequal shares, and, at 300 tokens, unequal numbers of batches.
+SETTINGS = {
+    "dataset.subset_ratio": 0.2, "dataset.max_sequence_length": 96, "max_rejected": 1.0,
+    "training.num_steps": 8, "training.batch_size": 5, "training.max_tokens_per_forward": 300,
+    "training.logging_steps": 4,
+}  # fmt: skip
+
+
+def run_two(output: Path, repository: Path, **settings: object) -> list[str]:
+    """What each of two processes printed."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, repository / "tests" / "warmup_worker.py", output, str(rank), "2",
+             port, json.dumps({**SETTINGS, "scaling.num_workers": 2, **settings})],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate(timeout=150)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], printed
+    return printed
+
+
+def run_one(output: Path, **settings: object) -> None:
+    place = TrainingPlace(output=output, scratch=output / "scratch")
+    run_warmup(from_values(WarmupConfig, {**SETTINGS, **settings}), place)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("train_moe_gates", [False, True])
+def test_two_workers_end_with_the_gates_of_one(tmp_path, repository, strategy, train_moe_gates):
+    settings = {"training.train_moe_gates": train_moe_gates, "training.learning_rate": 1e-3}
+    run_one(tmp_path / "one", **settings)
+    run_two(tmp_path / "two", repository, **settings, **{"training.strategy": strategy})
+    one, two = (load_file(tmp_path / n / "full_rank_weights.safetensors") for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        # Ten thousand times what was seen (1e-8), and a hundredth of what training moves them by.
+        assert (two[name] - tensor).abs().max() < 1e-5, name
+    rows = [
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    ]
+    for ours, theirs in zip(*rows, strict=True):
+        for key in ("loss", "label_loss", "good_probability", "margin_spread", "pairs_in_order"):
+            assert theirs[key] == pytest.approx(ours[key], abs=1e-5)
+
+
+def test_a_bad_batch_of_one_worker_stops_both_in_the_same_words(tmp_path, repository):
+    broken = tmp_path / "broken"
+    model = SelectMoeForCausalLM.from_pretrained(EMBEDDED_SELECTOR)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
+    # A token of some samples, not of all: only the worker that has one of them sees NaN.
+    [token] = tokenizer.encode("?", add_special_tokens=False)
+    model.model.embed_tokens.weight.data[token] = float("nan")
+    model.save_pretrained(broken)
+    tokenizer.save_pretrained(broken)
+    printed = run_two(tmp_path / "run", repository, model=str(broken))
+    lines = {line for text in printed for line in text.splitlines() if line.startswith("error: ")}
+    assert len(lines) == 1
+    assert "is not a finite number, in the batch of the samples demo-" in lines.pop()
