@@ -24,6 +24,7 @@ that is NaN on one of them), raise TrainingStoppedError on each: that is not tri
 import contextlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -42,6 +43,8 @@ from selectmoe.training.stopping import TrainingStoppedError
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
+# Every checkpoint waits for the next of Ray's looks at the workers, which are 2 s apart otherwise.
+RAY_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 Metrics = Mapping[str, Any]
 Resources = Mapping[str, float]
@@ -83,6 +86,8 @@ def train_on_ray(
     from ray.train import ScalingConfig as RayScalingConfig
     from ray.train.torch import TorchTrainer
 
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     nodes = alive_nodes()
     with_gpu = trains_on_gpu(scaling, nodes)
     require_workers(scaling, nodes, with_gpu=with_gpu)

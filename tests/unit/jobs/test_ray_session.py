@@ -49,6 +49,17 @@ def test_a_head_that_was_killed_is_not_taken_for_a_cluster(tmp_path, monkeypatch
         file.write_text(f"127.0.0.1:{server.getsockname()[1]}")
         assert ray_session._head_on_this_machine() == file.read_text()
     assert ray_session._head_on_this_machine() is None
+    assert not file.exists()  # else Ray's own actors would try it, for 40 seconds each time
+
+
+def test_the_address_of_a_head_elsewhere_that_does_not_answer_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "ray").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_SECONDS", 0.1)
+    file = tmp_path / "ray" / "ray_current_cluster"
+    file.write_text("192.0.2.77:6379")  # an address that the standards keep for examples
+    assert ray_session._head_on_this_machine() is None
+    assert file.exists()
 
 
 def test_a_token_is_made_only_where_the_user_has_none(tmp_path, monkeypatch):
