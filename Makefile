@@ -23,8 +23,28 @@ $(STAMP): pyproject.toml constraints.txt
 		$(PIP_FLAGS) -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
-demo: install  ## select the best 20 % of the demo corpus that ships with the package
-	$(BIN)/python jobs/select.py --pct 0.2
+# The commands are shown as they run: they are what one would type.
+demo: RUN := outputs/demo/$(shell date +%Y-%m-%d/%H-%M-%S)
+demo: install  ## all four stages, offline: is the best 20 % of a corpus worth more than any 20 %?
+	$(BIN)/python jobs/pretrain.py --output $(RUN)/pretrain
+	@echo
+	$(BIN)/python jobs/select.py --pct 0.2 --output $(RUN)/select model_checkpoint_path=$(RUN)/pretrain
+	@echo
+	$(BIN)/python jobs/finetune.py --data $(RUN)/select --output $(RUN)/finetune/selected preset=tiny
+	@echo
+	$(BIN)/python jobs/finetune.py --data $(RUN)/select --output $(RUN)/finetune/random preset=tiny \
+		dataset.mode=random
+	@echo
+	$(BIN)/python jobs/evaluate.py --name base --output $(RUN)/evaluate/base
+	@echo
+	$(BIN)/python jobs/evaluate.py --name random --output $(RUN)/evaluate/random \
+		--adapter $(RUN)/finetune/random
+	@echo
+	$(BIN)/python jobs/evaluate.py --name selected --output $(RUN)/evaluate/selected \
+		--adapter $(RUN)/finetune/selected
+	@echo
+	$(BIN)/python jobs/evaluate.py --output $(RUN)/evaluate/table \
+		--compare $(addprefix $(RUN)/evaluate/,base random selected)
 
 test: install  ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu" tests

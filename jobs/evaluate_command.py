@@ -238,4 +238,6 @@ def compare(config: EvaluateConfig) -> None:
     claim_output_folder(output, resolved(config), resume=False)
     as_json, as_markdown = write_table(table, output)
     print(plain(table))
+    for run in runs:
+        print(f"{run.name}: {run.folder}, " + (f"adapter {run.adapter}" if run.adapter else "no adapter"))
     print(f"{as_json}\n{as_markdown}", flush=True)
