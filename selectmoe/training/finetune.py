@@ -49,7 +49,7 @@ from selectmoe.training.memory_estimate import (
 )
 from selectmoe.training.stopping import TrainingStoppedError
 from selectmoe.training.supervised_data import NOT_A_TARGET, StepOrder, SupervisedRows
-from selectmoe.training.warmup_metrics import LastStep, LogLines, MetricsFile, tensorboard
+from selectmoe.training.training_metrics import LastStep, LogLines, MetricsFile, tensorboard
 
 logger = logging.getLogger(__name__)
 
