@@ -108,8 +108,8 @@ def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
 
 def require_inputs(config: EvaluateConfig) -> bool:
     """Refuses what is not there before Ray starts; True where something may be on the hub."""
-    from jobs.task_evaluator import hub_answers, work_offline
     from selectmoe.evaluation.local_tasks import plan_tasks, ships_with_the_package
+    from selectmoe.hub_access import hub_answers, work_offline
     from selectmoe.model.checkpoint import read_model_config
 
     planned = plan_tasks(config.tasks, config.tasks_dir)
