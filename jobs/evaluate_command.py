@@ -109,6 +109,7 @@ def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
 def require_inputs(config: EvaluateConfig) -> bool:
     """Refuses what is not there before Ray starts; True where something may be on the hub."""
     from selectmoe.evaluation.local_tasks import plan_tasks, ships_with_the_package
+    from selectmoe.evaluation.task_names import require_known
     from selectmoe.hub_access import hub_answers, work_offline
     from selectmoe.model.checkpoint import read_model_config
 
@@ -118,6 +119,7 @@ def require_inputs(config: EvaluateConfig) -> bool:
         work_offline()
     if config.model is not None:
         read_model_config(config.model)
+    require_known(planned, config.tasks_dir)
     return from_hub or not all(map(ships_with_the_package, planned))
 
 
