@@ -118,7 +118,7 @@ def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
     find_targets(
         skeleton(model), lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model
     )
-    return load_target_tokenizer(model)
+    return load_target_tokenizer(config)
 
 
 def claim_output(config: FinetuneConfig) -> Path:
