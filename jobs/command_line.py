@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeGuard
 
+from selectmoe.config_loading import StageConfig, settings_help
 from selectmoe.errors import SelectMoeError
 
 USER_ERROR_STATUS = 2
@@ -70,6 +71,16 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         _leave(f"error: {message} (see {self.prog} --help)", USER_ERROR_STATUS)
+
+
+def stage_parser(prog: str, description: str, config_class: type[StageConfig]) -> CommandParser:
+    """A parser without options yet; its --help ends with every setting of the stage."""
+    return CommandParser(
+        prog=prog,
+        description=description,
+        epilog="settings:\n" + settings_help(config_class),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def parse_arguments(

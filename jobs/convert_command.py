@@ -1,15 +1,14 @@
 """What `jobs/convert.py` does: convert, verify, print and store the report."""
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.command_line import CommandParser, parse_arguments
-from jobs.output_folder import absolute_path
+from jobs.command_line import CommandParser, parse_arguments, stage_parser
+from jobs.output_folder import absolute_model, absolute_path, values_given
 from selectmoe.config import ConvertConfig
-from selectmoe.config_loading import load_config, settings_help
+from selectmoe.config_loading import load_config
 from selectmoe.errors import ConfigError
 
 if TYPE_CHECKING:  # these load torch, and --help must not wait for it
@@ -66,20 +65,19 @@ def parse(arguments: Sequence[str]) -> ConvertConfig:
         "verify_only": options.verify_only or None,
         "seed": options.seed,
     }
-    values = {key: value for key, value in given.items() if value is not None}
-    config = load_config(ConvertConfig, overrides, values=values)
-    changes = {"save_path": str(absolute_path(config.save_path, "--save-path"))}
-    if Path(config.base).expanduser().is_dir():
-        changes["base"] = str(absolute_path(config.base, "--base"))
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+    config = load_config(ConvertConfig, overrides, values=values_given(given))
+    return dataclasses.replace(
+        config,
+        base=absolute_model(config.base, "--base"),
+        save_path=str(absolute_path(config.save_path, "--save-path")),
+    )
 
 
 def build_parser() -> CommandParser:
-    parser = CommandParser(
-        prog="jobs/convert.py",
-        description="Stage 0: turn an OLMoE into a Select-MoE.",
-        epilog="settings:\n" + settings_help(ConvertConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = stage_parser(
+        "jobs/convert.py",
+        "Stage 0: turn an OLMoE into a Select-MoE.",
+        ConvertConfig,
     )
     parser.add_argument("--base", help="OLMoE folder or hub name")
     parser.add_argument("--save-path", metavar="DIR", help="new folder for the Select-MoE")

@@ -1,6 +1,5 @@
 """What `jobs/evaluate.py` does: run tasks on a model, store and print results; compare runs."""
 
-import argparse
 import dataclasses
 import logging
 import sys
@@ -9,10 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.command_line import CommandParser, parse_arguments, user_mistake
-from jobs.output_folder import absolute_path, claim_output_folder, new_output_folder
+from jobs.command_line import CommandParser, parse_arguments, stage_parser, user_mistake
+from jobs.output_folder import (
+    absolute_model,
+    absolute_path,
+    claim_output_folder,
+    claim_run,
+    new_output_folder,
+    values_given,
+)
 from selectmoe import __version__
-from selectmoe.config_loading import load_config, resolved, settings_help
+from selectmoe.config_loading import load_config, resolved
 from selectmoe.errors import SelectMoeError
 from selectmoe.target_config import EvaluateConfig
 
@@ -34,10 +40,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     needs_hub = require_inputs(config)
     config = with_adapter_itself(config)
-    output = new_output_folder(config.stage, output=config.output, output_root=config.output_root)
-    settings = {key: value for key, value in resolved(config).items() if key not in PATHS}
-    claim_output_folder(output, settings, resume=False)
-    logger.info("output: %s", output)
+    output = claim_run(config, free=PATHS, resume=False)
     use_gpu = start_ray_for(config)
     results = []
     for result in run_on_ray(config, output, needs_hub=needs_hub, use_gpu=use_gpu):
@@ -61,16 +64,14 @@ def parse(arguments: Sequence[str]) -> EvaluateConfig:
     given = {key: getattr(options, key) for key in keys}
     if options.tasks is not None:  # with commas, too, as lm-eval's own command takes them
         given["tasks"] = [task for names in options.tasks for task in names.split(",")]
-    values = {key: value for key, value in given.items() if value is not None}
-    return with_absolute_paths(load_config(EvaluateConfig, overrides, values=values))
+    return with_absolute_paths(load_config(EvaluateConfig, overrides, values=values_given(given)))
 
 
 def build_parser() -> CommandParser:
-    parser = CommandParser(
-        prog="jobs/evaluate.py",
-        description="Stage 4: evaluate a model, with or without an adapter; compare runs.",
-        epilog="settings:\n" + settings_help(EvaluateConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = stage_parser(
+        "jobs/evaluate.py",
+        "Stage 4: evaluate a model, with or without an adapter; compare runs.",
+        EvaluateConfig,
     )
     parser.add_argument("--model", help="folder or hub name of a causal language model")
     parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter, or a run of stage 3")
@@ -99,16 +100,17 @@ def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
         path = getattr(config, key)
         if path is not None:
             changes[key] = str(absolute_path(path, f"--{key.replace('_', '-')}"))
-    if config.model is not None and Path(config.model).expanduser().is_dir():
-        changes["model"] = str(absolute_path(config.model, "--model"))
+    if config.model is not None:
+        changes["model"] = absolute_model(config.model, "--model")
     changes["compare"] = tuple(str(absolute_path(run, "--compare")) for run in config.compare)
     return dataclasses.replace(config, **changes)
 
 
 def require_inputs(config: EvaluateConfig) -> bool:
     """Refuses what is not there before Ray starts; True where something may be on the hub."""
-    from jobs.task_evaluator import hub_answers, work_offline
     from selectmoe.evaluation.local_tasks import plan_tasks, ships_with_the_package
+    from selectmoe.evaluation.task_names import require_known
+    from selectmoe.hub_access import hub_answers, work_offline
     from selectmoe.model.checkpoint import read_model_config
 
     planned = plan_tasks(config.tasks, config.tasks_dir)
@@ -117,6 +119,7 @@ def require_inputs(config: EvaluateConfig) -> bool:
         work_offline()
     if config.model is not None:
         read_model_config(config.model)
+    require_known(planned, config.tasks_dir)
     return from_hub or not all(map(ships_with_the_package, planned))
 
 

@@ -1,6 +1,5 @@
 """What `jobs/finetune.py` does: tokenise the rows, train on Ray's workers, follow them, report."""
 
-import argparse
 import dataclasses
 import logging
 import sys
@@ -9,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.command_line import CommandParser, parse_arguments
+from jobs.command_line import CommandParser, parse_arguments, stage_parser
 from jobs.output_folder import (
-    absolute_path,
-    claim_output_folder,
-    new_output_folder,
-    saved_settings,
+    absolute_corpus,
+    absolute_model,
+    absolute_unless_url,
+    claim_run,
+    values_given,
 )
 from jobs.progress import SECONDS_BETWEEN_LOG_LINES, format_seconds
-from selectmoe.config_loading import load_config, resolved, settings_help
+from jobs.training_run import print_rows, train_in, write_manifest
+from selectmoe.config_loading import load_config
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.target_config import FinetuneConfig
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # these load torch, and --help must not wait for it
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_NAME = "manifest.json"
 # These change where, how fast and on what workers a run goes on, not what it learns.
 FREE_ON_RESUME = (
     "output", "output_root", "resume", "max_rejected", "scaling.num_workers", "scaling.use_gpu",
@@ -44,28 +44,17 @@ def main(arguments: Sequence[str]) -> None:
     tokenizer = require_inputs(config)
 
     # Only now: --help and a mistyped option must not wait for the imports below.
-    from jobs import finetune_worker, ray_training
-    from jobs.ray_session import start_ray
+    from jobs.finetune_worker import TOKENIZED_NAME, train_adapter
+    from jobs.ray_training import storage_of
 
     output = claim_output(config)
-    summary = tokenise(config, tokenizer, output / finetune_worker.TOKENIZED_NAME)
-    start_ray(ray_training, finetune_worker)
-    try:
-        report = ray_training.train_on_ray(
-            finetune_worker.train_adapter,
-            dataclasses.replace(config, output=str(output)),
-            output=output,
-            scaling=config.scaling,
-            show=show_metrics,
-        )
-    except KeyboardInterrupt:
-        logger.info("go on with --resume %s", output)
-        raise
-    assert isinstance(report, dict)
-    folder, name = ray_training.storage_of(output, config.scaling.storage_path)
+    summary = tokenise(config, tokenizer, output / TOKENIZED_NAME)
+    report = train_in(output, train_adapter, config)
+    folder, name = storage_of(output, config.scaling.storage_path)
     report["adapter"] = f"{folder}/{name}/{report.pop('checkpoint')}"
     seconds = time.perf_counter() - started
-    write_manifest(config, output, summary, report, wall_seconds=seconds)
+    about = {"data": dataclasses.asdict(summary), **report}
+    write_manifest(config, output, about, wall_seconds=seconds)
     print_report(summary, report, wall_seconds=seconds)
 
 
@@ -79,19 +68,14 @@ def parse(arguments: Sequence[str]) -> FinetuneConfig:
         "scaling.num_workers": options.num_workers,
         "resume": options.resume,
     }
-    values = {key: value for key, value in given.items() if value is not None}
-    if options.resume is not None:
-        folder = absolute_path(options.resume, "resume")
-        values = {**saved_settings(folder), **values, "output": str(folder)}
-    return with_absolute_paths(load_config(FinetuneConfig, overrides, values=values))
+    return with_absolute_paths(load_config(FinetuneConfig, overrides, values=values_given(given)))
 
 
 def build_parser() -> CommandParser:
-    parser = CommandParser(
-        prog="jobs/finetune.py",
-        description="Stage 3: finetune a causal language model with LoRA on selected rows.",
-        epilog="settings:\n" + settings_help(FinetuneConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = stage_parser(
+        "jobs/finetune.py",
+        "Stage 3: finetune a causal language model with LoRA on selected rows.",
+        FinetuneConfig,
     )
     parser.add_argument("--data", help="a stage 2 run, its selected_data.jsonl, or a corpus")
     parser.add_argument("--model", help="folder or hub name of a causal language model")
@@ -104,16 +88,13 @@ def build_parser() -> CommandParser:
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """Workers may run in another directory than the driver, so no path stays relative."""
     data_path, storage = config.dataset.data_path, config.scaling.storage_path
-    if data_path is not None and not data_path.startswith("hub:") and "://" not in data_path:
-        data_path = str(absolute_path(data_path, "dataset.data_path"))
-    if storage is not None and "://" not in storage:
-        storage = str(absolute_path(storage, "scaling.storage_path"))
-    model = config.model
-    if model is not None and Path(model).expanduser().is_dir():
-        model = str(absolute_path(model, "--model"))
+    if data_path is not None:
+        data_path = absolute_corpus(data_path, "dataset.data_path")
+    if storage is not None:
+        storage = absolute_unless_url(storage, "scaling.storage_path")
     return dataclasses.replace(
         config,
-        model=model,
+        model=config.model and absolute_model(config.model, "--model"),
         dataset=dataclasses.replace(config.dataset, data_path=data_path),
         scaling=dataclasses.replace(config.scaling, storage_path=storage),
     )
@@ -137,16 +118,11 @@ def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
     find_targets(
         skeleton(model), lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model
     )
-    return load_target_tokenizer(model)
+    return load_target_tokenizer(config)
 
 
 def claim_output(config: FinetuneConfig) -> Path:
-    """The run's folder, claimed by its settings."""
-    output = new_output_folder(config.stage, output=config.output, output_root=config.output_root)
-    settings = {k: v for k, v in resolved(config).items() if k not in FREE_ON_RESUME}
-    claim_output_folder(output, settings, resume=config.resume is not None)
-    logger.info("output: %s", output)
-    return output
+    return claim_run(config, free=FREE_ON_RESUME, resume=config.resume is not None)
 
 
 def tokenise(
@@ -195,38 +171,6 @@ class TokenisingProgress:
             print(line, file=sys.stderr, flush=True)
 
 
-def show_metrics(row: Mapping[str, Any]) -> None:
-    from selectmoe.training.metrics_lines import metrics_line
-
-    logger.info("%s", metrics_line(row))
-
-
-def write_manifest(
-    config: FinetuneConfig,
-    output: Path,
-    summary: "SupervisedSummary",
-    report: Mapping[str, Any],
-    *,
-    wall_seconds: float,
-) -> None:
-    """Writes `manifest.json`, last of all files: where it is, the run is complete."""
-    from selectmoe import __version__
-    from selectmoe.data.writers import write_json
-    from selectmoe.model.checkpoint import hash_weights
-
-    model = config.model or str(EMBEDDED_SELECTOR)
-    manifest = {
-        "selectmoe_version": __version__,
-        "config": resolved(config),
-        "model": model,
-        "model_sha256": hash_weights(model, None),
-        "data": dataclasses.asdict(summary),
-        **report,
-        "wall_seconds": round(wall_seconds, 3),
-    }
-    write_json(output / MANIFEST_NAME, manifest)
-
-
 def print_report(
     summary: "SupervisedSummary", report: Mapping[str, Any], *, wall_seconds: float
 ) -> None:
@@ -238,5 +182,4 @@ def print_report(
         ("loss", f"{report['loss']:.4f} at the end"),
         ("adapter", report["adapter"]),
     )
-    for label, value in rows:
-        print(f"{label:<8} {value}")
+    print_rows(rows)

@@ -14,7 +14,6 @@ def train_adapter(config: FinetuneConfig, worker: TrainingWorker) -> dict[str, A
     """One worker's part of stage 3, on the rows that the job has tokenised into `config.output`."""
     import ray.train
 
-    from selectmoe.paths import EMBEDDED_SELECTOR
     from selectmoe.training.finetune import TrainingPlace, finetune
     from selectmoe.training.supervised_data import SupervisedRows, load_target_tokenizer
 
@@ -29,7 +28,7 @@ def train_adapter(config: FinetuneConfig, worker: TrainingWorker) -> dict[str, A
     report = finetune(
         config,
         SupervisedRows(output / TOKENIZED_NAME),
-        load_target_tokenizer(config.model or str(EMBEDDED_SELECTOR)),
+        load_target_tokenizer(config),
         place,
         output=output,
         callbacks=[worker.report_checkpoints()],

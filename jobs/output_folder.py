@@ -1,16 +1,34 @@
-"""Where a run writes, and what a folder that already holds one is good for."""
+"""Where a run reads and writes, and what a folder that already holds one is good for."""
 
+import contextlib
 import datetime
 import json
+import logging
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from selectmoe.config_loading import resolved
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ConfigError, ResumeError
 
 OUTPUT_ROOT_VARIABLE = "SELECTMOE_OUTPUT_ROOT"
 # Ray unpacks an uploaded --working-dir below this folder and deletes it after the job.
 _UPLOAD_MARK = "working_dir_files"
+
+logger = logging.getLogger(__name__)
+
+
+class RunConfig(Protocol):
+    """What the configurations of stages 1 to 4 have in common."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def output(self) -> str | None: ...
+    @property
+    def output_root(self) -> str | None: ...
 
 
 def in_uploaded_folder() -> bool:
@@ -52,6 +70,39 @@ def absolute_path(path: str, key: str) -> Path:
     return Path(os.path.abspath(expanded))
 
 
+def absolute_unless_url(path: str, key: str) -> str:
+    return path if "://" in path else str(absolute_path(path, key))
+
+
+def absolute_corpus(path: str, key: str) -> str:
+    """The same for a corpus, which may be a hub name too."""
+    return path if path.startswith("hub:") else absolute_unless_url(path, key)
+
+
+def absolute_model(model: str, key: str) -> str:
+    """The same for a model: what is no folder here is a hub name, or is refused as a model."""
+    return str(absolute_path(model, key)) if Path(model).expanduser().is_dir() else model
+
+
+def claim_run(config: RunConfig, *, free: Sequence[str], resume: bool) -> Path:
+    """The run's folder, claimed by its settings; those of `free` may differ when it is resumed."""
+    output = new_output_folder(config.stage, output=config.output, output_root=config.output_root)
+    settings = {key: value for key, value in resolved(config).items() if key not in free}
+    claim_output_folder(output, settings, resume=resume)
+    logger.info("output: %s", output)
+    return output
+
+
+@contextlib.contextmanager
+def telling_how_to_resume(output: Path) -> Iterator[None]:
+    """Where Ctrl-C ends the block, a line with the option that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.info("go on with --resume %s", output)
+        raise
+
+
 def claim_output_folder(folder: Path, settings: dict[str, object], *, resume: bool) -> None:
     """Writes `config.json` into a new folder, or checks that the folder's is the same run.
 
@@ -78,6 +129,15 @@ def claim_output_folder(folder: Path, settings: dict[str, object], *, resume: bo
         raise ResumeError(
             f"{folder}: output folder already holds this run; go on with --resume {folder}"
         )
+
+
+def values_given(options: Mapping[str, object]) -> dict[str, object]:
+    """The options that were given, by setting, over the settings of the run that `resume` names."""
+    given = {key: value for key, value in options.items() if value is not None}
+    if "resume" not in given:
+        return given
+    folder = absolute_path(str(given["resume"]), "resume")
+    return {**saved_settings(folder), **given, "output": str(folder)}
 
 
 def saved_settings(folder: Path) -> dict[str, object]:

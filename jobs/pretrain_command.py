@@ -1,29 +1,26 @@
 """What `jobs/pretrain.py` does: train the gates on Ray's workers, follow them, report."""
 
-import argparse
 import dataclasses
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.command_line import CommandParser, parse_arguments
+from jobs.command_line import CommandParser, parse_arguments, stage_parser
 from jobs.output_folder import (
+    absolute_corpus,
+    absolute_model,
     absolute_path,
-    claim_output_folder,
-    new_output_folder,
-    saved_settings,
+    absolute_unless_url,
+    claim_run,
+    values_given,
 )
 from jobs.progress import format_seconds
+from jobs.training_run import print_rows, train_in, write_manifest
 from selectmoe.config import WarmupConfig
-from selectmoe.config_loading import load_config, resolved, settings_help
-from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.config_loading import load_config
 from selectmoe.training.warmup_settings import corpus_specs, corruption_kinds
 
-logger = logging.getLogger(__name__)
-
-MANIFEST_NAME = "manifest.json"
 # These change where, how fast and on how many workers a run goes on, not what comes out of it.
 FREE_ON_RESUME = (
     "output", "output_root", "resume", "training.max_tokens_per_forward",
@@ -39,23 +36,10 @@ def main(arguments: Sequence[str]) -> None:
     require_inputs(config)
 
     # Only now: --help and a mistyped option must not wait for the imports below.
-    from jobs import gate_worker, ray_training
-    from jobs.ray_session import start_ray
+    from jobs.gate_worker import warm_up
 
     output = claim_output(config)
-    start_ray(ray_training, gate_worker)
-    try:
-        report = ray_training.train_on_ray(
-            gate_worker.warm_up,
-            dataclasses.replace(config, output=str(output)),
-            output=output,
-            scaling=config.scaling,
-            show=show_metrics,
-        )
-    except KeyboardInterrupt:
-        logger.info("go on with --resume %s", output)
-        raise
-    assert isinstance(report, dict)
+    report = train_in(output, warm_up, config)
     write_manifest(config, output, report, wall_seconds=time.perf_counter() - started)
     print_report(report, wall_seconds=time.perf_counter() - started)
 
@@ -70,10 +54,7 @@ def parse(arguments: Sequence[str]) -> WarmupConfig:
         "scaling.num_workers": options.num_workers,
         "resume": options.resume,
     }
-    values = {key: value for key, value in given.items() if value is not None}
-    if options.resume is not None:
-        folder = absolute_path(options.resume, "resume")
-        values = {**saved_settings(folder), **values, "output": str(folder)}
+    values = values_given(given)
     config = load_config(WarmupConfig, overrides, values=values)
     has_preset = any(override.startswith("preset=") for override in overrides)
     if is_demo(config) and options.resume is None and not has_preset:
@@ -88,11 +69,10 @@ def is_demo(config: WarmupConfig) -> bool:
 
 
 def build_parser() -> CommandParser:
-    parser = CommandParser(
-        prog="jobs/pretrain.py",
-        description="Stage 1: warm up the quality gates of a Select-MoE.",
-        epilog="settings:\n" + settings_help(WarmupConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = stage_parser(
+        "jobs/pretrain.py",
+        "Stage 1: warm up the quality gates of a Select-MoE.",
+        WarmupConfig,
     )
     parser.add_argument(
         "--data", nargs="+", help="corpora: files, folders, globs, URLs or hub:NAME[:split]"
@@ -107,21 +87,15 @@ def build_parser() -> CommandParser:
 def with_absolute_paths(config: WarmupConfig) -> WarmupConfig:
     """Workers may run in another directory than the driver, so no path stays relative."""
     dataset, scaling = config.dataset, config.scaling
-    paths = tuple(
-        path if path.startswith("hub:") or "://" in path else str(absolute_path(path, "--data"))
-        for path in dataset.paths
-    )
+    paths = tuple(absolute_corpus(path, "--data") for path in dataset.paths)
     folder, storage = dataset.folder, scaling.storage_path
     if folder is not None:
         folder = str(absolute_path(folder, "dataset.folder"))
-    if storage is not None and "://" not in storage:
-        storage = str(absolute_path(storage, "scaling.storage_path"))
-    model = config.model
-    if model is not None and Path(model).expanduser().is_dir():
-        model = str(absolute_path(model, "--model"))
+    if storage is not None:
+        storage = absolute_unless_url(storage, "scaling.storage_path")
     return dataclasses.replace(
         config,
-        model=model,
+        model=config.model and absolute_model(config.model, "--model"),
         dataset=dataclasses.replace(dataset, paths=paths, folder=folder),
         scaling=dataclasses.replace(scaling, storage_path=storage),
     )
@@ -139,38 +113,7 @@ def require_inputs(config: WarmupConfig) -> None:
 
 
 def claim_output(config: WarmupConfig) -> Path:
-    """The run's folder, claimed by its settings."""
-    output = new_output_folder(config.stage, output=config.output, output_root=config.output_root)
-    settings = {k: v for k, v in resolved(config).items() if k not in FREE_ON_RESUME}
-    claim_output_folder(output, settings, resume=config.resume is not None)
-    logger.info("output: %s", output)
-    return output
-
-
-def show_metrics(row: Mapping[str, Any]) -> None:
-    from selectmoe.training.metrics_lines import metrics_line
-
-    logger.info("%s", metrics_line(row))
-
-
-def write_manifest(
-    config: WarmupConfig, output: Path, report: Mapping[str, Any], *, wall_seconds: float
-) -> None:
-    """Writes `manifest.json`, last of all files: where it is, the run is complete."""
-    from selectmoe import __version__
-    from selectmoe.data.writers import write_json
-    from selectmoe.model.checkpoint import hash_weights
-
-    model = config.model or str(EMBEDDED_SELECTOR)
-    manifest = {
-        "selectmoe_version": __version__,
-        "config": resolved(config),
-        "model": model,
-        "model_sha256": hash_weights(model, None),
-        **report,
-        "wall_seconds": round(wall_seconds, 3),
-    }
-    write_json(output / MANIFEST_NAME, manifest)
+    return claim_run(config, free=FREE_ON_RESUME, resume=config.resume is not None)
 
 
 def print_report(report: Mapping[str, Any], *, wall_seconds: float) -> None:
@@ -180,5 +123,4 @@ def print_report(report: Mapping[str, Any], *, wall_seconds: float) -> None:
         ("steps", f"{report['num_steps']:,} in {format_seconds(wall_seconds)}"),
         ("weights", report["weights"]),
     )
-    for label, value in rows:
-        print(f"{label:<8} {value}")
+    print_rows(rows)

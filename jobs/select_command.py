@@ -1,26 +1,23 @@
 """What `jobs/select.py` does: normalise the corpus, score it, cut it, report."""
 
-import argparse
 import dataclasses
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.command_line import CommandParser, parse_arguments
+from jobs.command_line import CommandParser, parse_arguments, stage_parser
 from jobs.output_folder import (
+    absolute_corpus,
+    absolute_model,
     absolute_path,
-    claim_output_folder,
-    new_output_folder,
-    saved_settings,
+    claim_run,
+    telling_how_to_resume,
+    values_given,
 )
 from selectmoe.config import SelectConfig
-from selectmoe.config_loading import load_config, resolved, settings_help
+from selectmoe.config_loading import load_config
 from selectmoe.errors import ConfigError
 
-logger = logging.getLogger(__name__)
-
-STAGE = "stage_2_selection"
 # These change where, how fast and whether a run goes on, not what comes out of it.
 FREE_ON_RESUME = ("max_rejected", "num_actors", "output", "output_root", "resume")
 
@@ -39,11 +36,8 @@ def main(arguments: Sequence[str]) -> None:
     require_inputs(config)
     output = claim_output(config)
     scored_run = RunFolder(Path(config.scored) if config.scored else output)
-    try:
+    with telling_how_to_resume(output):
         scoring = None if config.scored else score_corpus(config, scored_run)
-    except KeyboardInterrupt:
-        logger.info("go on with --resume %s", output)
-        raise
     selected = cut_run(
         scored_run,
         output,
@@ -71,19 +65,14 @@ def parse(arguments: Sequence[str]) -> SelectConfig:
         "max_rejected": options.max_rejected,
         "resume": options.resume,
     }
-    values = {key: value for key, value in given.items() if value is not None}
-    if options.resume is not None:
-        folder = absolute_path(options.resume, "resume")
-        values = {**saved_settings(folder), **values, "output": str(folder)}
-    return with_absolute_paths(load_config(SelectConfig, overrides, values=values))
+    return with_absolute_paths(load_config(SelectConfig, overrides, values=values_given(given)))
 
 
 def build_parser() -> CommandParser:
-    parser = CommandParser(
-        prog="jobs/select.py",
-        description="Stage 2: score a corpus and keep exactly the best share of it.",
-        epilog="settings:\n" + settings_help(SelectConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = stage_parser(
+        "jobs/select.py",
+        "Stage 2: score a corpus and keep exactly the best share of it.",
+        SelectConfig,
     )
     parser.add_argument("--pct", type=float, help="share of the rows to keep, in (0, 1]")
     parser.add_argument(
@@ -101,13 +90,10 @@ def build_parser() -> CommandParser:
 
 def with_absolute_paths(config: SelectConfig) -> SelectConfig:
     """Workers may run in another directory than the driver, so no path stays relative."""
-    paths = tuple(
-        path if path.startswith("hub:") or "://" in path else str(absolute_path(path, "--data"))
-        for path in config.dataset.paths
-    )
+    paths = tuple(absolute_corpus(path, "--data") for path in config.dataset.paths)
     changes: dict[str, object] = {"dataset": dataclasses.replace(config.dataset, paths=paths)}
-    if config.model is not None and Path(config.model).expanduser().is_dir():
-        changes["model"] = str(absolute_path(config.model, "--model"))
+    if config.model is not None:
+        changes["model"] = absolute_model(config.model, "--model")
     if config.model_checkpoint_path is not None:
         changes["model_checkpoint_path"] = str(
             absolute_path(config.model_checkpoint_path, "model_checkpoint_path")
@@ -141,9 +127,4 @@ def require_inputs(config: SelectConfig) -> None:
 
 
 def claim_output(config: SelectConfig) -> Path:
-    """The run's folder, claimed by its settings."""
-    output = new_output_folder(STAGE, output=config.output, output_root=config.output_root)
-    settings = {k: v for k, v in resolved(config).items() if k not in FREE_ON_RESUME}
-    claim_output_folder(output, settings, resume=config.resume is not None)
-    logger.info("output: %s", output)
-    return output
+    return claim_run(config, free=FREE_ON_RESUME, resume=config.resume is not None)

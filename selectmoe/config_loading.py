@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-from selectmoe.config import require
 from selectmoe.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "configs"
@@ -97,8 +96,10 @@ def from_values(config_class: type[Config], values: Mapping[str, object]) -> Con
         if key not in known:
             raise _unknown(config_class, key)
         converted[key] = _converted(key, value, known[key])
-    for key, value in converted.items():
-        require(value is not NOT_GIVEN, key, "given", None)
+    if missing := [key for key, value in converted.items() if value is NOT_GIVEN]:
+        # Such settings all have options of the same names.
+        options = " ".join(f"--{key.replace('_', '-')} {key.upper()}" for key in missing)
+        raise ConfigError(f"{' and '.join(missing)} must be given: {options}")
     return _built(config_class, converted)
 
 

@@ -22,6 +22,10 @@ class FinetuneDatasetConfig:
     max_sequence_length: int = 2_048
     """Tokens of a row that are read, at most as many as the model has positions for; of a longer
     row, the first so many."""
+    chat_template: Literal["model", "selectmoe"] = "model"
+    """Layout in which the target sees conversations. model: its tokenizer's own; selectmoe: the
+    package's, <|user|> … <|assistant|> …, for a base model without one. The tokenizer that is saved
+    with the adapter has it."""
 
     def __post_init__(self) -> None:
         share = self.fraction

@@ -85,6 +85,14 @@ def _with_costs(
         yield result
 
 
+def require_in_index(planned: Sequence[PlannedTask], tasks_dir: str | None) -> None:
+    """Raises ConfigError for a name that lm-eval does not know."""
+    with quiet(), tempfile.TemporaryDirectory(prefix="selectmoe-eval-") as cache:
+        tasks = LmEvalTasks(planned, tasks_dir, cache=Path(cache))
+        for task in planned:
+            tasks.require_known(task)
+
+
 class LmEvalTasks:
     """Builds lm-eval's tasks; knows its own 14,000 names only where one of them is asked for."""
 
@@ -103,16 +111,20 @@ class LmEvalTasks:
         )
         self._find_files_from_their_folder(folders)
 
+    def require_known(self, task: PlannedTask) -> None:
+        """Raises ConfigError, with the nearest name, for one that is not in the index."""
+        if task.kind == "by_name" and task.name not in self.manager.task_index:
+            known = list(self.manager.task_index)
+            raise ConfigError(f"unknown task {task.name!r}{nearest(task.name, known)}")
+
     def load(self, task: PlannedTask) -> Any:  # noqa: ANN401 (lm-eval's TaskDict)
         """The task with its rows read. Raises ConfigError, with the task's name, if they cannot."""
+        self.require_known(task)
         spec: str | dict[str, Any] = task.name
         if task.kind == "choices":
             config = choices_config(task)
             config["dataset_kwargs"]["cache_dir"] = self.cache
             spec = config
-        elif task.name not in self.manager.task_index:
-            known = list(self.manager.task_index)
-            raise ConfigError(f"unknown task {task.name!r}{nearest(task.name, known)}")
         try:
             return self.manager.load([spec])
         except Exception as error:  # the hub's clients and lm-eval's own checks raise every kind

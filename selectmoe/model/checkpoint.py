@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selectmoe.errors import ModelError
+from selectmoe.hub_access import hub_answers
 
 GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
 HASH_CHUNK_BYTES = 1 << 22
@@ -71,8 +72,12 @@ def model_folder(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     logger.info("%s: fetching from the hub what is not in its cache", model)
-    with _hub_errors(model):
-        return Path(snapshot_download(model, allow_patterns=list(_HUB_PATTERNS)))
+    with _hub_errors(model) as answers:
+        return Path(
+            snapshot_download(
+                model, allow_patterns=list(_HUB_PATTERNS), local_files_only=not answers
+            )
+        )
 
 
 def weights_file(path: str | Path) -> Path:
@@ -109,17 +114,23 @@ def hash_weights(model: str, weights_file: Path | None) -> str:
 def _hub_config(name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with _hub_errors(name):
-        return Path(hf_hub_download(name, "config.json"))
+    with _hub_errors(name) as answers:
+        return Path(hf_hub_download(name, "config.json", local_files_only=not answers))
 
 
 @contextlib.contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
-    """Turns whatever goes wrong between here and the hub into one line."""
+def _hub_errors(name: str) -> Iterator[bool]:
+    """Gives whether the hub answers; turns whatever goes wrong between here and it into one line.
+
+    Where it does not, the client is to look into its cache alone: it would try for half a minute.
+    """
+    answers = hub_answers()
     try:
-        yield
+        yield answers
     except Exception as error:  # the client's HTTP library, and so its errors, change by version
         reason = (str(error).strip() or repr(error)).splitlines()[0]
+        if not answers and isinstance(error, FileNotFoundError):
+            reason = "it is not in the cache, and the hub does not answer or HF_HUB_OFFLINE is set"
         raise ModelError(
             f"model {name}: no such folder, nor to be had from the hub: {reason}"
         ) from error

@@ -47,9 +47,9 @@ from selectmoe.training.memory_estimate import (
     in_words,
     require_memory,
 )
-from selectmoe.training.stopping import TrainingStoppedError
+from selectmoe.training.stopping import TrainingStoppedError, named
 from selectmoe.training.supervised_data import NOT_A_TARGET, StepOrder, SupervisedRows
-from selectmoe.training.warmup_metrics import LastStep, LogLines, MetricsFile, tensorboard
+from selectmoe.training.training_metrics import LastStep, LogLines, MetricsFile, tensorboard
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,6 @@ MARK_NAME = "finetune.json"
 # These change where, how fast and on what machines a run goes on, not what it learns. The data is
 # known by a hash of its tokens, wherever it lies.
 FREE_ON_RESUME = ("output", "output_root", "resume", "max_rejected", "dataset.data_path")
-NUM_ROWS_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,11 +345,6 @@ class ClipOrStop(TrainerCallback):
             f"step {state.global_step + 1}: {what} is not a finite number on the batch of the rows "
             f"{named(rows)}; lower training.learning_rate, or look at these rows"
         )
-
-
-def named(rows: Sequence[str]) -> str:
-    more = f" and {len(rows) - NUM_ROWS_NAMED} more" if len(rows) > NUM_ROWS_NAMED else ""
-    return ", ".join(map(repr, rows[:NUM_ROWS_NAMED])) + more
 
 
 class MarkCheckpoints(TrainerCallback):

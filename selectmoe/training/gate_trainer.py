@@ -18,9 +18,7 @@ from selectmoe.training.gate_objectives import Objective
 from selectmoe.training.gate_statistics import CollapseWatch, GateStatistics
 from selectmoe.training.sharding import average_gradients
 from selectmoe.training.step_batches import MicroBatch, StepBatches
-from selectmoe.training.stopping import TrainingStoppedError
-
-NUM_NAMED = 8  # samples of a bad batch that an error names
+from selectmoe.training.stopping import TrainingStoppedError, named
 
 
 class GateTrainer(Trainer):
@@ -82,7 +80,7 @@ class GateTrainer(Trainer):
         if self.is_sharded:
             average_gradients(model)
         losses_of_step = torch.stack(losses)
-        self._require_finite(losses_of_step, batches)
+        self._require_finite(model, losses_of_step, batches)
         self.statistics.num_steps += 1
         step_loss: Tensor = num_workers * losses_of_step.sum()
         return step_loss
@@ -97,23 +95,27 @@ class GateTrainer(Trainer):
         idle = dataclasses.replace(batches[-1], share_of_step=0.0)
         return [*batches, *[idle] * (int(most.item()) - len(batches))]
 
-    def _require_finite(self, losses: Tensor, batches: Sequence[MicroBatch]) -> None:
-        """Raises TrainingStoppedError, on all workers, where one of them has a bad batch."""
+    def _require_finite(
+        self, model: nn.Module, losses: Tensor, batches: Sequence[MicroBatch]
+    ) -> None:
+        """Raises TrainingStoppedError, on all workers, where one of them has a bad batch.
+
+        Before Trainer's clipping, which takes a gradient of infinite length for one of 0.
+        """
         is_bad = ~losses.isfinite()
-        num_bad = is_bad.sum()
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        num_bad = is_bad.sum() + ~norm.isfinite()
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(num_bad)
         if not num_bad.item():
             return
         bad = [batch for batch, flag in zip(batches, is_bad.tolist(), strict=True) if flag]
-        ids = [sample_id for batch in bad for sample_id in batch.sample_ids]
-        if self.accelerator.num_processes > 1:
-            ids = gather_object(ids)
-        named = ", ".join(ids[:NUM_NAMED])
-        more = f" and {len(ids) - NUM_NAMED} more" if len(ids) > NUM_NAMED else ""
+        ids = gather_object([sample_id for batch in bad for sample_id in batch.sample_ids])
+        what = "loss" if ids else "gradient"
+        ids = ids or gather_object([sample_id for b in batches for sample_id in b.sample_ids])
         raise TrainingStoppedError(
-            f"the loss of step {self.state.global_step + 1} is not a finite number, in the batch "
-            f"of the samples {named}{more}; the gates are not saved"
+            f"the {what} of step {self.state.global_step + 1} is not a finite number, in the batch "
+            f"of the samples {named(ids)}; the gates are not saved"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -28,6 +28,7 @@ from selectmoe.data.packing import collate
 from selectmoe.data.writers import whole_file, write_json, write_jsonl
 from selectmoe.errors import DataError, ModelError, TooManyRejectedError
 from selectmoe.model.quiet_loading import first_line, load_tokenizer, quiet_transformers
+from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import RejectedRow, Sample, TokenizedSample
 from selectmoe.target_config import FinetuneConfig
 from selectmoe.training.finetune_source import choose_rows
@@ -142,31 +143,41 @@ class StepOrder(Sampler[int]):
             yield from step[np.argsort(-self.lengths[step], kind="stable")].tolist()
 
 
-def load_target_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name, with a chat template; of a hub name no weights are
-    fetched. Raises ModelError where there is none, or an unreadable one."""
+def load_target_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the target, with a chat template; of a hub name no weights are fetched.
+
+    Raises ModelError where there is none, an unreadable one, or one without a template.
+    """
+    model = config.model or str(EMBEDDED_SELECTOR)
     if Path(model).is_dir():
-        return with_chat_template(load_tokenizer(Path(model)))
+        return with_chat_template(load_tokenizer(Path(model)), config)
     with quiet_transformers():
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
         except Exception as error:  # the hub's client has many; a broken file raises a bare one
             reason = first_line(error)
             raise ModelError(f"{model}: its tokenizer cannot be had: {reason}") from error
-    return with_chat_template(tokenizer)
+    return with_chat_template(tokenizer, config)
 
 
-def with_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the template of `data/chat.py` where it has none.
+def with_chat_template(
+    tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the template that `dataset.chat_template` names; a checkpoint has it too.
 
-    A tokenizer that begins every text with a token of its own (Llama's) keeps doing so: its model
-    has seen no text without. The template is saved with each checkpoint.
+    A tokenizer that begins every text with a token of its own (Llama's) does so with the package's
+    template, too: its model has seen no text without. Raises ModelError where there is none.
     """
-    if not tokenizer.chat_template:
+    if config.dataset.chat_template == "selectmoe":
         first = tokenizer("a")["input_ids"][:1]
         begins = tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + DEFAULT_CHAT_TEMPLATE
-        logger.info("the tokenizer has no chat template; using the layout <|user|> … <|assistant|>")
+    elif not tokenizer.chat_template:
+        raise ModelError(
+            f"{config.model}: its tokenizer must have a chat template, which a base model's often "
+            "has not; dataset.chat_template=selectmoe uses the package's, <|user|> … <|assistant|> "
+            "…, and saves it with the adapter"
+        )
     return tokenizer
 
 
@@ -180,14 +191,14 @@ def prepare_rows(
 ) -> SupervisedSummary:
     """Writes the rows of `config.dataset` into `folder`, unless they are there already.
 
-    max_positions: of the model; no row may be longer. on_progress: told how many rows are done,
-    and of how many where that is known, as it is at the end.
+    tokenizer: as `load_target_tokenizer` gives it. max_positions: of the model; no row may be
+    longer. on_progress: told how many rows are done, and of how many where that is known, as it is
+    at the end.
     Raises DataError where no row can be learned from, and TooManyRejectedError where too few can.
     """
     length = config.dataset.max_sequence_length
-    chat = ChatTokenizer(
-        with_chat_template(tokenizer), max_sequence_length=min(length, max_positions or length)
-    )
+    assert tokenizer.chat_template
+    chat = ChatTokenizer(tokenizer, max_sequence_length=min(length, max_positions or length))
     mark = fingerprint(config, chat)
     summary = read_summary(folder)
     if summary is not None and summary.fingerprint == mark:

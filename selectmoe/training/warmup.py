@@ -33,7 +33,7 @@ from selectmoe.training.gate_model import Trainee, load_gated_model, prepare_tra
 from selectmoe.training.gate_trainer import GateTrainer
 from selectmoe.training.sharding import shard_frozen
 from selectmoe.training.step_batches import StepBatches, StepSettings, TrainingRows
-from selectmoe.training.warmup_metrics import LastStep, LogLines, MetricsFile, tensorboard
+from selectmoe.training.training_metrics import LastStep, LogLines, MetricsFile, tensorboard
 from selectmoe.training.warmup_rows import WarmupRows, read_warmup_rows
 from selectmoe.training.warmup_settings import corpus_specs, corruption_kinds, learns_detached
 

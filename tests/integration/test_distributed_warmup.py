@@ -87,4 +87,4 @@ def test_a_bad_batch_of_one_worker_stops_both_in_the_same_words(tmp_path, reposi
     printed = run_two(tmp_path / "run", repository, model=str(broken))
     lines = {line for text in printed for line in text.splitlines() if line.startswith("error: ")}
     assert len(lines) == 1
-    assert "is not a finite number, in the batch of the samples demo-" in lines.pop()
+    assert "is not a finite number, in the batch of the samples 'demo-" in lines.pop()

@@ -94,6 +94,13 @@ def test_more_than_the_cluster_has_is_refused_with_what_it_has(command):
     assert "no node has the num_cpus=10000 and num_gpus=0 of the run: the largest has" in told
 
 
+def test_an_unknown_task_is_refused_before_ray_starts_or_a_folder_is_made(command):
+    printed, told = command.run("--tasks", "helaswag", "--output", "run", status=2)
+    assert told.endswith("error: unknown task 'helaswag'; did you mean 'hellaswag'?\n")
+    assert "Ray" not in printed + told
+    assert not (command.folder / "run").exists()
+
+
 def test_tasks_that_are_unknown_or_need_the_network_are_refused_by_name(tmp_path):
     # Both in one process: lm-eval reads its 14,000 task files for 8 seconds.
     preset = load_config(EvaluateConfig, ["preset=benchmarks"])

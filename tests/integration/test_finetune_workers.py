@@ -28,7 +28,7 @@ config = load_config(FinetuneConfig, overrides)
 place = TrainingPlace(checkpoints=Path(checkpoints), num_workers=2)
 try:
     finetune(
-        config, SupervisedRows(Path(output, "tokenized")), load_target_tokenizer(config.model),
+        config, SupervisedRows(Path(output, "tokenized")), load_target_tokenizer(config),
         place, output=Path(output),
     )
 except Exception as error:

@@ -120,7 +120,7 @@ def test_a_loss_that_is_no_number_is_one_line_and_is_not_tried_again(pretrain, t
     model.save_pretrained(broken)
     AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR).save_pretrained(broken)
     line = pretrain.refuse("--model", broken, "--output", tmp_path / "run", *OVERRIDES)
-    assert "the loss of step 1 is not a finite number, in the batch of the samples demo-" in line
+    assert "the loss of step 1 is not a finite number, in the batch of the samples 'demo-" in line
 
 
 def test_more_workers_than_the_cluster_has_are_refused(pretrain, tmp_path):

@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.config_loading",
         "selectmoe.target_config",
         "selectmoe.errors",
+        "selectmoe.hub_access",
         "selectmoe.paths",
     ),
 )

@@ -259,8 +259,10 @@ def test_settings_are_checked_when_built_without_a_command_too() -> None:
 
 
 def test_a_setting_without_default_must_be_given() -> None:
-    with pytest.raises(ConfigError, match="base must be given"):
+    with pytest.raises(ConfigError, match=r"^base must be given: --base BASE$"):
         load_config(ConvertConfig, ["save_path=out"])
+    with pytest.raises(ConfigError, match=r"^base and save_path must be given: --base BASE --s"):
+        load_config(ConvertConfig, [])
     config = load_config(ConvertConfig, ["base=olmoe", "save_path=out"])
     assert (config.base, config.save_path) == ("olmoe", "out")
 

@@ -1,8 +1,17 @@
+import logging
 import re
 
 import pytest
 
-from jobs.output_folder import absolute_path, claim_output_folder, new_output_folder
+from jobs.output_folder import (
+    absolute_corpus,
+    absolute_model,
+    absolute_path,
+    claim_output_folder,
+    new_output_folder,
+    telling_how_to_resume,
+    values_given,
+)
 from selectmoe.errors import ConfigError, ResumeError
 
 SETTINGS = {"selection_percentage": 0.05, "model": None}
@@ -59,3 +68,28 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
 def test_an_empty_folder_has_nothing_to_resume(tmp_path):
     with pytest.raises(ResumeError, match="nothing to resume"):
         claim_output_folder(tmp_path, SETTINGS, resume=True)
+
+
+def test_only_what_lies_in_files_here_becomes_an_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert absolute_model("model", "--model") == str(tmp_path / "model")
+    assert absolute_model("someone/model", "--model") == "someone/model"
+    assert absolute_corpus("corpus", "--data") == str(tmp_path / "corpus")
+    for elsewhere in ("hub:someone/corpus", "s3://bucket/corpus.jsonl"):
+        assert absolute_corpus(elsewhere, "--data") == elsewhere
+
+
+def test_options_stand_over_the_settings_of_the_run_that_is_resumed(tmp_path):
+    claim_output_folder(tmp_path, {"model": "old", "seed": 3}, resume=False)
+    assert values_given({"model": "new", "seed": None}) == {"model": "new"}
+    values = values_given({"model": "new", "seed": None, "resume": str(tmp_path)})
+    resumed = {"resume": str(tmp_path), "output": str(tmp_path)}
+    assert values == {"model": "new", "seed": 3, **resumed}
+
+
+def test_whoever_interrupts_a_run_is_told_how_to_go_on(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "jobs")
+    with pytest.raises(KeyboardInterrupt), telling_how_to_resume(tmp_path):
+        raise KeyboardInterrupt
+    assert caplog.messages == [f"go on with --resume {tmp_path}"]

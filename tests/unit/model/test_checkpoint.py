@@ -1,6 +1,11 @@
 """What a model folder is, and what is said about one that is something else."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +77,25 @@ def test_what_can_be_no_hub_name_is_a_folder_that_does_not_exist(name):
 def test_a_hub_name_that_is_not_to_be_had_is_one_line(function, name):
     # The tests run offline, so even a good name is not to be had; the second is not a name at all.
     assert refusal(function, name).startswith(f"model {name}: no such folder, nor to be had")
+
+
+def test_a_hub_that_does_not_answer_is_not_tried_for_long(tmp_path, repository):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        own = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
+        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        code = "from selectmoe.model.checkpoint import read_model_config as f; f('nobody/nothing')"
+        started = time.perf_counter()
+        # A process of its own: the hub's client reads the environment when it is imported.
+        finished = subprocess.run(
+            [sys.executable, "-c", code], cwd=repository, env=kept | own, stderr=subprocess.PIPE
+        )
+    # 1 s on an idle machine; the client alone waits 1 + 2 + 4 + 8 + 8 s between its tries.
+    assert time.perf_counter() - started < 15
+    last_line = finished.stderr.decode().splitlines()[-1]
+    assert "nobody/nothing: no such folder" in last_line
+    assert "not in the cache, and the hub does not answer" in last_line
 
 
 def test_the_hash_follows_the_weights_and_nothing_else(tmp_path):

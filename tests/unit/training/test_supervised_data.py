@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from selectmoe.config_loading import load_config
 from selectmoe.data.chat import DEFAULT_CHAT_TEMPLATE
 from selectmoe.errors import DataError, ModelError, TooManyRejectedError
 from selectmoe.target_config import FinetuneConfig, FinetuneDatasetConfig
@@ -16,6 +17,7 @@ from selectmoe.training.supervised_data import (
     SupervisedRows,
     load_target_tokenizer,
     prepare_rows,
+    with_chat_template,
 )
 from tests.tiny_olmoe import ASSISTANT, END, USER, tiny_tokenizer
 from tests.tiny_target import conversation, write_rows
@@ -148,9 +150,7 @@ def test_a_row_that_the_template_refuses_leaves_its_neighbours_alone(tmp_path):
 
 
 @pytest.mark.parametrize("begins_with", ["", END])
-def test_without_a_template_ours_is_used_and_a_first_token_of_the_tokenizers_own_kept(
-    file, tmp_path, begins_with
-):
+def test_our_template_keeps_a_first_token_of_the_tokenizers_own(file, tmp_path, begins_with):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     if begins_with:  # as Llama's tokenizer, which puts its <s> before every text
@@ -159,15 +159,39 @@ def test_without_a_template_ours_is_used_and_a_first_token_of_the_tokenizers_own
         tokenizer._tokenizer.post_processor = TemplateProcessing(
             single=f"{END} $A", special_tokens=[token]
         )
-    prepare_rows(settings(file), tokenizer, tmp_path / "tokenized")
+    ours = FinetuneDatasetConfig(data_path=str(file), chat_template="selectmoe")
+    config = FinetuneConfig(dataset=ours)
+    prepare_rows(config, with_chat_template(tokenizer, config), tmp_path / "tokenized")
     row = SupervisedRows(tmp_path / "tokenized").sample(0)
     assert tokenizer.decode(row.token_ids).startswith(f"{begins_with}{USER}\nsay 0")
     assert tokenizer.chat_template.endswith(DEFAULT_CHAT_TEMPLATE)
 
 
+def test_a_model_without_a_template_is_refused_unless_ours_is_asked_for(tmp_path):
+    base = str(tmp_path / "base")
+    tokenizer = tiny_tokenizer()
+    own, tokenizer.chat_template = tokenizer.chat_template, None
+    tokenizer.save_pretrained(base)
+    cure = r"base: its tokenizer must have a chat template, .*dataset\.chat_template=selectmoe uses"
+    with pytest.raises(ModelError, match=cure):
+        load_target_tokenizer(FinetuneConfig(model=base))
+    ours = FinetuneDatasetConfig(chat_template="selectmoe")
+    given = load_target_tokenizer(FinetuneConfig(model=base, dataset=ours)).chat_template
+    assert given == DEFAULT_CHAT_TEMPLATE
+    tiny_tokenizer().save_pretrained(tmp_path / "chat")  # one with a template of its own
+    for dataset, expected in ((FinetuneDatasetConfig(), own), (ours, DEFAULT_CHAT_TEMPLATE)):
+        config = FinetuneConfig(model=str(tmp_path / "chat"), dataset=dataset)
+        assert load_target_tokenizer(config).chat_template == expected
+
+
+@pytest.mark.parametrize("name", ["llama-2-7b", "llama-3-8b", "olmoe-1b-7b"])
+def test_presets_of_base_models_without_a_template_ask_for_ours(name):
+    assert load_config(FinetuneConfig, [f"preset={name}"]).dataset.chat_template == "selectmoe"
+
+
 def test_a_tokenizer_that_is_not_there_or_unreadable_is_one_line(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path / "whole")
-    assert load_target_tokenizer(str(tmp_path / "whole")).chat_template
+    assert load_target_tokenizer(FinetuneConfig(model=str(tmp_path / "whole"))).chat_template
     broken = tmp_path / "broken"
     tiny_tokenizer().save_pretrained(broken)
     (broken / "tokenizer.json").write_text("{")
@@ -178,7 +202,7 @@ def test_a_tokenizer_that_is_not_there_or_unreadable_is_one_line(tmp_path):
         ("nobody/has-this-model", "its tokenizer cannot be had"),  # the tests have no network
     ):
         with pytest.raises(ModelError, match=message) as refused:
-            load_target_tokenizer(model)
+            load_target_tokenizer(FinetuneConfig(model=model))
         assert "\n" not in str(refused.value)
 
 

@@ -324,6 +324,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples(corpus, tm
     assert not (tmp_path / "run" / "full_rank_weights.safetensors").exists()
 
 
+def test_a_gradient_that_is_no_number_stops_the_run_too(corpus, tmp_path):
+    # The loss is a float32 still; the squares of its gradient, which its length sums, are not.
+    config = settings_of(corpus, quality_loss_weight=1e30)
+    with pytest.raises(TrainingStoppedError, match=r"the gradient of step 1 .*('demo-.*){4}"):
+        run_warmup(config, place_at(tmp_path))
+    assert not (tmp_path / "full_rank_weights.safetensors").exists()
+
+
 def test_gates_that_call_everything_good_stop_the_run(corpus, tmp_path):
     config = settings_of(
         corpus, quality_loss_type="linear", quality_gate_init_bias=12.0, learning_rate=1e-6,

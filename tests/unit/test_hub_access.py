@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jobs.task_evaluator import hub_answers
+from selectmoe.hub_access import hub_answers
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A warm-up's metrics, every few steps: lines for a person, metrics.jsonl, TensorBoard."""
+"""A training run's metrics, every few steps: lines for a person, metrics.jsonl, TensorBoard."""
 
 import json
 import logging
