@@ -22,9 +22,10 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any, get_args, get_type_hints
@@ -54,7 +55,7 @@ from selectmoe.data.shards import keep_subset, row_key  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.errors import DataError, SelectMoeError  # noqa: E402
 from selectmoe.evaluation.answer_loss import MAX_TOKENS_PER_BATCH, batch_losses  # noqa: E402
-from selectmoe.model.checkpoint import model_folder  # noqa: E402
+from selectmoe.model.checkpoint import GATE_WEIGHTS_NAME, model_folder  # noqa: E402
 from selectmoe.model.gate_weights import save_gate_weights  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.model.quiet_loading import load_model  # noqa: E402
@@ -228,8 +229,11 @@ def log_likelihoods(
     return found
 
 
-def controls(config: WarmupConfig, held_out: HeldOut, output: Path) -> list[Row]:
+def controls(config: WarmupConfig, held_out: HeldOut, output: Path) -> Iterator[Row]:
     """The table's lines that need no warm-up."""
+    for seed in range(config.seed, config.seed + NUM_UNTRAINED):
+        weights = fresh_gates(replace(config, seed=seed), output / f"untrained_{seed}")
+        yield measured(f"nothing, seed {seed}", config, weights, held_out)
     tokenizer = engine_of(config, None).tokenizer
     folder = model_folder(config.model or str(EMBEDDED_SELECTOR))
     on_gpu = torch.cuda.is_available()
@@ -245,31 +249,16 @@ def controls(config: WarmupConfig, held_out: HeldOut, output: Path) -> list[Row]
         "answer length": partial(answer_lengths, tokenizer),
         "log-likelihood": partial(log_likelihoods, base, tokenizer),
     }
-    rows = []
-    for seed in range(config.seed, config.seed + NUM_UNTRAINED):
-        weights = fresh_gates(replace(config, seed=seed), output / f"untrained_{seed}")
-        rows.append(measured(f"nothing, seed {seed}", config, weights, held_out))
     for name, score in by_name.items():
-        rows.append(Row(name=name, auroc=auroc_by_kind(score, held_out.real, held_out.copies)))
-    for row in rows:
-        logger.info("%s: AUROC %.3f", row.name, row.auroc_mean)
-    return rows
+        yield Row(name=name, auroc=auroc_by_kind(score, held_out.real, held_out.copies))
 
 
 def learned(name: str, config: WarmupConfig, held_out: HeldOut, output: Path) -> Row:
     """Warms gates up with one loss and measures them."""
-    started = time.perf_counter()
     warmup = warm_up(config, output)
-    row = measured(name, config, output / "full_rank_weights.safetensors", held_out)
-    logger.info(
-        "%s: %d steps in %.1f s, AUROC %s, %.1f s in all%s",
-        name,
-        warmup.num_steps,
-        warmup.seconds,
-        number(row.auroc_mean),
-        time.perf_counter() - started,
-        f"; {warmup.stopped}" if warmup.stopped else "",
-    )
+    ending = f"; {warmup.stopped}" if warmup.stopped else ""
+    logger.info("%s: %d steps in %.1f s%s", name, warmup.num_steps, warmup.seconds, ending)
+    row = measured(name, config, output / GATE_WEIGHTS_NAME, held_out)
     return replace(
         row,
         num_steps=warmup.num_steps,
@@ -331,17 +320,28 @@ def compare(args: argparse.Namespace) -> list[Row]:
     held_out = read_held_out(first, num_rows=args.num_rows, unseen=args.unseen)
     num_copies = sum(map(len, held_out.copies.values()))
     logger.info("measured on %d rows and %d copies", len(held_out.real), num_copies)
-    rows = controls(first, held_out, args.output)
-    for name, config in configs.items():
-        rows.append(learned(name, config, held_out, args.output / name))
-        report = {
-            "settings": {k: v for k, v in resolved(first).items() if k != LOSS_KEY},
-            "num_rows_evaluated": len(held_out.real),
-            "num_copies": {kind: len(made) for kind, made in held_out.copies.items()},
-            "rows": [asdict(row) | {"auroc_mean": row.auroc_mean} for row in rows],
-        }
-        write_json(args.output / REPORT_NAME, report)
+    # Controls last: settings that no warm-up accepts are then found out within the first minute.
+    found = chain(
+        (learned(name, config, held_out, args.output / name) for name, config in configs.items()),
+        controls(first, held_out, args.output),
+    )
+    rows: list[Row] = []
+    for row in found:
+        logger.info("%s: AUROC %s", row.name, number(row.auroc_mean))
+        rows.append(row)
+        write_json(args.output / REPORT_NAME, report_of(rows, first, held_out))
     return rows
+
+
+def report_of(rows: Sequence[Row], config: WarmupConfig, held_out: HeldOut) -> dict[str, object]:
+    settings = resolved(config)
+    del settings[LOSS_KEY]  # each row has its own
+    return {
+        "settings": settings,
+        "num_rows_evaluated": len(held_out.real),
+        "num_copies": {kind: len(made) for kind, made in held_out.copies.items()},
+        "rows": [asdict(row) | {"auroc_mean": row.auroc_mean} for row in rows],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,7 +44,7 @@ def test_two_losses_and_the_controls_become_a_table_and_a_file(tmp_path, capsys)
         "--max-sequence-length", "128", "max_rejected=1",
     ])  # fmt: skip
     controls = ["nothing, seed 1", "nothing, seed 2", "nothing, seed 3"]
-    names = [*controls, "answer length", "log-likelihood", "contrastive", "linear"]
+    names = ["contrastive", "linear", *controls, "answer length", "log-likelihood"]
     report = json.loads((tmp_path / "quality_losses.json").read_text("utf-8"))
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows) == names
@@ -52,7 +52,7 @@ def test_two_losses_and_the_controls_become_a_table_and_a_file(tmp_path, capsys)
     # Fresh gates are nearly open: sigmoid(4), 0.98, and two steps close them by little.
     assert all(0.9 < rows[name]["good_real"] < 1 for name in [*controls, "contrastive", "linear"])
     assert rows["answer length"]["good_real"] is None
-    assert [rows[name]["num_steps"] for name in names[-2:]] == [2, 2]
+    assert [rows[name]["num_steps"] for name in names[:3]] == [2, 2, None]
     assert rows["contrastive"]["good_real"] != rows["linear"]["good_real"]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:9]] == [f"| {name}" for name in names]
