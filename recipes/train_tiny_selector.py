@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from transformers import AutoTokenizer, OlmoeConfig
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from recipes.held_out_auroc import auroc_by_kind, copies_by_kind, scores  # noqa: E402
 from recipes.train_tiny_base import is_held_out  # noqa: E402
-from selectmoe.data.corruptions import CORRUPTIONS, corrupt  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.model.conversion import ADDED_PARTS, gated_config  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.model.quiet_loading import load_model  # noqa: E402
-from selectmoe.records import Sample, ScoredSample  # noqa: E402
+from selectmoe.records import Sample  # noqa: E402
 from selectmoe.scoring import ScoringEngine  # noqa: E402
 from selectmoe.training.warmup import GateWarmup, warm_up_gates  # noqa: E402
 
@@ -48,30 +49,6 @@ def gated(base: Path, seed: int) -> SelectMoeForCausalLM:
         dtype=torch.float32,
         experts_implementation="grouped_mm" if torch.cuda.is_available() else "eager",
     )
-
-
-def auroc(good: np.ndarray, bad: np.ndarray) -> float:
-    """Chance that a good row scores above a bad one; ties count half (Mann-Whitney U)."""
-    below = np.searchsorted(np.sort(bad), good, side="left")
-    not_above = np.searchsorted(np.sort(bad), good, side="right")
-    return float((below + not_above).mean() / 2 / len(bad))
-
-
-def auroc_by_kind(engine: ScoringEngine, samples: list[Sample]) -> dict[str, float]:
-    """Real rows against the copies of each kind, of the rows that have such a copy."""
-    clean = scores(engine, samples)
-    found = {}
-    for kind in CORRUPTIONS:
-        copies = [corrupt(sample, kind=kind, seed=1, donors=samples[:100]) for sample in samples]
-        made = [index for index, copy in enumerate(copies) if copy is not None]
-        bad = scores(engine, [copy for copy in copies if copy is not None])
-        found[kind] = round(auroc(clean[made], bad), 3)
-    return found
-
-
-def scores(engine: ScoringEngine, samples: list[Sample]) -> np.ndarray:
-    outcomes = engine.score(samples)
-    return np.array([outcome.score for outcome in outcomes if isinstance(outcome, ScoredSample)])
 
 
 def main() -> None:
@@ -107,7 +84,8 @@ def main() -> None:
     model.save_pretrained(args.save_path)
     tokenizer.save_pretrained(args.save_path)
 
-    report = auroc_by_kind(ScoringEngine.from_pretrained(args.save_path), evaluated[:NUM_EVALUATED])
+    engine, evaluated = ScoringEngine.from_pretrained(args.save_path), evaluated[:NUM_EVALUATED]
+    report = auroc_by_kind(partial(scores, engine), evaluated, copies_by_kind(evaluated))
     mean = round(float(np.mean(list(report.values()))), 3)
     curve, contrast_curve = (
         json.loads((args.base / name).read_text("utf-8"))

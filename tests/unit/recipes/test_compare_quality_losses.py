@@ -1,0 +1,121 @@
+"""The comparison of quality losses on the demo corpus: what is measured, and on which rows."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+from recipes.compare_quality_losses import (
+    LOSSES,
+    engine_of,
+    learned,
+    log_likelihoods,
+    main,
+    read_held_out,
+)
+from recipes.held_out_auroc import auroc
+from selectmoe.config import TrainingConfig, WarmupConfig, WarmupDatasetConfig
+from selectmoe.data.shards import row_key
+from selectmoe.errors import DataError
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
+from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.training.warmup_rows import read_warmup_rows
+
+
+def config_of(*, subset_ratio: float = 0.5, **training) -> WarmupConfig:
+    return WarmupConfig(
+        dataset=WarmupDatasetConfig(subset_ratio=subset_ratio, max_sequence_length=128),
+        training=TrainingConfig(batch_size=2, quality_gate_init_std=0.02, **training),
+        max_rejected=1.0,  # at so few tokens some rows end before their answer
+        seed=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return read_held_out(config_of(), num_rows=8, unseen=False)
+
+
+def test_two_losses_and_the_controls_become_a_table_and_a_file(tmp_path, capsys):
+    main([
+        "--output", str(tmp_path), "--losses", "contrastive,linear", "--num-steps", "2",
+        "--batch-size", "2", "--num-rows", "6", "--subset-ratio", "0.5", "--threads", "1",
+        "--max-sequence-length", "128", "max_rejected=1",
+    ])  # fmt: skip
+    controls = ["nothing, seed 1", "nothing, seed 2", "nothing, seed 3"]
+    names = ["contrastive", "linear", *controls, "answer length", "log-likelihood"]
+    report = json.loads((tmp_path / "quality_losses.json").read_text("utf-8"))
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == names
+    assert all(0 <= row["auroc_mean"] <= 1 for row in rows.values())
+    # Fresh gates are nearly open: sigmoid(4), 0.98, and two steps close them by little.
+    assert all(0.9 < rows[name]["good_real"] < 1 for name in [*controls, "contrastive", "linear"])
+    assert rows["answer length"]["good_real"] is None
+    assert [rows[name]["num_steps"] for name in names[:3]] == [2, 2, None]
+    assert rows["contrastive"]["good_real"] != rows["linear"]["good_real"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:9]] == [f"| {name}" for name in names]
+    assert len(lines) == 9 + 3 + len(rows["contrastive"]["auroc"])
+
+
+def test_all_six_losses_are_known():
+    assert len(LOSSES) == 6
+    assert "contrastive" in LOSSES
+
+
+def test_rows_to_measure_on_are_none_of_those_to_learn_from(held_out):
+    config = config_of()
+    found = read_warmup_rows(
+        (),
+        engine_of(config, None).tokenizer,
+        subset_ratio=config.dataset.subset_ratio,
+        max_rejected=1.0,
+        full_sequence_prediction=False,
+    )
+    learned_from = {row_key(sample) for sample in found.rows.samples}
+    assert len(learned_from) > 100
+    assert len(held_out.real) == 8
+    assert not learned_from & {row_key(sample) for sample in held_out.real}
+
+
+def test_one_copy_of_each_row_and_several_kinds_of_them(held_out):
+    copies = held_out.mixed_copies()
+    originals, kinds = zip(*(copy.sample_id.rsplit("#", 1) for copy in copies), strict=True)
+    assert list(originals) == [sample.sample_id for sample in held_out.real]
+    assert len(set(kinds)) == 8
+
+
+def test_a_subset_that_leaves_nothing_to_measure_on_is_refused():
+    with pytest.raises(DataError, match="subset_ratio=1 must leave rows"):
+        read_held_out(config_of(subset_ratio=1.0), num_rows=8, unseen=False)
+
+
+def test_a_warm_up_that_collapses_is_measured_as_it_stopped(held_out, tmp_path):
+    # Shut from the start, and steps too small to open them.
+    config = config_of(
+        num_steps=6, logging_steps=1, learning_rate=1e-6, quality_loss_type="linear",
+        quality_gate_init_bias=-20.0,
+    )  # fmt: skip
+    row = learned("linear", config, held_out, tmp_path)
+    assert row.note.startswith("stopped at step 3: the gates have collapsed: all is trash")
+    assert "try another" not in row.note  # the advice is for whoever started the warm-up
+    assert row.num_steps == 3
+    assert row.good_real < 0.001  # where a warm-up calls it trash
+    assert row.auroc
+
+
+def test_a_log_likelihood_stays_with_its_row(held_out):
+    model = SelectMoeForCausalLM.from_pretrained(EMBEDDED_SELECTOR, dtype="float32").eval()
+    score = partial(log_likelihoods, model, engine_of(config_of(), None).tokenizer)
+    found = score(held_out.real)
+    assert (found < 0).all()
+    assert len(set(found)) == len(found)
+    # Rows are the same rectangle in another order: float32 sums of other shapes.
+    np.testing.assert_allclose(score(held_out.real[::-1])[::-1], found, rtol=0, atol=1e-4)
+
+
+def test_auroc_counts_ties_as_half():
+    good, bad = np.array([1.0, 3.0]), np.array([1.0, 2.0])
+    # 1 = 1: half; 1 < 2: 0; 3 > 1 and 3 > 2: two. 2.5 of 4 pairs.
+    assert auroc(good, bad) == 2.5 / 4
