@@ -47,7 +47,7 @@ demo: install  ## all four stages, offline: is the best 20 % of a corpus worth m
 		--compare $(addprefix $(RUN)/evaluate/,base random selected)
 
 test: install  ## all tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu" tests
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile tests
 
 test-fast: install  ## unit and numerics: no Ray, no network, under two minutes
 	$(BIN)/python -m pytest -m "not gpu" tests/golden tests/unit tests/numerics

@@ -242,5 +242,6 @@ def compare(config: EvaluateConfig) -> None:
     as_json, as_markdown = write_table(table, output)
     print(plain(table))
     for run in runs:
-        print(f"{run.name}: {run.folder}, " + (f"adapter {run.adapter}" if run.adapter else "no adapter"))
+        adapter = f"adapter {run.adapter}" if run.adapter else "no adapter"
+        print(f"{run.name}: {run.folder}, {adapter}")
     print(f"{as_json}\n{as_markdown}", flush=True)

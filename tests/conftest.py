@@ -12,14 +12,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# The models are so small that a second thread costs more than it gives, and two tests run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Token authentication with a token of the tests' own: left to itself, ray.init() writes one into
 # the home folder, and every Ray head started later finds it there and enables authentication.
-_RAY_TOKEN_FOLDER = tempfile.TemporaryDirectory(prefix="select-moe-tests-")
+# A short name: Ray's sockets lie below it, and a socket's path has 107 characters at most.
+_RAY_FOLDER = tempfile.TemporaryDirectory(prefix="smt-", ignore_cleanup_errors=True)
 os.environ["RAY_AUTH_MODE"] = "token"
-os.environ["RAY_AUTH_TOKEN_PATH"] = os.path.join(_RAY_TOKEN_FOLDER.name, "auth_token")
+os.environ["RAY_AUTH_TOKEN_PATH"] = os.path.join(_RAY_FOLDER.name, "auth_token")
 Path(os.environ["RAY_AUTH_TOKEN_PATH"]).write_text("token-of-the-select-moe-tests")
-# A cluster that happens to run on this machine is not the tests' to use.
+# A cluster that happens to run on this machine is not the tests' to use: neither one that the
+# environment names, nor one that `ray start` wrote down in Ray's usual folder.
 os.environ.pop("RAY_ADDRESS", None)
+os.environ["RAY_TMPDIR"] = _RAY_FOLDER.name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -1,49 +1,40 @@
 """What the integration tests share: the command as a user runs it, a corpus, a finished run."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ray
 
+from jobs.command_line import one_line
+from selectmoe.errors import SelectMoeError
 from selectmoe.paths import DEMO_CORPUS
-
-
-class Job:
-    """Runs `python jobs/select.py` from another folder than the checkout."""
-
-    def __init__(self, repository: Path, folder: Path) -> None:
-        self.command = [sys.executable, str(repository / "jobs" / "select.py")]
-        self.folder = folder
-
-    def start(self, *arguments: str | Path) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*self.command, *map(str, arguments)],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, *arguments: str | Path) -> str:
-        process = self.start(*arguments)
-        printed, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, printed
-        return printed
-
-    def refuse(self, *arguments: str | Path) -> str:
-        """What a run prints that ends with a mistake: one line, status 2."""
-        process = self.start(*arguments)
-        printed, _ = process.communicate(timeout=280)
-        assert process.returncode == 2, printed
-        assert "Traceback" not in printed
-        return [line for line in printed.splitlines() if line.startswith("error: ")][-1]
+from tests.job import Job
 
 
 @pytest.fixture
-def job(repository, tmp_path):
-    return Job(repository, tmp_path)
+def make_job(repository, tmp_path):
+    """make_job("finetune"): that command, in a folder of the test's own."""
+    return lambda name: Job(repository, tmp_path, name)
+
+
+@pytest.fixture
+def job(make_job):
+    return make_job("select")
+
+
+@pytest.fixture
+def complaint(tmp_path, monkeypatch):
+    """complaint(main, *arguments): the line that a command ends with, for a mistake it sees before
+    Ray starts. In this process, which has torch loaded already; `Job.refuse` tries the rest."""
+
+    def complain(main, *arguments: str | Path) -> str:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SelectMoeError) as caught:
+            main([str(argument) for argument in arguments])
+        assert not ray.is_initialized()
+        return one_line(caught.value)
+
+    return complain
 
 
 @pytest.fixture(scope="session")

@@ -8,19 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
+from tests.ray_head import free_port, ray_head
+
 pytestmark = pytest.mark.timeout(300)
-
-STARTED = "Ray runtime started"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def faked(cluster: dict, *, head_address: str) -> dict:
@@ -56,27 +49,10 @@ def head(repository, tmp_path_factory):
     cluster = yaml.safe_load((repository / "cluster.yaml").read_text("utf-8"))
     file = folder / "cluster.json"
     file.write_text(json.dumps(faked(cluster, head_address=address)), "utf-8")
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=0",
-         f"--port={port}", f"--autoscaling-config={file}", "--include-dashboard=false",
-         "--disable-usage-stats"],
-        env={**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    printed = ""
-    while STARTED not in printed:
-        line = process.stdout.readline()
-        printed += line
-        assert line, printed
-    yield {**os.environ, "RAY_ADDRESS": address}
-    # The fake workers outlive their head, so they are told to end one by one.
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    process.communicate(timeout=60)
-    for child in started:
-        if child.is_running():
-            child.kill()
+    options = ("--num-cpus=0", f"--autoscaling-config={file}", "--include-dashboard=false")
+    fake = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    with ray_head(folder, *options, port=port, environment=fake):
+        yield {**os.environ, "RAY_ADDRESS": address}
 
 
 def run(environment: dict, folder: Path, script: Path, *arguments: str | Path) -> str:

@@ -4,20 +4,15 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.ray_head import free_port, ray_head
+
 pytestmark = pytest.mark.timeout(300)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +39,9 @@ def cluster(checkout, tmp_path_factory):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     port, dashboard_port = free_port(), free_port()
-    process = subprocess.Popen(
-        ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
-         f"--dashboard-port={dashboard_port}", "--disable-usage-stats"],
-        cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    printed = ""
-    while "Ray runtime started" not in printed:
-        line = process.stdout.readline()
-        printed += line
-        assert line, printed
-    yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
-    process.terminate()
-    process.communicate(timeout=60)
+    options = ("--num-cpus=2", f"--dashboard-port={dashboard_port}")
+    with ray_head(checkout, *options, port=port, environment=environment):
+        yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
 
 
 def submit(environment: dict[str, str], folder: Path, *arguments: str | Path) -> tuple[int, str]:
@@ -95,6 +79,43 @@ def test_the_literal_command_works_where_the_head_was_started_in_the_checkout(cl
     [output] = (checkout / "outputs").glob("stage_2_selection/*/*")
     counts = json.loads((output / "manifest.json").read_text("utf-8"))["total"]
     assert counts["num_selected"] == counts["num_read"] // 20
+
+
+def test_four_submitted_stages_find_what_the_one_before_left(cluster, checkout, tmp_path):
+    def run(name: str, *arguments: str | Path) -> str:
+        status, printed = submit(
+            cluster, checkout, "--working-dir", ".", "--", "python", f"jobs/{name}.py", *arguments
+        )
+        assert status == 0, printed
+        return printed
+
+    folders = {name: tmp_path / name for name in ("warm", "selection", "adapter", "results")}
+    run(
+        "pretrain", "--output", folders["warm"], "training.num_steps=6", "training.batch_size=8",
+        "dataset.max_sequence_length=128", "max_rejected=0.1",
+    )  # fmt: skip
+    run(
+        "select", "--pct", "0.05", "--output", folders["selection"],
+        f"model_checkpoint_path={folders['warm']}",
+    )  # fmt: skip
+    run(
+        "finetune", "--data", folders["selection"], "--output", folders["adapter"],
+        "preset=tiny", "dataset.mode=random", "training.num_epochs=1",
+        "dataset.max_sequence_length=256",
+    )  # fmt: skip
+    printed = run(
+        "evaluate", "--adapter", folders["adapter"], "--output", folders["results"], "--limit", "8"
+    )
+    assert "demo_answer_loss: nll_per_token" in printed
+    selection, adapter = (
+        json.loads((folders[name] / "manifest.json").read_text("utf-8"))
+        for name in ("selection", "adapter")
+    )
+    assert selection["config"]["model_checkpoint_path"] == str(folders["warm"])
+    # The control: as many rows as were selected, of the same corpus, at random.
+    assert adapter["data"]["num_read"] == selection["total"]["num_selected"] == 30
+    results = json.loads((folders["results"] / "results.json").read_text("utf-8"))
+    assert results["adapter"] == adapter["adapter"]
 
 
 def test_a_relative_path_in_an_uploaded_folder_is_refused_with_the_reason(cluster, checkout):
