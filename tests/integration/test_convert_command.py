@@ -97,8 +97,8 @@ def test_a_mistake_is_one_line(complaint, base, tmp_path):
     shutil.copytree(base, tmp_path / "spoiled")
     next((tmp_path / "spoiled").glob("*-00002-of-*")).write_bytes(b"no weights")
     for arguments, message in (
-        ((), "error: base and save_path must be given: --base BASE --save-path SAVE_PATH"),
-        (("--base", "base"), "error: save_path must be given: --save-path SAVE_PATH"),
+        ((), "base and save_path must be given: --base BASE --save-path SAVE_PATH"),
+        (("--base", "base"), "save_path must be given: --save-path SAVE_PATH"),
         (("--base", "nowhere", "--save-path", "new"), "model folder nowhere does not exist"),
         (("--base", "base", "--save-path", "base/new"), "must lie outside base"),
         (("--base", "spoiled", "--save-path", "new"), "not a readable weights file"),

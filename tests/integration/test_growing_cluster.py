@@ -1,87 +1,76 @@
-"""The topology of cluster.yaml on one machine: a head without CPUs, and workers that the autoscaler
-starts when a job asks for them. Ray's fake provider starts a worker as processes, not a machine."""
+"""The topology of cluster.yaml on one machine: a head without CPUs, and workers that join while a
+job waits for them. Each node is a raylet of its own; a CPU stands where a real worker has a GPU."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-
-from tests.ray_head import free_port, ray_head
+from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def faked(cluster: dict, *, head_address: str) -> dict:
-    """cluster.yaml's node types and limits, with a CPU where a real worker has a GPU."""
-    head, workers = cluster["head_node_type"], dict(cluster["available_node_types"])
-    del workers[head]
-    types = {
-        name: {
-            "resources": {"CPU": 1},
-            "node_config": {},
-            "min_workers": worker["min_workers"],
-            "max_workers": worker["max_workers"],
-        }
-        for name, worker in workers.items()
-    }
-    # The fake provider calls the type of its head so.
-    types["ray.head.default"] = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-    kept = ("cluster_name", "max_workers", "upscaling_speed", "idle_timeout_minutes")
-    return {
-        **{key: cluster[key] for key in kept},
-        "provider": {"type": "fake_multinode", "gcs_address": head_address},
-        "available_node_types": types,
-        "head_node_type": "ray.head.default",
-    }
-
-
 @pytest.fixture(scope="module")
-def head(repository, tmp_path_factory):
-    """The environment of a job on the head of such a cluster."""
-    folder = tmp_path_factory.mktemp("cluster")
-    port = free_port()
-    address = f"{socket.gethostbyname(socket.gethostname())}:{port}"
-    cluster = yaml.safe_load((repository / "cluster.yaml").read_text("utf-8"))
-    file = folder / "cluster.json"
-    file.write_text(json.dumps(faked(cluster, head_address=address)), "utf-8")
-    options = ("--num-cpus=0", f"--autoscaling-config={file}", "--include-dashboard=false")
-    fake = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    with ray_head(folder, *options, port=port, environment=fake):
-        yield {**os.environ, "RAY_ADDRESS": address}
+def cluster(repository):
+    """The head and as many workers as cluster.yaml has from the start."""
+    settings = yaml.safe_load((repository / "cluster.yaml").read_text("utf-8"))
+    types = settings["available_node_types"]
+    head = types.pop(settings["head_node_type"])
+    cluster = Cluster(head_node_args={"num_cpus": head["resources"]["CPU"]}, initialize_head=True)
+    for worker in types.values():
+        for _ in range(worker["min_workers"]):
+            cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
 
 
-def run(environment: dict, folder: Path, script: Path, *arguments: str | Path) -> str:
-    finished = subprocess.run(
+def start(cluster: Cluster, folder: Path, script: Path, *arguments: str | Path) -> subprocess.Popen:
+    return subprocess.Popen(
         [sys.executable, script, *map(str, arguments)],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
+        cwd=folder, env={**os.environ, "RAY_ADDRESS": cluster.address},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished.stdout + finished.stderr
+
+
+def finish(process: subprocess.Popen) -> str:
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, printed
+    return printed
 
 
 def test_two_workers_warm_up_and_score_where_only_one_was_running(
-    head, repository, corpus, tmp_path
+    cluster, repository, corpus, tmp_path
 ):
     jobs = repository / "jobs"
-    printed = run(
-        head, tmp_path, jobs / "pretrain.py", "--output", tmp_path / "warm", "--num-workers", "2",
-        "scaling.wait_for_nodes=true", "dataset.subset_ratio=0.2", "max_rejected=1",
-        "dataset.max_sequence_length=128", "training.num_steps=4", "training.batch_size=4",
+    process = start(
+        cluster, tmp_path, jobs / "pretrain.py", "--output", tmp_path / "warm",
+        "--num-workers", "2", "scaling.wait_for_nodes=true", "dataset.subset_ratio=0.2",
+        "max_rejected=1", "dataset.max_sequence_length=128", "training.num_steps=4",
+        "training.batch_size=4",
     )  # fmt: skip
-    assert "step 4 of 4: loss" in printed
+    assert process.stdout is not None
+    line = ""
+    while "training on 2 worker(s)" not in line:
+        line = process.stdout.readline()
+        assert line
+    time.sleep(2)  # it waits
+    assert not (tmp_path / "warm" / "metrics.jsonl").exists()
+    cluster.add_node(num_cpus=1)
+    assert "step 4 of 4: loss" in finish(process)
     manifest = json.loads((tmp_path / "warm" / "manifest.json").read_text("utf-8"))
     assert manifest["num_steps"] == 4
-    printed = run(
-        head, tmp_path, jobs / "select.py", "--pct", "0.2", "--data", corpus, "--num-actors", "2",
-        "--output", tmp_path / "run", "rows_per_shard=15",
+
+    process = start(
+        cluster, tmp_path, jobs / "select.py", "--pct", "0.2", "--data", corpus,
+        "--num-actors", "2", "--output", tmp_path / "run", "rows_per_shard=15",
         f"model_checkpoint_path={tmp_path / 'warm'}",
     )  # fmt: skip
-    assert "2 CPUs, 0 GPUs on 3 node(s)" in printed
+    assert "2 CPUs, 0 GPUs on 3 node(s)" in finish(process)
     lines = (tmp_path / "run" / "scored" / "_finished.jsonl").read_text("utf-8").splitlines()
     assert len({json.loads(line)["process_id"] for line in lines}) == 2
     assert len((tmp_path / "run" / "selected_data.jsonl").read_text("utf-8").splitlines()) == 24
