@@ -26,15 +26,18 @@ $(STAMP): pyproject.toml constraints.txt
 # The commands are shown as they run: they are what one would type.
 demo: RUN := outputs/demo/$(shell date +%Y-%m-%d/%H-%M-%S)
 demo: install  ## all four stages, offline: is the best 20 % of a corpus worth more than any 20 %?
+	@echo '# 1: teach the quality gates to tell a sample from a worse copy of it'
 	$(BIN)/python jobs/pretrain.py --output $(RUN)/pretrain
+	@echo; echo '# 2: score 600 rows, 220 of them known to be bad, and keep the best 120'
+	$(BIN)/python jobs/select.py --pct 0.2 --output $(RUN)/select \
+		model_checkpoint_path=$(RUN)/pretrain
+	@echo; echo '# 3: finetune a tiny target on these, and on 120 rows at random'
+	$(BIN)/python jobs/finetune.py --data $(RUN)/select --output $(RUN)/finetune/selected \
+		preset=tiny
 	@echo
-	$(BIN)/python jobs/select.py --pct 0.2 --output $(RUN)/select model_checkpoint_path=$(RUN)/pretrain
-	@echo
-	$(BIN)/python jobs/finetune.py --data $(RUN)/select --output $(RUN)/finetune/selected preset=tiny
-	@echo
-	$(BIN)/python jobs/finetune.py --data $(RUN)/select --output $(RUN)/finetune/random preset=tiny \
-		dataset.mode=random
-	@echo
+	$(BIN)/python jobs/finetune.py --data $(RUN)/select --output $(RUN)/finetune/random \
+		preset=tiny dataset.mode=random
+	@echo; echo '# 4: evaluate the target without an adapter and with either, and compare'
 	$(BIN)/python jobs/evaluate.py --name base --output $(RUN)/evaluate/base
 	@echo
 	$(BIN)/python jobs/evaluate.py --name random --output $(RUN)/evaluate/random \
@@ -45,6 +48,7 @@ demo: install  ## all four stages, offline: is the best 20 % of a corpus worth m
 	@echo
 	$(BIN)/python jobs/evaluate.py --output $(RUN)/evaluate/table \
 		--compare $(addprefix $(RUN)/evaluate/,base random selected)
+	@echo; echo 'selected rows: $(RUN)/select/selected_data.jsonl'
 
 test: install  ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile tests

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from jobs.output_folder import (
     claim_run,
     values_given,
 )
-from jobs.progress import SECONDS_BETWEEN_LOG_LINES, format_seconds
+from jobs.progress import TokenisingProgress, format_seconds
 from jobs.training_run import print_rows, train_in, write_manifest
 from selectmoe.config_loading import load_config
 from selectmoe.paths import EMBEDDED_SELECTOR
@@ -152,23 +151,6 @@ def tokenise(
         f"{sum(summary.num_rejected.values()):,}",
     )
     return summary
-
-
-class TokenisingProgress:
-    """One line that moves in a terminal, a line now and then in a log file."""
-
-    def __init__(self) -> None:
-        self._last_line = time.perf_counter()
-        self._in_terminal = sys.stderr.isatty()
-
-    def __call__(self, num_done: int, num_rows: int | None) -> None:
-        line = f"tokenising: {num_done:,}{f' of {num_rows:,}' if num_rows else ''} rows"
-        if self._in_terminal:
-            end = "\n" if num_done == num_rows else ""
-            print(f"\r{line}\033[K", end=end, file=sys.stderr, flush=True)
-        elif time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
-            self._last_line = time.perf_counter()
-            print(line, file=sys.stderr, flush=True)
 
 
 def print_report(

@@ -7,6 +7,8 @@ from typing import Any
 from jobs.ray_training import TrainingWorker
 from selectmoe.config import WarmupConfig
 
+TOKENIZED_NAME = "tokenized"  # folder of the run with the rows that the driver tokenised
+
 
 def warm_up(config: WarmupConfig, worker: TrainingWorker) -> dict[str, Any]:
     """One worker's part of stage 1; rank 0 writes into `config.output`."""
@@ -14,8 +16,10 @@ def warm_up(config: WarmupConfig, worker: TrainingWorker) -> dict[str, Any]:
 
     from selectmoe.training.warmup import TrainingPlace, run_warmup
 
+    output = Path(str(config.output))
     place = TrainingPlace(
-        output=Path(str(config.output)),
+        output=output,
+        rows=output / TOKENIZED_NAME,
         scratch=worker.scratch,
         rank=worker.rank,
         num_workers=worker.num_workers,

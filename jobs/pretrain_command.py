@@ -1,6 +1,7 @@
 """What `jobs/pretrain.py` does: train the gates on Ray's workers, follow them, report."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from jobs.output_folder import (
     claim_run,
     values_given,
 )
-from jobs.progress import format_seconds
+from jobs.progress import TokenisingProgress, format_seconds
 from jobs.training_run import print_rows, train_in, write_manifest
 from selectmoe.config import WarmupConfig
 from selectmoe.config_loading import load_config
 from selectmoe.training.warmup_settings import corpus_specs, corruption_kinds
+
+logger = logging.getLogger(__name__)
 
 # These change where, how fast and on how many workers a run goes on, not what comes out of it.
 FREE_ON_RESUME = (
@@ -36,9 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     require_inputs(config)
 
     # Only now: --help and a mistyped option must not wait for the imports below.
-    from jobs.gate_worker import warm_up
+    from jobs.gate_worker import TOKENIZED_NAME, warm_up
 
     output = claim_output(config)
+    tokenise(config, output, output / TOKENIZED_NAME)
     report = train_in(output, warm_up, config)
     write_manifest(config, output, report, wall_seconds=time.perf_counter() - started)
     print_report(report, wall_seconds=time.perf_counter() - started)
@@ -114,6 +118,22 @@ def require_inputs(config: WarmupConfig) -> None:
 
 def claim_output(config: WarmupConfig) -> Path:
     return claim_run(config, free=FREE_ON_RESUME, resume=config.resume is not None)
+
+
+def tokenise(config: WarmupConfig, output: Path, folder: Path) -> None:
+    """Here rather than on a worker: once for all of them, and the progress is to be seen."""
+    from selectmoe.training.warmup_cache import prepare_warmup_rows
+
+    summary = prepare_warmup_rows(config, output, folder, on_progress=TokenisingProgress())
+    if not summary.has_chat_template:
+        logger.warning("the tokenizer has no chat template: a plain one is used, as by stage 2")
+    logger.info(
+        "%s samples with %s tokens; %s truncated, %s rejected",
+        f"{summary.num_samples:,}",
+        f"{summary.num_tokens:,}",
+        f"{summary.num_truncated:,}",
+        f"{summary.num_rejected:,}",
+    )
 
 
 def print_report(report: Mapping[str, Any], *, wall_seconds: float) -> None:

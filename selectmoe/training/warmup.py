@@ -8,7 +8,7 @@ in little more than the time and memory of inference.
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from selectmoe.config import TrainingConfig, WarmupConfig
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.corruptions import CORRUPTIONS
-from selectmoe.data.writers import write_jsonl
 from selectmoe.errors import ConfigError
 from selectmoe.model.checkpoint import model_folder
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeModel
-from selectmoe.model.quiet_loading import load_tokenizer
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Sample
 from selectmoe.registration import register_select_moe
@@ -34,13 +32,18 @@ from selectmoe.training.gate_trainer import GateTrainer
 from selectmoe.training.sharding import shard_frozen
 from selectmoe.training.step_batches import StepBatches, StepSettings, TrainingRows
 from selectmoe.training.training_metrics import LastStep, LogLines, MetricsFile, tensorboard
+from selectmoe.training.warmup_cache import (
+    load_warmup_rows,
+    read_warmup_summary,
+    warmup_tokenizer,
+    write_rejected,
+)
 from selectmoe.training.warmup_rows import WarmupRows, read_warmup_rows
 from selectmoe.training.warmup_settings import corpus_specs, corruption_kinds, learns_detached
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_NAME = "adapter"
-REJECTED_NAME = "rejected.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +62,8 @@ class TrainingPlace:
     resume_from: str | None = None
     """Checkpoint to go on from."""
     callbacks: tuple[TrainerCallback, ...] = ()
+    rows: Path | None = None
+    """Folder that `prepare_warmup_rows` wrote; None reads the corpus."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +112,7 @@ def run_warmup(config: WarmupConfig, place: TrainingPlace) -> WarmupReport:
     register_select_moe()
     name = config.model or str(EMBEDDED_SELECTOR)
     folder = model_folder(name)
-    training, dataset = config.training, config.dataset
-    tokenizer = load_tokenizer(folder)
+    training = config.training
     model = load_gated_model(
         folder,
         training,
@@ -116,17 +120,8 @@ def run_warmup(config: WarmupConfig, place: TrainingPlace) -> WarmupReport:
         num_sharing=place.num_sharing,
         seed=config.seed,
     )
-    length = min(dataset.max_sequence_length, model.config.max_position_embeddings)
-    chat = ChatTokenizer(tokenizer, max_sequence_length=length)
-    found = read_warmup_rows(
-        corpus_specs(dataset),
-        chat,
-        subset_ratio=dataset.subset_ratio,
-        max_rejected=config.max_rejected,
-        full_sequence_prediction=training.full_sequence_prediction,
-    )
-    if place.rank == 0:
-        report_rows(found, tokenizer, place.output)
+    chat = warmup_tokenizer(config)
+    found = warmup_rows(config, chat, place)
     if learns_detached(training):
         model.model.skip_last_experts()  # after the last gate nothing is computed for anyone
     trainee = prepare_trainee(model, training, name=name, seed=config.seed)
@@ -135,11 +130,28 @@ def run_warmup(config: WarmupConfig, place: TrainingPlace) -> WarmupReport:
     return WarmupReport(
         weights=str(save_trained(trainer, place)),
         num_samples=len(found.rows.samples),
-        num_rejected=len(found.rejected),
+        num_rejected=num_rejected(found, place),
         num_steps=training.num_steps,
         num_parameters_trained=num_trained(trainee.model),
         last_metrics=last_metrics(trainer),
     )
+
+
+def warmup_rows(config: WarmupConfig, chat: ChatTokenizer, place: TrainingPlace) -> WarmupRows:
+    """The rows, from the cache where there is one; says what there is to learn from."""
+    if place.rows is not None:
+        return load_warmup_rows(place.rows)
+    found = read_warmup_rows(
+        corpus_specs(config.dataset),
+        chat,
+        subset_ratio=config.dataset.subset_ratio,
+        max_rejected=config.max_rejected,
+        full_sequence_prediction=config.training.full_sequence_prediction,
+    )
+    if place.rank == 0:
+        logger.info("%d samples of %d rows", len(found.rows.samples), found.num_read)
+        write_rejected(found, place.output)
+    return found
 
 
 def warm_up_gates(
@@ -268,14 +280,9 @@ def num_trained(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def report_rows(found: WarmupRows, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """Says what there is to learn from, and writes down what there is not."""
-    if tokenizer.chat_template is None:
-        logger.warning("the tokenizer has no chat template: a plain one is used, as by stage 2")
-    logger.info("%d samples of %d rows", len(found.rows.samples), found.num_read)
-    if found.rejected:
-        output.mkdir(parents=True, exist_ok=True)
-        write_jsonl(output / REJECTED_NAME, (asdict(row) for row in found.rejected))
+def num_rejected(found: WarmupRows, place: TrainingPlace) -> int:
+    summary = None if place.rows is None else read_warmup_summary(place.rows)
+    return len(found.rejected) if summary is None else summary.num_rejected
 
 
 def last_metrics(trainer: GateTrainer) -> dict[str, float]:

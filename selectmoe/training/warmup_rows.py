@@ -1,7 +1,6 @@
 """The rows that a warm-up learns from: read, thinned out, tokenised once, and counted."""
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from selectmoe.data.chat import ChatTokenizer
@@ -12,11 +11,8 @@ from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import RejectedRow, Sample, TokenizedSample
 from selectmoe.training.step_batches import TrainingRows
 
-logger = logging.getLogger(__name__)
-
 CLEAN_DEMO = "demo"  # the demo corpus also has rows that were made worse on purpose
 ROWS_PER_CHUNK = 512
-ROWS_PER_LOG_LINE = 20_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,8 +34,12 @@ def read_warmup_rows(
     subset_ratio: float,
     max_rejected: float,
     full_sequence_prediction: bool,
+    on_progress: Callable[[int, int], None] = lambda num_done, num_rows: None,
 ) -> WarmupRows:
-    """Raises TooManyRejectedError above `max_rejected`, and DataError where no row is left."""
+    """Raises TooManyRejectedError above `max_rejected`, and DataError where no row is left.
+
+    on_progress: told how many rows are tokenised, of how many.
+    """
     if specs:
         rows = read_corpora(specs)
     else:
@@ -52,7 +52,8 @@ def read_warmup_rows(
     rejected = [row for row in found if isinstance(row, RejectedRow)]
     kept: list[Sample] = []
     tokenized: list[TokenizedSample] = []
-    for sample, outcome in zip(samples, _tokenized(samples, tokenizer), strict=True):
+    outcomes = _tokenized(samples, tokenizer, on_progress)
+    for sample, outcome in zip(samples, outcomes, strict=True):
         reason = _complaint(outcome, full_sequence_prediction)
         if isinstance(outcome, TokenizedSample) and reason is None:
             kept.append(sample)
@@ -64,13 +65,14 @@ def read_warmup_rows(
 
 
 def _tokenized(
-    samples: Sequence[Sample], tokenizer: ChatTokenizer
+    samples: Sequence[Sample],
+    tokenizer: ChatTokenizer,
+    on_progress: Callable[[int, int], None],
 ) -> Iterable[TokenizedSample | DataError]:
     """One result a sample; the template's refusal of one leaves its neighbours alone."""
     for start in range(0, len(samples), ROWS_PER_CHUNK):
         yield from _tokenized_chunk(samples[start : start + ROWS_PER_CHUNK], tokenizer)
-        if start and start // ROWS_PER_LOG_LINE != (start - ROWS_PER_CHUNK) // ROWS_PER_LOG_LINE:
-            logger.info("tokenised %s of %s rows", f"{start:,}", f"{len(samples):,}")
+        on_progress(min(start + ROWS_PER_CHUNK, len(samples)), len(samples))
 
 
 def _tokenized_chunk(

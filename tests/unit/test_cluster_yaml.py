@@ -10,6 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
+from jobs.output_folder import OUTPUT_ROOT_VARIABLE
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -55,6 +57,16 @@ def test_every_node_starts_ray_with_token_authentication(cluster: dict[str, Any]
         starts = [cmd for cmd in cluster[f"{role}_start_ray_commands"] if "ray start" in cmd]
         assert starts
         assert all("RAY_AUTH_MODE=token" in command for command in starts)
+
+
+def test_outputs_lie_on_storage_that_every_node_mounts(cluster: dict[str, Any]) -> None:
+    options = cluster["docker"]["run_options"]
+    [root] = [option.split("=", 2)[2] for option in options if OUTPUT_ROOT_VARIABLE in option]
+    [volume] = [option.split("=")[1] for option in options if option.startswith("--volume=")]
+    on_the_machine, in_the_container = volume.split(":")
+    assert root.startswith(in_the_container + "/")
+    mounts = [cmd for cmd in cluster["initialization_commands"] if "sudo mount " in cmd]
+    assert [command.split()[-1] for command in mounts] == [on_the_machine]
 
 
 def test_the_image_has_the_ray_of_the_constraints(cluster: dict[str, Any]) -> None:
