@@ -35,6 +35,17 @@ _STRIPS: dict[tuple[bool, bool], Callable[[str], str]] = {  # by (keeps left, ke
 _PROBE = ' Probe {}: "two" & <b>words</b>,\n\nsecond line.\n'
 
 
+def package_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The package's template, for tokenizers that have none.
+
+    A tokenizer that begins every text with a token of its own (Llama's) does so here too: its model
+    has seen no text without.
+    """
+    first = tokenizer("a")["input_ids"][:1]
+    begins = tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
+    return ("{{ bos_token }}" if begins else "") + DEFAULT_CHAT_TEMPLATE
+
+
 @dataclass(frozen=True, slots=True)
 class _Skeleton:
     """What a template adds around the contents of one sequence of roles."""
@@ -66,7 +77,7 @@ class ChatTokenizer:
             )
         self.tokenizer = tokenizer
         self.max_sequence_length = max_sequence_length
-        self.template = tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
+        self.template = tokenizer.chat_template or package_template(tokenizer)
         self._skeletons: dict[tuple[str, ...], _Skeleton] = {}
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from selectmoe.data.chat import DEFAULT_CHAT_TEMPLATE, ChatTokenizer
+from selectmoe.data.chat import ChatTokenizer, package_template
 from selectmoe.data.packing import collate
 from selectmoe.data.writers import whole_file, write_json, write_jsonl
 from selectmoe.errors import DataError, ModelError, TooManyRejectedError
@@ -165,13 +165,10 @@ def with_chat_template(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer, with the template that `dataset.chat_template` names; a checkpoint has it too.
 
-    A tokenizer that begins every text with a token of its own (Llama's) does so with the package's
-    template, too: its model has seen no text without. Raises ModelError where there is none.
+    Raises ModelError where there is none.
     """
     if config.dataset.chat_template == "selectmoe":
-        first = tokenizer("a")["input_ids"][:1]
-        begins = tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
-        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + DEFAULT_CHAT_TEMPLATE
+        tokenizer.chat_template = package_template(tokenizer)
     elif not tokenizer.chat_template:
         raise ModelError(
             f"{config.model}: its tokenizer must have a chat template, which a base model's often "

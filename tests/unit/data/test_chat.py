@@ -1,6 +1,7 @@
 """Chat templates and answer masks, on the tokenizer of the embedded selector."""
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from selectmoe.data.chat import ChatTokenizer
@@ -66,6 +67,21 @@ def test_a_tokenizer_without_a_template_gets_ours(tokenizer):
     chat = ChatTokenizer(tokenizer, max_sequence_length=512)
     text, _ = chat.render(conversation("Why?", "Because.").messages)
     assert text == "<|user|>\nWhy?\n<|assistant|>\nBecause.<|endoftext|>\n"
+
+
+def test_ours_begins_as_the_tokenizer_begins_every_text(tokenizer):
+    tokenizer.chat_template = None
+    tokenizer.bos_token = tokenizer.eos_token
+    begins_with = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.eos_token} $A", special_tokens=[begins_with]
+    )
+    chat = ChatTokenizer(tokenizer, max_sequence_length=64)
+    sample = Sample("x", "1", (Message("user", "why?"), Message("assistant", "so")))
+    token_ids = chat.tokenize([sample])[0].token_ids
+    # What stage 4 reads is then what stage 3 has trained on, and begins so once.
+    assert token_ids[0] == tokenizer.eos_token_id
+    assert token_ids[1] != tokenizer.eos_token_id
 
 
 def test_a_refusing_template_is_a_data_error_with_the_roles(tokenizer):
