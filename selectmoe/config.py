@@ -309,7 +309,7 @@ class SelectConfig:
     model: str | None = None
     """Select-MoE folder or hub name; null is the selector in the package."""
     model_checkpoint_path: str | None = None
-    """Stage 1's weights: full_rank_weights.safetensors or the folder that holds it."""
+    """Stage 1's weights: the folder of its run, full_rank_weights.safetensors or an adapter."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     per_dataset: bool = False

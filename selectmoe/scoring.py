@@ -21,9 +21,10 @@ from selectmoe.gate_scores import (
     sample_scores,
     scored_tokens,
 )
-from selectmoe.model.checkpoint import require_select_moe
+from selectmoe.model.checkpoint import ADAPTER_WEIGHTS_NAME, require_select_moe, weights_file
 from selectmoe.model.gate_weights import load_gate_weights
-from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.model.merged_adapter import merge_adapter
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.quiet_loading import quiet_transformers
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
@@ -86,7 +87,7 @@ class ScoringEngine:
         experts_implementation: str | None = None,
         **settings: Any,  # noqa: ANN401 (handed on to the constructor, which types them)
     ) -> "ScoringEngine":
-        """Loads a Select-MoE from a folder or hub name, and stage 1's gates from `weights`.
+        """Loads a Select-MoE from a folder or hub name, and stage 1's gates or adapter (`weights`).
 
         device: default cuda where there is one. dtype: float32 (default on a CPU) or bfloat16.
         settings: the keyword arguments of the constructor.
@@ -98,10 +99,14 @@ class ScoringEngine:
         dtype = dtype or ("float32" if on_cpu else "bfloat16")
         # A loop over experts is the faster one on a CPU, and a stall for each expert on a GPU.
         experts_implementation = experts_implementation or ("eager" if on_cpu else "grouped_mm")
+        stage_1 = None if weights is None else weights_file(weights)
+        is_adapter = stage_1 is not None and stage_1.name == ADAPTER_WEIGHTS_NAME
+        # An adapter names its tensors by those of the whole model that it was trained on.
+        model_class: Any = SelectMoeForCausalLM if is_adapter else SelectMoeModel
         with quiet_transformers():
             try:
                 # With output_loading_info it returns a pair, which its annotation leaves out.
-                pair: Any = SelectMoeModel.from_pretrained(
+                pair: Any = model_class.from_pretrained(
                     model,
                     dtype=DTYPES[dtype],
                     attn_implementation=attn_implementation,
@@ -115,8 +120,10 @@ class ScoringEngine:
         loaded, report = pair
         if report["missing_keys"]:
             raise ModelError(f"{model}: lacks the tensors {sorted(report['missing_keys'])[:3]}")
-        if weights is not None:
-            load_gate_weights(loaded, weights)
+        if stage_1 is not None and is_adapter:
+            loaded = merge_adapter(loaded, stage_1).model
+        elif stage_1 is not None:
+            load_gate_weights(loaded, stage_1)
         return cls(loaded.to(device), tokenizer, **settings)
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:

@@ -11,6 +11,7 @@ from selectmoe.errors import ModelError
 from selectmoe.hub_access import hub_answers
 
 GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
 HASH_CHUNK_BYTES = 1 << 22
 # What loading a model and its tokenizer reads; a hub repository may hold far more.
 _HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
@@ -81,15 +82,17 @@ def model_folder(model: str) -> Path:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The weights file that `path` is or holds."""
+    """Stage 1's weights file that `path` is or holds: of the gates, or of an adapter."""
     path = Path(path)
-    file = path / GATE_WEIGHTS_NAME if path.is_dir() else path
-    if not file.is_file():
+    places = (GATE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME, f"adapter/{ADAPTER_WEIGHTS_NAME}")
+    files = [path / place for place in places] if path.is_dir() else [path]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
         raise ModelError(
             f"model_checkpoint_path must be a weights file or a folder with {GATE_WEIGHTS_NAME}, "
-            f"got {path}"
+            f"or with stage 1's adapter, got {path}"
         )
-    return file
+    return found
 
 
 def weights_size(model: str) -> int:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from selectmoe.data.packing import collate
 from selectmoe.data.readers import read_corpus
@@ -150,3 +151,37 @@ def test_bfloat16_keeps_the_order(engine, samples):
 def test_ids_do_not_matter(engine, samples):
     renamed = [dataclasses.replace(sample, sample_id="x") for sample in samples]
     np.testing.assert_array_equal(scores(engine, renamed), scores(engine, samples))
+
+
+# peft asks for a property that transformers has renamed.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_of_stage_1_scores_as_the_model_that_it_is_on(samples, tmp_path):
+    model = SelectMoeForCausalLM.from_pretrained(EMBEDDED_SELECTOR, dtype=torch.float32)
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["quality_gate"],
+            init_lora_weights=False,
+        ),
+    )  # fmt: skip
+    for name, parameter in adapted.named_parameters():
+        if "quality_gate.modules_to_save" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = ScoringEngine.from_pretrained(weights=tmp_path)  # the folder of a run of stage 1
+    direct = ScoringEngine(adapted.base_model.model.model, merged.tokenizer.tokenizer)
+    plain = ScoringEngine.from_pretrained()
+    ours, theirs, before = (
+        np.array([scored.score for scored in engine.score(samples)])
+        for engine in (merged, direct, plain)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)  # merged sums round otherwise
+    assert np.abs(ours - before).max() > 1e-3
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["x"]}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="is no adapter of this model"):
+        ScoringEngine.from_pretrained(weights=tmp_path)
