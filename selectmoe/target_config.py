@@ -81,7 +81,8 @@ class FinetuneTrainingConfig:
     attn_implementation: str = "sdpa"
     """eager, sdpa or flash_attention_2."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input and compute the layer again in backward: a quarter more time."""
+    """Keep only each layer's input and compute the layer again in backward: less memory, more
+    time."""
     save_steps: int | None = None
     """Optimizer steps between checkpoints; null is one after each epoch."""
     logging_steps: int = 10

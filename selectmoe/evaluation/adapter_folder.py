@@ -1,10 +1,10 @@
 """Where the adapter of a folder lies, found out without torch."""
 
-import json
 import re
 from pathlib import Path
 
 from selectmoe.errors import ModelError
+from selectmoe.model.checkpoint import read_json_object
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -20,13 +20,7 @@ def adapter_folder(path: Path) -> Path:
     folder = path if (path / ADAPTER_CONFIG_NAME).is_file() else _last_checkpoint(path)
     if not any(folder.glob("adapter_model.*")):
         raise ModelError(f"adapter {folder}: has no weights (adapter_model.safetensors)")
-    file = folder / ADAPTER_CONFIG_NAME
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ModelError(f"{file}: must hold a JSON object, got {type(settings).__name__}")
+    read_json_object(folder / ADAPTER_CONFIG_NAME)
     return folder
 
 

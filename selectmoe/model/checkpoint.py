@@ -12,6 +12,7 @@ from selectmoe.hub_access import hub_answers
 
 GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
+ADAPTER_FOLDER_NAME = "adapter"  # of a run of stage 1 that trained one
 HASH_CHUNK_BYTES = 1 << 22
 # What loading a model and its tokenizer reads; a hub repository may hold far more.
 _HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
@@ -33,13 +34,18 @@ def read_model_config(model: str) -> dict[str, object]:
         file = _hub_config(model)
     else:
         raise ModelError(f"model folder {model} does not exist")
+    return read_json_object(file)
+
+
+def read_json_object(file: Path) -> dict[str, object]:
+    """Raises ModelError, naming the file, where it holds anything else."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{file}: must hold a JSON object, got {type(config).__name__}")
-    return config
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def require_select_moe(model: str) -> None:
@@ -84,7 +90,11 @@ def model_folder(model: str) -> Path:
 def weights_file(path: str | Path) -> Path:
     """Stage 1's weights file that `path` is or holds: of the gates, or of an adapter."""
     path = Path(path)
-    places = (GATE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME, f"adapter/{ADAPTER_WEIGHTS_NAME}")
+    places = (
+        GATE_WEIGHTS_NAME,
+        ADAPTER_WEIGHTS_NAME,
+        f"{ADAPTER_FOLDER_NAME}/{ADAPTER_WEIGHTS_NAME}",
+    )
     files = [path / place for place in places] if path.is_dir() else [path]
     found = next((file for file in files if file.is_file()), None)
     if found is None:

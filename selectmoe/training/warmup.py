@@ -21,7 +21,7 @@ from selectmoe.config import TrainingConfig, WarmupConfig
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.corruptions import CORRUPTIONS
 from selectmoe.errors import ConfigError
-from selectmoe.model.checkpoint import model_folder
+from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, model_folder
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeModel
 from selectmoe.paths import EMBEDDED_SELECTOR
@@ -35,15 +35,13 @@ from selectmoe.training.training_metrics import LastStep, LogLines, MetricsFile,
 from selectmoe.training.warmup_cache import (
     load_warmup_rows,
     read_warmup_summary,
+    rows_of_corpus,
     warmup_tokenizer,
-    write_rejected,
 )
-from selectmoe.training.warmup_rows import WarmupRows, read_warmup_rows
-from selectmoe.training.warmup_settings import corpus_specs, corruption_kinds, learns_detached
+from selectmoe.training.warmup_rows import WarmupRows
+from selectmoe.training.warmup_settings import corruption_kinds, learns_detached
 
 logger = logging.getLogger(__name__)
-
-ADAPTER_NAME = "adapter"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,16 +139,9 @@ def warmup_rows(config: WarmupConfig, chat: ChatTokenizer, place: TrainingPlace)
     """The rows, from the cache where there is one; says what there is to learn from."""
     if place.rows is not None:
         return load_warmup_rows(place.rows)
-    found = read_warmup_rows(
-        corpus_specs(config.dataset),
-        chat,
-        subset_ratio=config.dataset.subset_ratio,
-        max_rejected=config.max_rejected,
-        full_sequence_prediction=config.training.full_sequence_prediction,
-    )
+    found = rows_of_corpus(config, chat, place.output)
     if place.rank == 0:
         logger.info("%d samples of %d rows", len(found.rows.samples), found.num_read)
-        write_rejected(found, place.output)
     return found
 
 
@@ -270,7 +261,7 @@ def save_trained(trainer: GateTrainer, place: TrainingPlace) -> Path:
     model: Any = trainer.model
     if trainer.keeps_gates_alone:
         return save_gate_weights(model, place.output) if place.rank == 0 else place.output
-    folder = place.output / ADAPTER_NAME
+    folder = place.output / ADAPTER_FOLDER_NAME
     if place.rank == 0:
         model.save_pretrained(folder)
     return folder

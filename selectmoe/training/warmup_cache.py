@@ -66,16 +66,8 @@ def prepare_warmup_rows(
     summary = read_warmup_summary(folder)
     if summary is not None and summary.fingerprint == mark:
         return summary
-    found = read_warmup_rows(
-        corpus_specs(config.dataset),
-        chat,
-        subset_ratio=config.dataset.subset_ratio,
-        max_rejected=config.max_rejected,
-        full_sequence_prediction=config.training.full_sequence_prediction,
-        on_progress=on_progress,
-    )
+    found = rows_of_corpus(config, chat, output, on_progress)
     folder.mkdir(parents=True, exist_ok=True)
-    write_rejected(found, output)
     write_rows(found.rows, folder)
     tokenized = found.rows.tokenized
     summary = WarmupSummary(
@@ -130,10 +122,25 @@ def fingerprint(config: WarmupConfig, chat: ChatTokenizer) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def write_rejected(found: WarmupRows, output: Path) -> None:
+def rows_of_corpus(
+    config: WarmupConfig,
+    chat: ChatTokenizer,
+    output: Path,
+    on_progress: Callable[[int, int], None] = lambda num_done, num_rows: None,
+) -> WarmupRows:
+    """Reads the corpus; the rows that cannot be learned from are written into `output`."""
+    found = read_warmup_rows(
+        corpus_specs(config.dataset),
+        chat,
+        subset_ratio=config.dataset.subset_ratio,
+        max_rejected=config.max_rejected,
+        full_sequence_prediction=config.training.full_sequence_prediction,
+        on_progress=on_progress,
+    )
     if found.rejected:
         output.mkdir(parents=True, exist_ok=True)
         write_jsonl(output / REJECTED_NAME, map(dataclasses.asdict, found.rejected))
+    return found
 
 
 def write_rows(rows: TrainingRows, folder: Path) -> None:
