@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from selectmoe.data.corruptions import CORRUPTIONS, _joined, _sentences, _words, corrupt
+from selectmoe.data.corruptions import CORRUPTIONS, corrupt
+from selectmoe.data.text_pieces import join_pieces, split_sentences, split_words
 from selectmoe.records import Message, Sample
 
 PROSE = (
@@ -45,13 +46,17 @@ ANSWERS = {
     "long word": "x" * 5_000,
 }
 DONORS = [
-    Sample("d", f"donor-{n}", (Message("user", f"Question {n}?"), Message("assistant", answer)))
+    Sample(
+        "d",
+        f"donor-{n}",
+        (Message("user", f"What happened on day {n}?"), Message("assistant", answer)),
+    )
     for n, answer in enumerate(
         (
-            "Bees dance to tell where the flowers are. The angle is that to the sun.",
-            "Copper. It conducts better than iron does.",
+            "Bees dance to tell Karl where the flowers are. The angle is that to the sun.",
+            "Copper. It conducts better than iron does, says Faraday.",
             "No.",
-            "A sonnet has fourteen lines. Its last two often turn the thought. Read it aloud.",
+            "A sonnet of Shakespeare has fourteen lines. Its last two often turn the thought.",
             " \n",
             *(f"On day {n} we saw {n} seals, {n} gulls and no ship at all. " * 3 for n in range(9)),
         )
@@ -63,6 +68,13 @@ def sample_of(
     answer: str, *, question: str = "What happened in the winter of that year?"
 ) -> Sample:
     return Sample("d", "1", (Message("user", question), Message("assistant", answer)), "f:1")
+
+
+def two_turns(first: str, second: str) -> Sample:
+    """Answers of two questions in one conversation."""
+    roles = ("user", "assistant", "user", "assistant")
+    texts = ("What happened in the winter?", first, "And on the day after it?", second)
+    return Sample("d", "2", tuple(map(Message, roles, texts)), "f:2")
 
 
 def copies(kind: str, answer: str, *, num_seeds: int = 12) -> list[str]:
@@ -81,13 +93,75 @@ def test_a_copy_says_something_else_and_something_at_all(kind):
             worse.encode()
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+# What needs no chance at all, or chooses among few: scripts, donors, sentences.
+FEWEST_WAYS = {
+    "echoed_question": 1,
+    "similar_answer": 1,
+    "shortened": 2,
+    "wrong_script": 3,
+    "swapped_names": 3,
+    "other_answer": 5,
+    "wrong_conclusion": 5,
+    "refusal": 12,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(set(CORRUPTIONS) - {"other_turn"}))
 def test_every_kind_makes_prose_worse_in_many_ways(kind):
     made = copies(kind, PROSE, num_seeds=40)
     assert len(made) == 40
-    # Only the question can be echoed in one way; of scripts and donors there are few.
-    fewest = {"echoed_question": 1, "wrong_script": 3, "other_answer": 5, "refusal": 12}
-    assert len(set(made)) >= fewest.get(kind, 15)
+    assert len(set(made)) >= FEWEST_WAYS.get(kind, 15)
+
+
+def answers_of(sample: Sample) -> list[str]:
+    return [message.content for message in sample.messages if message.role == "assistant"]
+
+
+def test_another_turn_comes_from_the_same_conversation():
+    sample = two_turns(PROSE, "The ice broke.")
+    copy = corrupt(sample, kind="other_turn", seed=0, donors=DONORS)
+    assert answers_of(copy) == ["The ice broke.", PROSE]
+    assert corrupt(sample_of(PROSE), kind="other_turn", seed=0, donors=DONORS) is None
+
+
+def test_a_similar_answer_is_that_of_the_question_with_most_words_in_common():
+    questions = ("How is bread baked?", "How do bakers bake sourdough bread?", "Who was Ada?")
+    donors = [replace(sample_of(f"Answer {n}.", question=q), sample_id=f"{n}")
+              for n, q in enumerate(questions, start=7)]  # fmt: skip
+    sample = sample_of("With flour.", question="Which flour do bakers use for sourdough bread?")
+    copy = corrupt(sample, kind="similar_answer", seed=0, donors=donors)
+    assert answers_of(copy) == ["Answer 8."]
+    unlike = sample_of("With flour.", question="Where?")
+    assert corrupt(unlike, kind="similar_answer", seed=0, donors=donors) is None
+
+
+def test_a_shortened_answer_is_its_own_beginning_and_ends_with_a_sentence():
+    for worse in copies("shortened", PROSE):
+        assert PROSE.startswith(worse)
+        assert worse.endswith(".")
+        assert len(worse) < len(PROSE)
+
+
+def test_a_wrong_conclusion_keeps_all_but_the_last_sentence():
+    kept, _, last = PROSE.rpartition("\n\n")
+    for worse in copies("wrong_conclusion", PROSE):
+        assert worse.startswith(kept)
+        assert last not in worse
+
+
+def test_a_rambling_answer_says_all_that_it_had_to_say_first():
+    for worse in copies("rambling", PROSE):
+        assert worse.startswith(PROSE)
+        assert len(worse) > len(PROSE)
+
+
+def test_a_swapped_name_is_the_same_one_wherever_the_name_stood():
+    answer = "It was Ada who wrote it. So Ada is the author, not Babbage."
+    for worse in copies("swapped_names", answer):
+        name = worse.split()[2]
+        assert name != "Ada"
+        assert worse.split()[7] == name
+        assert "Babbage" not in worse
 
 
 def test_chance_does_not_leave_a_short_answer_as_it_was():
@@ -106,7 +180,7 @@ def test_only_assistant_turns_change(kind):
         "7",
         (
             Message("system", PROSE),
-            Message("user", PROSE),
+            Message("user", PROSE + " What happened?"),
             Message("assistant", PROSE + " It was 1843."),
             Message("user", "And what happened in the 2 years after it?"),
             Message("assistant", PROSE + " It was 1845."),
@@ -122,13 +196,16 @@ def test_only_assistant_turns_change(kind):
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_the_order_of_the_donors_does_not_matter_and_the_seed_and_the_sample_do(kind):
-    first = copies(kind, PROSE, num_seeds=4)
-    turned = [corrupt(sample_of(PROSE), kind=kind, seed=n, donors=DONORS[::-1]) for n in range(4)]
-    assert [copy.messages[-1].content for copy in turned] == first
+    sample = two_turns(PROSE[::-1], PROSE)
+    first, turned = (
+        [answers_of(corrupt(sample, kind=kind, seed=n, donors=donors)) for n in range(4)]
+        for donors in (DONORS, DONORS[::-1])
+    )
+    assert turned == first
     if kind in ("shuffled_words", "gibberish", "typos", "mojibake"):
-        assert len(set(first)) == 4
-        other = corrupt(replace(sample_of(PROSE), sample_id="2"), kind=kind, seed=0, donors=DONORS)
-        assert other.messages[-1].content != first[0]
+        assert len(set(map(tuple, first))) == 4
+        other = corrupt(replace(sample, sample_id="3"), kind=kind, seed=0, donors=DONORS)
+        assert answers_of(other) != first[0]
 
 
 def digest_of_all_copies() -> str:
@@ -154,19 +231,21 @@ def test_copies_are_the_same_in_every_process():
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("split", [_words, _sentences])
+@pytest.mark.parametrize("split", [split_words, split_sentences])
 def test_words_and_sentences_joined_are_the_text(split):
     for answer in ANSWERS.values():
-        assert _joined(*split(answer)) == answer.lstrip()
+        assert join_pieces(*split(answer)) == answer.lstrip()
 
 
 def test_sentences_end_where_readers_end_them():
-    assert _sentences(PROSE)[0][1:3] == [
+    assert split_sentences(PROSE)[0][1:3] == [
         "Nobody could leave, so the crews played cards.",
         "By March the ice was thin; two ships tried the channel.",
     ]
-    assert [len(_sentences(ANSWERS[name])[0]) for name in ("Chinese", "Hindi", "Arabic")] == [3] * 3
-    assert _sentences('He said "No." Pi is 3.14...\nYes')[0] == [
+    assert [len(split_sentences(ANSWERS[name])[0]) for name in ("Chinese", "Hindi", "Arabic")] == [
+        3
+    ] * 3
+    assert split_sentences('He said "No." Pi is 3.14...\nYes')[0] == [
         'He said "No."',
         "Pi is 3.14...",
         "Yes",
@@ -187,12 +266,12 @@ def test_lines_stay_where_they_were(kind, name):
 def test_shuffled_words_are_the_same_words():
     for name in ("prose", "Chinese", "Arabic", "code"):
         for worse in copies("shuffled_words", ANSWERS[name]):
-            assert Counter(_words(worse)[0]) == Counter(_words(ANSWERS[name])[0])
+            assert Counter(split_words(worse)[0]) == Counter(split_words(ANSWERS[name])[0])
 
 
 def test_shuffled_sentences_are_the_same_sentences():
     for worse in copies("shuffled_sentences", PROSE):
-        assert sorted(_sentences(worse)[0]) == sorted(_sentences(PROSE)[0])
+        assert sorted(split_sentences(worse)[0]) == sorted(split_sentences(PROSE)[0])
 
 
 @pytest.mark.parametrize("name", ["list", "numbered list", "code", "indented code"])
@@ -201,9 +280,9 @@ def test_the_lines_of_lists_and_code_are_no_sentences_to_shuffle(name):
 
 
 def test_dropped_words_are_about_a_third():
-    words = _words(PROSE)[0]
+    words = split_words(PROSE)[0]
     for worse in copies("dropped_words", PROSE):
-        left = Counter(_words(worse)[0])
+        left = Counter(split_words(worse)[0])
         assert left <= Counter(words)
         assert left.total() == len(words) - round(0.3 * len(words))
 
@@ -238,10 +317,10 @@ def test_another_answer_is_one_of_another_question():
 
 
 def test_mixed_answers_keep_half_of_their_sentences():
-    sentences = set(_sentences(PROSE)[0])
-    foreign = {s for donor in DONORS for s in _sentences(donor.messages[1].content)[0]}
+    sentences = set(split_sentences(PROSE)[0])
+    foreign = {s for donor in DONORS for s in split_sentences(donor.messages[1].content)[0]}
     for worse in copies("mixed_answers", PROSE):
-        made = _sentences(worse)[0]
+        made = split_sentences(worse)[0]
         assert set(made) <= sentences | foreign
         assert sum(sentence in sentences for sentence in made) == 3  # of six, or of five
     assert corrupt(sample_of(PROSE), kind="mixed_answers", seed=0, donors=[]) is None
