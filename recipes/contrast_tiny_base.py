@@ -44,7 +44,6 @@ from selectmoe.records import Sample  # noqa: E402
 from selectmoe.training.contrastive_pairs import ContrastivePairs  # noqa: E402
 
 # Shape letters: L = layers, B = rows of a batch (real ones first, then their copies), T = tokens.
-PEAK_LEARNING_RATE = 1.5e-3
 TOKENS_PER_STEP, MAX_SEQUENCE_LENGTH = 4_096, 512
 NUM_HELD_OUT_BATCHES = 20
 # Found within the first million tokens; each other kind is shown three times as often.
@@ -135,7 +134,7 @@ def train(
         model.force_gates_open(step % 2 == 0)
         contrast, lm_loss, balance, _ = losses(model, batch)
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LEARNING_RATE * schedule(share)
+            group["lr"] = args.learning_rate * schedule(share)
         (contrast + args.lm_weight * lm_loss + 0.01 * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -177,6 +176,7 @@ def main() -> None:
     parser.add_argument("--instructions", type=Path, required=True)
     parser.add_argument("--save-path", type=Path, required=True)
     parser.add_argument("--num-tokens", type=float, default=32.0, help="in millions")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak")
     parser.add_argument("--lm-weight", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

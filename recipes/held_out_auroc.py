@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from selectmoe.data.corruptions import CORRUPTIONS, corrupt
+from selectmoe.data.corruptions import CORRUPTIONS, Corruption, corrupt
 from selectmoe.records import Sample, ScoredSample
 from selectmoe.scoring import ScoringEngine
 
@@ -16,12 +16,16 @@ Copies = Mapping[str, Mapping[int, Sample]]
 """By kind: the position of a real row -> its copy; without the rows that a kind makes no worse."""
 
 
-def copies_by_kind(samples: Sequence[Sample]) -> Copies:
+def copies_by_kind(
+    samples: Sequence[Sample], kinds: Mapping[str, Corruption] = CORRUPTIONS
+) -> Copies:
     """Every copy that can be made of the samples; a kind of which there is none is left out."""
     donors = samples[:NUM_DONORS]
     found: dict[str, dict[int, Sample]] = {}
-    for kind in CORRUPTIONS:
-        copies = [corrupt(row, kind=kind, seed=COPY_SEED, donors=donors) for row in samples]
+    for kind in kinds:
+        copies = [
+            corrupt(row, kind=kind, seed=COPY_SEED, donors=donors, kinds=kinds) for row in samples
+        ]
         made = {index: copy for index, copy in enumerate(copies) if copy is not None}
         if made:
             found[kind] = made

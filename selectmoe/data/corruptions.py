@@ -7,7 +7,7 @@ set of donors give the same copy, whatever the donors' order.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -46,12 +46,19 @@ CORRUPTIONS: dict[str, Corruption] = {
 _OWN_TURNS = "other_turn"  # the kind whose donor is the sample itself
 
 
-def corrupt(sample: Sample, *, kind: str, seed: int, donors: Sequence[Sample]) -> Sample | None:
+def corrupt(
+    sample: Sample,
+    *,
+    kind: str,
+    seed: int,
+    donors: Sequence[Sample],
+    kinds: Mapping[str, Corruption] = CORRUPTIONS,
+) -> Sample | None:
     """A copy of `sample` made worse in the way of `kind`; None where that is not possible.
 
     donors: other samples of the corpus, from whose answers some kinds take.
     """
-    corruption = CORRUPTIONS[kind]
+    corruption = kinds[kind]
     random = _random_for(sample, kind, seed)
     others = [donor for donor in donors if donor.sample_id != sample.sample_id]
     if kind == _OWN_TURNS:

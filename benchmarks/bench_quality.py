@@ -1,0 +1,251 @@
+"""What the selector's score is good for, beside scores that are cheaper: one table.
+
+    python benchmarks/bench_quality.py --data DIR [--selector DIR] [--quick]
+
+DIR of --data holds instructions/ (.jsonl files of the data sets cot, dolly, flan_v2 and oasst1)
+and quality/ (answers that people or a model rated); where it is absent, as with --quick, the demo
+corpus stands in, and what needs ratings stays empty.
+
+The rows are half of the tenth of the conversations that no recipe trains on; the other half was
+looked at while the selector was made. AUROC: the chance that a real answer scores above a corrupted
+copy of an answer, 0.5 is a coin.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.quality_rows import QualityRows, RatedRows, Sizes, read_rows
+from benchmarks.quality_scorers import (
+    SCORERS,
+    Selector,
+    matched_auroc,
+    mean_of,
+    pairs_right,
+    probe_scores,
+    scorer,
+)
+from benchmarks.quality_warmups import (
+    LEFT_OUT,
+    rank_correlations,
+    scores_after_warmup,
+    warmups_for_stability,
+    warmups_without_kinds,
+)
+from benchmarks.results import describe_run, write_result
+from benchmarks.worker_tasks import Task, run_tasks
+from recipes.held_out_auroc import Copies, auroc
+from selectmoe.errors import SelectMoeError
+from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.records import Sample
+
+FULL = Sizes(num_per_family=60, num_training=2_000, num_pool=8_000)
+QUICK = Sizes(num_per_family=60, num_training=300, num_pool=300)
+NUM_STEPS, NUM_STEPS_QUICK = 120, 30
+PROBE = "linear probe"
+
+logger = logging.getLogger(__name__)
+
+
+class ScoreBook:
+    """The scores that one scorer gave, by sample."""
+
+    def __init__(self, samples: Sequence[Sample], scores: np.ndarray) -> None:
+        self._by_sample = dict(zip(samples, scores.tolist(), strict=True))
+
+    def of(self, samples: Sequence[Sample]) -> np.ndarray:
+        return np.array([self._by_sample[sample] for sample in samples])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Everything that was scored."""
+
+    books: Mapping[str, ScoreBook]  # by scorer
+    left_out: Mapping[str, Mapping[str, ScoreBook]]  # by scorer that learns, by group left out
+    stability: Mapping[str, np.ndarray]  # by warm-up
+
+
+def natural_rows(rows: QualityRows) -> list[Sample]:
+    """Rows as people wrote them."""
+    rated = rows.rated.samples if rows.rated else []
+    return [*rows.real, *rated]
+
+
+def scored_rows(rows: QualityRows, extra: Sequence[Sample]) -> list[Sample]:
+    """Each sample once that any measure needs a score of."""
+    copies = [made for kinds in (rows.seen, rows.unseen) for made in kinds.values()]
+    rated = [part.samples for part in (rows.pairs, rows.rated) if part]
+    parts = [rows.real, *(list(made.values()) for made in copies), *rated, rows.pool, extra]
+    return list(dict.fromkeys(sample for part in parts for sample in part))
+
+
+def score_everything(
+    selector: Selector, rows: QualityRows, samples: Sequence[Sample], args: argparse.Namespace
+) -> Scores:
+    num_steps = NUM_STEPS_QUICK if args.quick else NUM_STEPS
+    stable = warmups_for_stability(rows.training, num_steps=num_steps)
+    without = warmups_without_kinds(rows.training, num_steps=num_steps)
+    asked = {warmup.name: asked_without(rows, warmup.name) for warmup in without}
+    tasks: dict[str, Task] = {
+        PROBE: (probe_scores, (selector, rows.training, samples, LEFT_OUT)),
+        **{name: (scores_of, (name, selector, samples)) for name in SCORERS if name != PROBE},
+    }
+    for warmup in without:
+        arguments = (selector, warmup, asked[warmup.name])
+        tasks[f"gates without: {warmup.name}"] = (scores_after_warmup, arguments)
+    for warmup in stable:
+        arguments = (selector, warmup, natural_rows(rows))
+        tasks[f"gates of {warmup.name}"] = (scores_after_warmup, arguments)
+    found = run_tasks(tasks, num_workers=args.workers)
+    of_probe = found.pop(PROBE)
+    of_gates = {name: ScoreBook(asked[name], found[f"gates without: {name}"]) for name in LEFT_OUT}
+    return Scores(
+        books={name: ScoreBook(samples, found[name]) for name in SCORERS if name != PROBE}
+        | {PROBE: ScoreBook(samples, of_probe[""])},
+        left_out={
+            "gate": of_gates,
+            PROBE: {name: ScoreBook(samples, of_probe[name]) for name in LEFT_OUT},
+        },
+        stability={warmup.name: found[f"gates of {warmup.name}"] for warmup in stable},
+    )
+
+
+def asked_without(rows: QualityRows, group: str) -> list[Sample]:
+    """Real rows, and the copies of the kinds that a warm-up was not shown."""
+    copies = [rows.seen.get(kind, {}).values() for kind in LEFT_OUT[group]]
+    return list(dict.fromkeys([*rows.real, *(copy for made in copies for copy in made)]))
+
+
+def scores_of(name: str, selector: Selector, samples: Sequence[Sample]) -> np.ndarray:
+    return scorer(name, selector)(samples)
+
+
+def auroc_by_kind(book: ScoreBook, rows: QualityRows, copies: Copies) -> dict[str, float]:
+    real = book.of(rows.real)
+    return {
+        kind: auroc(real[list(made)], book.of(list(made.values()))) for kind, made in copies.items()
+    }
+
+
+def matched_by_kind(
+    book: ScoreBook, lengths: ScoreBook, rows: QualityRows, copies: Copies
+) -> dict[str, float | None]:
+    """As `auroc_by_kind`, over answers of equal length only."""
+    found: dict[str, float | None] = {}
+    for kind, made in copies.items():
+        real, bad = [rows.real[n] for n in made], list(made.values())
+        found[kind] = matched_auroc(book.of(real), book.of(bad), lengths.of(real), lengths.of(bad))
+    return found
+
+
+def auroc_left_out(books: Mapping[str, ScoreBook], rows: QualityRows) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for group, kinds in LEFT_OUT.items():
+        copies = {kind: rows.seen[kind] for kind in kinds if kind in rows.seen}
+        found |= auroc_by_kind(books[group], rows, copies)
+    return found
+
+
+def rated_auroc(book: ScoreBook, rated: RatedRows) -> float:
+    scores = book.of(rated.samples)
+    return auroc(scores[rated.labels], scores[~rated.labels])
+
+
+def measures_of(name: str, scores: Scores, rows: QualityRows) -> dict[str, object]:
+    """What one scorer reaches; None where it does not apply or the rows are absent."""
+    book, lengths = scores.books[name], scores.books["length"]
+    left_out = auroc_left_out(scores.left_out[name], rows) if name in scores.left_out else None
+    seen, unseen = (auroc_by_kind(book, rows, copies) for copies in (rows.seen, rows.unseen))
+    matched = matched_by_kind(book, lengths, rows, rows.seen)
+    unseen_matched = matched_by_kind(book, lengths, rows, rows.unseen)
+    pairs, rated = rows.pairs, rows.rated
+    return {
+        "scorer": name,
+        "seen": mean_of(seen),
+        "seen_matched": mean_of(matched),
+        "left_out": mean_of(left_out) if left_out else None,
+        "unseen": mean_of(unseen),
+        "unseen_matched": mean_of(unseen_matched),
+        "pairs": pairs_right(book.of(pairs.samples), pairs.labels, pairs.pair_ids)
+        if pairs
+        else None,
+        "rated": rated_auroc(book, rated) if rated else None,
+        "by_kind": {
+            "seen": seen,
+            "seen_matched": matched,
+            "left_out": left_out,
+            "unseen": unseen,
+            "unseen_matched": unseen_matched,
+        },
+    }
+
+
+COLUMNS = {
+    "seen": "kinds trained on",
+    "seen_matched": "equal length",
+    "left_out": "left out",
+    "unseen": "never seen",
+    "unseen_matched": "equal length",
+    "pairs": "pairs right",
+    "rated": "rated rows",
+}
+
+
+def table(measures: Sequence[Mapping[str, object]]) -> str:
+    """Markdown, one line a scorer."""
+    lines = ["| scorer | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for row in measures:
+        cells = [str(row["scorer"]), *(number(row[key]) for key in COLUMNS)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def number(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else ""
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    data = None if args.quick or args.data is None else args.data
+    rows = read_rows(data, QUICK if data is None else FULL, seed=args.seed)
+    selector = Selector(folder=args.selector, seed=args.seed)
+    samples = scored_rows(rows, [])
+    logger.info("%d rows to score, %d to learn from", len(samples), len(rows.training))
+    scores = score_everything(selector, rows, samples, args)
+    measures = [measures_of(name, scores, rows) for name in SCORERS]
+    correlations = rank_correlations(dict(scores.stability))
+    return {
+        **describe_run(),
+        "seed": args.seed,
+        "num_rows": {"real": len(rows.real), "training": len(rows.training)},
+        "scorers": measures,
+        "rank_correlations": correlations,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with instructions/ and quality/")
+    parser.add_argument("--selector", type=Path, default=EMBEDDED_SELECTOR)
+    parser.add_argument("--quick", action="store_true", help="the demo corpus, few minutes")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        result = measure(args)
+    except SelectMoeError as error:
+        sys.exit(f"error: {error}")
+    write_result("quality_quick" if args.quick else "quality", result)
+    print(table(result["scorers"]))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What bench_quality.py measures on: held-out rows, their copies, people's ratings, a pool."""
+
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from benchmarks.unseen_corruptions import UNSEEN_CORRUPTIONS
+from recipes.held_out_auroc import Copies, copies_by_kind
+from recipes.train_tiny_base import is_held_out
+from selectmoe.data.readers import read_corpus
+from selectmoe.errors import DataError
+from selectmoe.paths import DEMO_CORPUS
+from selectmoe.records import Message, Sample
+
+FAMILIES = ("cot", "dolly", "flan_v2", "oasst1")
+POOL_FAMILIES = ("dolly", "oasst1")
+PAIRS_FILE = "quality/pairs_pandalm_human.jsonl"
+RATED_FILE = "quality/quality_dolly_alpagasus_chatgpt.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RatedRows:
+    """Samples that people, or a model, called better (1) or worse (0)."""
+
+    samples: list[Sample]
+    labels: np.ndarray  # bool
+    pair_ids: list[str]  # equal for two answers to one question; empty where there are no pairs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QualityRows:
+    """Everything that is scored, in parts, and what may be learned from."""
+
+    real: list[Sample]  # never trained on, and never looked at while the selector was made
+    seen: Copies  # of the kinds that the warm-up knows
+    unseen: Copies  # of kinds that nothing was trained on
+    training: list[Sample]
+    pool: list[Sample]  # to select from
+    pairs: RatedRows | None
+    rated: RatedRows | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """How many rows of each part."""
+
+    num_per_family: int
+    num_training: int
+    num_pool: int
+
+
+def is_test_row(sample_id: str) -> bool:
+    """Half of the held-out tenth; choices were made on the other half."""
+    return zlib.crc32(sample_id.encode()) % 20 == 10
+
+
+def read_rows(data: Path | None, sizes: Sizes, *, seed: int) -> QualityRows:
+    """data: the folder with instructions/ and quality/; None is the demo corpus, no ratings."""
+    if data is None:
+        return _demo_rows(sizes, seed=seed)
+    random = Random(seed)
+    test: dict[str, list[Sample]] = {family: [] for family in FAMILIES}
+    training: dict[str, list[Sample]] = {family: [] for family in FAMILIES}
+    for row in read_corpus(str(data / "instructions")):
+        if not isinstance(row, Sample) or row.dataset not in test:
+            continue
+        if is_test_row(row.sample_id):
+            test[row.dataset].append(row)
+        elif not is_held_out(row.sample_id):
+            training[row.dataset].append(row)
+    missing = [family for family in FAMILIES if not test[family]]
+    if missing:
+        raise DataError(f"{data}/instructions must have rows of data set {missing[0]}, has none")
+    real = [row for family in FAMILIES for row in _some(test[family], sizes.num_per_family, random)]
+    everything = [row for family in FAMILIES for row in training[family]]
+    pool = [row for family in POOL_FAMILIES for row in training[family]]
+    return QualityRows(
+        real=real,
+        seen=copies_by_kind(real),
+        unseen=copies_by_kind(real, UNSEEN_CORRUPTIONS),
+        training=_some(everything, sizes.num_training, random),
+        pool=_some(pool, sizes.num_pool, random),
+        pairs=read_ratings(data / PAIRS_FILE),
+        rated=read_ratings(data / RATED_FILE),
+    )
+
+
+def _demo_rows(sizes: Sizes, *, seed: int) -> QualityRows:
+    """Nothing was trained on the demo corpus: one part of it is measured on, one learned from."""
+    samples = [row for row in read_corpus(str(DEMO_CORPUS)) if isinstance(row, Sample)]
+    clean = [row for row in samples if row.dataset == "demo"]
+    Random(seed).shuffle(clean)
+    real, training = clean[: sizes.num_per_family], clean[sizes.num_per_family :]
+    return QualityRows(
+        real=real,
+        seen=copies_by_kind(real),
+        unseen=copies_by_kind(real, UNSEEN_CORRUPTIONS),
+        training=training,
+        pool=training,
+        pairs=None,
+        rated=None,
+    )
+
+
+def read_ratings(path: Path) -> RatedRows | None:
+    """None, and a line that says so, where the file is absent."""
+    if not path.is_file():
+        logger.warning("%s is absent: its part of the table stays empty", path.name)
+        return None
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    samples = [
+        Sample(
+            dataset=path.stem,
+            sample_id=row["id"],
+            messages=tuple(Message(turn["role"], turn["content"]) for turn in row["messages"]),
+        )
+        for row in rows
+    ]
+    labels = np.array([row["label"] == 1 for row in rows])
+    pair_ids = [row["pair_id"] for row in rows if "pair_id" in row]
+    return RatedRows(samples, labels, pair_ids)
+
+
+def _some(samples: Sequence[Sample], num_wanted: int, random: Random) -> list[Sample]:
+    return random.sample(list(samples), min(num_wanted, len(samples)))

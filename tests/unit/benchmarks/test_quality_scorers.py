@@ -1,0 +1,83 @@
+"""bench_quality.py: its measures on numbers checked by hand, its scorers on a real model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.quality_rows import is_test_row
+from benchmarks.quality_scorers import (
+    SCORERS,
+    Selector,
+    answer_nll,
+    instruction_following_difficulty,
+    matched_auroc,
+    pairs_right,
+    probe_scores,
+    scorer,
+)
+from benchmarks.quality_warmups import rank_correlations
+from recipes.train_tiny_base import is_held_out
+from selectmoe.data.readers import read_corpus
+from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
+from selectmoe.records import Sample
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    rows = [row for row in read_corpus(str(DEMO_CORPUS)) if isinstance(row, Sample)]
+    return [row for row in rows if row.dataset == "demo"][:24]
+
+
+def test_equal_lengths_show_up_a_scorer_that_likes_length():
+    lengths = np.array([10, 10, 20, 20]), np.array([10, 20, 5, 5])
+    assert matched_auroc(lengths[0], lengths[1], *lengths) == 0.5
+    good, bad = np.array([3.0, 3.0, 3.0, 3.0]), np.array([1.0, 5.0, 9.0, 9.0])
+    # Couples of ten tokens: two right; of twenty: two wrong; the short copies meet nobody.
+    assert matched_auroc(good, bad, *lengths) == 0.5
+    assert matched_auroc(good[:1], bad[2:], lengths[0][:1], lengths[1][2:]) is None
+
+
+def test_pairs_right_counts_pairs_and_ties_half():
+    labels, pair_ids = np.array([True, False] * 3), ["a", "a", "b", "b", "c", "c"]
+    scores = np.array([2.0, 1.0, 1.0, 2.0, 1.0, 1.0])
+    assert pairs_right(scores, labels, pair_ids) == pytest.approx(0.5)
+    assert pairs_right(scores[:2], labels[:2], pair_ids[:2]) == 1.0
+
+
+def test_rank_correlations_are_of_seeds_and_of_halves_apart():
+    scores = {"seed 1": [1, 2, 3], "seed 2": [2, 4, 9], "half 0": [1, 2, 3], "half 1": [3, 2, 1]}
+    found = rank_correlations({name: np.array(row) for name, row in scores.items()})
+    assert found == pytest.approx({"seed 1, seed 2": 1.0, "half 0, half 1": -1.0})
+
+
+def test_test_rows_are_held_out_and_half_of_them():
+    held_out = [name for name in map(str, range(4_000)) if is_held_out(name)]
+    test_rows = [name for name in held_out if is_test_row(name)]
+    assert 0.4 < len(test_rows) / len(held_out) < 0.6
+    assert not any(is_test_row(name) for name in map(str, range(4_000)) if name not in held_out)
+
+
+@pytest.mark.parametrize("name", sorted(set(SCORERS) - {"linear probe"}))
+def test_a_scorer_says_something_of_every_row(name, samples):
+    scores = scorer(name, Selector(folder=EMBEDDED_SELECTOR))(samples)
+    assert scores.shape == (len(samples),)
+    assert np.isfinite(scores).all()
+    assert len(set(scores.tolist())) > 5
+
+
+def test_ifd_is_the_loss_with_the_question_over_that_without(samples):
+    selector = Selector(folder=Path(EMBEDDED_SELECTOR))
+    with_question = answer_nll(selector, samples)
+    ifd = instruction_following_difficulty(selector, samples)
+    # A question helps as a rule: the ratio lies below 1.
+    assert np.median(ifd) < 1
+    assert (with_question / ifd > 0).all()
+
+
+def test_a_probe_tells_rows_from_the_copies_that_it_learned_from(samples):
+    left_out = {"all but one": ("gibberish",)}
+    found = probe_scores(Selector(folder=EMBEDDED_SELECTOR), samples, samples, left_out)
+    assert set(found) == {"", "all but one"}
+    # 128 features of 48 rows: what it learned from it must know. A score above 0 is "real".
+    assert (found[""] > 0).mean() > 0.9
