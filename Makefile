@@ -8,10 +8,10 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-gpu check bench clean
+.PHONY: help install demo test test-fast test-gpu check bench bench-quality selector clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## the package with all extras, in .venv, at the tested versions
 
@@ -66,8 +66,25 @@ check: install  ## lint, format, types and size budget
 	$(BIN)/mypy
 	$(BIN)/python tools/check_size.py
 
-bench: install  ## the benchmarks that run on a CPU; numbers go to benchmarks/results/
-	@set -e; for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python $$file $(BENCH_FLAGS); done
+bench: install  ## the benchmarks of speed and memory; numbers go to benchmarks/results/
+	@set -e; for file in $(filter-out %_quality.py,$(wildcard benchmarks/bench_*.py)); do \
+		echo "$$file"; $(BIN)/python $$file $(BENCH_FLAGS); done
+
+bench-quality: DATA ?= ../shared/data
+bench-quality: install  ## what the score is good for, beside others: half an hour; FLAGS=--quick
+	$(BIN)/python benchmarks/bench_quality.py --data $(DATA) $(FLAGS)
+
+# What the three recipes do, and from which data, is told in the card of the selector.
+selector: WORK := outputs/tiny_selector
+selector: install  ## the embedded selector from nothing, two hours: TEXT=DIR INSTRUCTIONS=DIR
+	$(BIN)/python recipes/train_tiny_base.py --text $(TEXT) --instructions $(INSTRUCTIONS) \
+		--save-path $(WORK)/base --num-tokens 15.5 --stop-after 7.3
+	$(BIN)/python recipes/contrast_tiny_base.py --instructions $(INSTRUCTIONS) \
+		--base $(WORK)/base --save-path $(WORK)/base_2 --num-tokens 18
+	$(BIN)/python recipes/contrast_tiny_base.py --instructions $(INSTRUCTIONS) \
+		--base $(WORK)/base_2 --save-path $(WORK)/base_3 --num-tokens 18 --learning-rate 1e-3 --seed 2
+	$(BIN)/python recipes/train_tiny_selector.py --instructions $(INSTRUCTIONS) \
+		--base $(WORK)/base_3
 
 clean:  ## the environment and every cache; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,11 +1,10 @@
 """Train the tiny OLMoE that the embedded selector stands on: tokenizer first, then the model.
 
-    python recipes/train_tiny_base.py --text DIR --instructions DIR --save-path DIR --minutes 120
+    python recipes/train_tiny_base.py --text DIR --instructions DIR --save-path DIR --num-tokens 16
 
 DIR of --text holds .txt or .txt.gz files, DIR of --instructions holds .jsonl files of
 conversations. One row in ten (by a hash of its id) is held out and never trained on; its loss is
-the curve that the model card shows. The learning rate follows the clock, so the run ends with a
-finished schedule whatever the machine's speed.
+the curve that the model card shows. The learning rate follows the number of tokens, in millions.
 """
 
 import argparse
@@ -131,7 +130,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> OlmoeForCausalLM:
 
 def schedule(share: float) -> float:
     """Share of the peak learning rate: linear warm-up, then cosine down to FINAL_SHARE of it;
-    `share` of the time is over."""
+    `share` of the tokens are read."""
     if share < WARMUP_SHARE:
         return share / WARMUP_SHARE
     cosine = 0.5 * (1 + math.cos(math.pi * (share - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
@@ -174,8 +173,8 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.05)
     started, curve, step, next_report = time.monotonic(), [], 0, 0.0
     model.train()
-    stop = args.stop_after_minutes / args.minutes if args.stop_after_minutes else 1.0
-    while (share := (time.monotonic() - started) / (60 * args.minutes)) < stop:
+    stop = (args.stop_after or args.num_tokens) / args.num_tokens
+    while (share := step * TOKENS_PER_STEP / (1e6 * args.num_tokens)) < stop:
         for group in optimizer.param_groups:
             group["lr"] = PEAK_LEARNING_RATE * schedule(share)
         ids = sampler.batch(step)
@@ -189,7 +188,7 @@ def train(
             next_report = share + 0.02
             entry = {
                 "tokens": step * TOKENS_PER_STEP,
-                "minutes": round(share * args.minutes, 1),
+                "minutes": round((time.monotonic() - started) / 60, 1),
                 "train_loss": round(loss.item(), 4),
                 "held_out_loss": round(held_out_loss(model, held_out), 4),
             }
@@ -204,8 +203,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--instructions", type=Path, required=True)
     parser.add_argument("--save-path", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=120.0, help="length of the schedule")
-    parser.add_argument("--stop-after-minutes", type=float, help="before it ends")
+    parser.add_argument("--num-tokens", type=float, default=16.0, help="length of the schedule, M")
+    parser.add_argument("--stop-after", type=float, help="millions of tokens, before it ends")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
