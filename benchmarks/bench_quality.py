@@ -15,8 +15,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,12 @@ from benchmarks.quality_warmups import (
     warmups_for_stability,
     warmups_without_kinds,
 )
+from benchmarks.quality_worth import (
+    WorthRow,
+    WorthSettings,
+    corrupted_pool,
+    measure_worth,
+)
 from benchmarks.results import describe_run, write_result
 from benchmarks.worker_tasks import Task, run_tasks
 from recipes.held_out_auroc import Copies, auroc
@@ -46,10 +53,11 @@ from selectmoe.errors import SelectMoeError
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Sample
 
-FULL = Sizes(num_per_family=60, num_training=2_000, num_pool=8_000)
-QUICK = Sizes(num_per_family=60, num_training=300, num_pool=300)
-NUM_STEPS, NUM_STEPS_QUICK = 120, 30
+FULL = Sizes(num_per_family=60, num_held_out=120, num_training=2_000, num_pool=8_000)
+QUICK = Sizes(num_per_family=40, num_held_out=40, num_training=300, num_pool=300)
+NUM_STEPS, NUM_STEPS_QUICK = 120, 20
 PROBE = "linear probe"
+CORRUPTED_SHARE = 0.3
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +167,7 @@ def rated_auroc(book: ScoreBook, rated: RatedRows) -> float:
     return auroc(scores[rated.labels], scores[~rated.labels])
 
 
-def measures_of(name: str, scores: Scores, rows: QualityRows) -> dict[str, object]:
+def measures_of(name: str, scores: Scores, rows: QualityRows) -> dict[str, Any]:
     """What one scorer reaches; None where it does not apply or the rows are absent."""
     book, lengths = scores.books[name], scores.books["length"]
     left_out = auroc_left_out(scores.left_out[name], rows) if name in scores.left_out else None
@@ -196,37 +204,89 @@ COLUMNS = {
     "unseen_matched": "equal length",
     "pairs": "pairs right",
     "rated": "rated rows",
+    "worth": "best 5 %: loss",
+    "worth_corrupted": "30 % corrupted: loss",
 }
 
 
-def table(measures: Sequence[Mapping[str, object]]) -> str:
+def table(result: Mapping[str, Any]) -> str:
     """Markdown, one line a scorer."""
     lines = ["| scorer | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for row in measures:
-        cells = [str(row["scorer"]), *(number(row[key]) for key in COLUMNS)]
-        lines.append("| " + " | ".join(cells) + " |")
+    for row in result["scorers"]:
+        worth = {part: in_words(row["scorer"], result[part]) for part in WORTH_PARTS}
+        cells = [worth[key] if key in worth else number(row[key]) for key in COLUMNS]
+        lines.append("| " + " | ".join([row["scorer"], *cells]) + " |")
+    lines.append(f"\nrank correlation of two warm-ups: {number(lowest(result))} at least")
     return "\n".join(lines)
+
+
+def lowest(result: Mapping[str, Any]) -> float:
+    return min(result["rank_correlations"].values())
+
+
+def in_words(scorer: str, worth: Sequence[Mapping[str, Any]]) -> str:
+    """The loss after learning from the scorer's smallest choice, against random's, with its p."""
+    found = [row for row in worth if row["scorer"] == scorer]
+    if not found:
+        return ""
+    row = min(found, key=lambda row: row["fraction"])
+    if row["difference"] is None:
+        return f"{row['loss']:.3f}"
+    chances = [f"{row[key]:.1g}" for key in ("p_rows", "p_seeds") if row[key] is not None]
+    return f"{row['difference']:+.3f} (p {', '.join(chances)})"
 
 
 def number(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else ""
 
 
-def measure(args: argparse.Namespace) -> dict[str, object]:
-    data = None if args.quick or args.data is None else args.data
+WORTH_PARTS = ("worth", "worth_corrupted")
+
+
+def worth_of_choices(
+    selector: Selector,
+    rows: QualityRows,
+    pool: tuple[list[Sample], np.ndarray | None],
+    scores: Scores,
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """pool: the rows, and which of them are worse copies."""
+    samples, corrupted = pool
+    settings = WorthSettings(
+        model=str(selector.folder),
+        fractions=(0.2,) if args.quick else (0.05, 0.20),
+        only={0.20: SCORERS if args.quick else ("gate", "length")},
+        seeds=(0,) if args.quick else (0, 1, 2, 3, 4),
+        num_workers=args.workers,
+    )
+    by_scorer = {name: book.of(samples) for name, book in scores.books.items()}
+    found: list[WorthRow] = measure_worth(
+        samples, rows.held_out, by_scorer, settings, corrupted=corrupted
+    )
+    return [asdict(row) for row in found]
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    data = None if args.quick else args.data
     rows = read_rows(data, QUICK if data is None else FULL, seed=args.seed)
     selector = Selector(folder=args.selector, seed=args.seed)
-    samples = scored_rows(rows, [])
+    dirty = corrupted_pool(rows.pool, share=CORRUPTED_SHARE, seed=args.seed)
+    samples = scored_rows(rows, dirty[0])
     logger.info("%d rows to score, %d to learn from", len(samples), len(rows.training))
     scores = score_everything(selector, rows, samples, args)
-    measures = [measures_of(name, scores, rows) for name in SCORERS]
-    correlations = rank_correlations(dict(scores.stability))
     return {
         **describe_run(),
         "seed": args.seed,
-        "num_rows": {"real": len(rows.real), "training": len(rows.training)},
-        "scorers": measures,
-        "rank_correlations": correlations,
+        "num_rows": {
+            "real": len(rows.real),
+            "training": len(rows.training),
+            "pool": len(rows.pool),
+            "held_out": len(rows.held_out),
+        },
+        "scorers": [measures_of(name, scores, rows) for name in SCORERS],
+        "rank_correlations": rank_correlations(dict(scores.stability)),
+        "worth": worth_of_choices(selector, rows, (rows.pool, None), scores, args),
+        "worth_corrupted": worth_of_choices(selector, rows, dirty, scores, args),
     }
 
 
@@ -244,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SelectMoeError as error:
         sys.exit(f"error: {error}")
     write_result("quality_quick" if args.quick else "quality", result)
-    print(table(result["scorers"]))  # type: ignore[arg-type]
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class QualityRows:
     real: list[Sample]  # never trained on, and never looked at while the selector was made
     seen: Copies  # of the kinds that the warm-up knows
     unseen: Copies  # of kinds that nothing was trained on
+    held_out: list[Sample]  # to ask a finetuned target about; `real` is a part of it
     training: list[Sample]
     pool: list[Sample]  # to select from
     pairs: RatedRows | None
@@ -53,6 +54,7 @@ class Sizes:
     """How many rows of each part."""
 
     num_per_family: int
+    num_held_out: int  # of a family, too
     num_training: int
     num_pool: int
 
@@ -79,13 +81,15 @@ def read_rows(data: Path | None, sizes: Sizes, *, seed: int) -> QualityRows:
     missing = [family for family in FAMILIES if not test[family]]
     if missing:
         raise DataError(f"{data}/instructions must have rows of data set {missing[0]}, has none")
-    real = [row for family in FAMILIES for row in _some(test[family], sizes.num_per_family, random)]
+    asked = {family: _some(test[family], sizes.num_held_out, random) for family in FAMILIES}
+    real = [row for family in FAMILIES for row in asked[family][: sizes.num_per_family]]
     everything = [row for family in FAMILIES for row in training[family]]
     pool = [row for family in POOL_FAMILIES for row in training[family]]
     return QualityRows(
         real=real,
         seen=copies_by_kind(real),
         unseen=copies_by_kind(real, UNSEEN_CORRUPTIONS),
+        held_out=[row for family in FAMILIES for row in asked[family]],
         training=_some(everything, sizes.num_training, random),
         pool=_some(pool, sizes.num_pool, random),
         pairs=read_ratings(data / PAIRS_FILE),
@@ -103,6 +107,7 @@ def _demo_rows(sizes: Sizes, *, seed: int) -> QualityRows:
         real=real,
         seen=copies_by_kind(real),
         unseen=copies_by_kind(real, UNSEEN_CORRUPTIONS),
+        held_out=real,
         training=training,
         pool=training,
         pairs=None,
