@@ -56,7 +56,12 @@ def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
     assert config.model is not None
     stage_1 = weights_file(config.model_checkpoint_path) if config.model_checkpoint_path else None
     weights_sha256 = hash_weights(config.model, stage_1)
-    keep_calibration(config, folder, stage_1, weights_sha256)
+    keep_calibration(
+        folder,
+        calibration_folder(config.model, stage_1),
+        formula=config.scoring.formula,
+        weights_sha256=weights_sha256,
+    )
     require_same_weights(folder, weights_sha256)
     start_ray(shard_scorer)
     summary = read_summary(folder.corpus) or normalize(config, folder)
@@ -112,16 +117,14 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
 
 
 def keep_calibration(
-    config: SelectConfig, folder: RunFolder, stage_1: Path | None, weights_sha256: str
+    folder: RunFolder, weights_folder: Path, *, formula: str, weights_sha256: str
 ) -> None:
     """Copies the weights' calibration into a run that begins. The one beside the weights may be
     made anew, and a resumed run must give the bytes of one that was never interrupted."""
     if (folder.root / MODEL_NAME).is_file():
         return
-    stored = load_calibration(calibration_folder(str(config.model), stage_1))
-    calibration = fitting(
-        stored, formula=config.scoring.formula, weights_hash=lambda: weights_sha256
-    )
+    stored = load_calibration(weights_folder)
+    calibration = fitting(stored, formula=formula, weights_hash=lambda: weights_sha256)
     if calibration is not None:
         save_calibration(folder.root, calibration)
 

@@ -4,8 +4,6 @@ import pytest
 
 from jobs.score_corpus import MODEL_NAME, keep_calibration
 from selectmoe.calibration import calibrate, load_calibration, save_calibration
-from selectmoe.config import SelectConfig
-from selectmoe.config_loading import from_values
 from selectmoe.scored_shards import RunFolder
 
 
@@ -26,10 +24,9 @@ def calibrated(tmp_path, scores):
     save_calibration(tmp_path / "weights", calibration)
 
 
-def keep(folder, *, weights_sha256="abc", **scoring):
-    config = from_values(SelectConfig, {f"scoring.{key}": scoring[key] for key in scoring})
-    stage_1 = folder.root.parent / "weights" / "full_rank_weights.safetensors"
-    keep_calibration(config, folder, stage_1, weights_sha256)
+def keep(folder, *, formula="answer_margin", weights_sha256="abc"):
+    weights = folder.root.parent / "weights"
+    keep_calibration(folder, weights, formula=formula, weights_sha256=weights_sha256)
     return load_calibration(folder.root)
 
 
