@@ -4,7 +4,8 @@
     python recipes/calibrate_selector.py --selector MODEL --weights RUN_OF_STAGE_1 --corpus DIR
 
 The corpus should be the one that the gates were warmed up with; jobs/pretrain.py does this by
-itself. Rows of the tenth that recipes hold out are left out, and at most 4,000 of the others are scored.
+itself. Of its rows, the tenth that recipes hold out is left out, and at most 4,000 of the others
+are scored.
 """
 
 import argparse
