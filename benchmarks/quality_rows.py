@@ -2,7 +2,6 @@
 
 import json
 import logging
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from benchmarks.unseen_corruptions import UNSEEN_CORRUPTIONS
 from recipes.held_out_auroc import Copies, copies_by_kind
-from recipes.train_tiny_base import is_held_out
+from recipes.train_tiny_base import is_held_out, is_test_row
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import DataError
 from selectmoe.paths import DEMO_CORPUS
@@ -57,11 +56,6 @@ class Sizes:
     num_held_out: int  # of a family, too
     num_training: int
     num_pool: int
-
-
-def is_test_row(sample_id: str) -> bool:
-    """Half of the held-out tenth; choices were made on the other half."""
-    return zlib.crc32(sample_id.encode()) % 20 == 10
 
 
 def read_rows(data: Path | None, sizes: Sizes, *, seed: int) -> QualityRows:

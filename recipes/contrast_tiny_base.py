@@ -144,7 +144,7 @@ def train(
             next_report = share + 0.04
             model.force_gates_open(False)
             entry = {
-                "tokens": num_tokens,
+                "tokens": args.tokens_before + num_tokens,
                 "minutes": round((time.monotonic() - started) / 60, 1),
                 "contrast": round(contrast.item(), 4),
                 "train_loss": round(lm_loss.item(), 4),
@@ -170,6 +170,13 @@ def save_base(model: SelectMoeForCausalLM, folder: Path) -> None:
     base.save_pretrained(folder)
 
 
+def earlier_curve(base: Path) -> list[dict[str, float]]:
+    """Of a base that this recipe made: several runs of it may follow each other."""
+    file = base / "contrast_curve.json"
+    found: list[dict[str, float]] = json.loads(file.read_text()) if file.exists() else []
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", type=Path, required=True)
@@ -181,6 +188,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    before = earlier_curve(args.base)
+    args.tokens_before = int(before[-1]["tokens"]) if before else 0
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
 
@@ -199,7 +208,8 @@ def main() -> None:
     )
     save_base(model, args.save_path)
     shutil.copy(args.base / "loss_curve.json", args.save_path)
-    (args.save_path / "contrast_curve.json").write_text(json.dumps(curve, indent=1))
+    curves = [*earlier_curve(args.base), *curve]
+    (args.save_path / "contrast_curve.json").write_text(json.dumps(curves, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.quality_rows import is_test_row
 from benchmarks.quality_scorers import (
     SCORERS,
     Selector,
@@ -17,7 +16,7 @@ from benchmarks.quality_scorers import (
     scorer,
 )
 from benchmarks.quality_warmups import rank_correlations
-from recipes.train_tiny_base import is_held_out
+from recipes.train_tiny_base import is_held_out, is_test_row
 from selectmoe.data.readers import read_corpus
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Sample
