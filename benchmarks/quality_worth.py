@@ -42,7 +42,7 @@ from selectmoe.training.supervised_data import SupervisedRows, load_target_token
 # Shape letters: S = seeds, R = held-out rows.
 RANDOM = "random"
 NO_FINETUNING = "no finetuning"
-COST_RATIO = 6  # of learning from a row, in two epochs, to asking one
+COST_RATIO = 5  # of learning from a row, once, to asking one
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class WorthSettings:
     """Folder of the Select-MoE whose language model is the target; None is the one that ships."""
     max_sequence_length: int = 256
     """Tokens of a row that are learned from; longer held-out rows are not asked."""
-    overrides: tuple[str, ...] = ("preset=tiny", "training.num_epochs=2")
+    overrides: tuple[str, ...] = ("preset=tiny", "training.num_epochs=1")
     """Settings of stage 3."""
     num_workers: int = 2
     """Processes, each with one thread."""
@@ -111,10 +111,25 @@ class Run:
 class Pool:
     """The rows that can be learned from."""
 
+    positions: np.ndarray  # in the pool that was given
     samples: list[Sample]
     row_keys: np.ndarray
     num_answer_tokens: np.ndarray
     corrupted: np.ndarray | None  # bool
+
+    @classmethod
+    def of(
+        cls, samples: Sequence[Sample], tokenizer: ChatTokenizer, corrupted: np.ndarray | None
+    ) -> "Pool":
+        tokenized = tokenizer.tokenize(samples)
+        kept = [number for number, row in enumerate(tokenized) if has_answer(row)]
+        return cls(
+            positions=np.array(kept, dtype=np.int64),
+            samples=[samples[number] for number in kept],
+            row_keys=np.array([row_key(samples[number]) for number in kept]),
+            num_answer_tokens=np.array([tokenized[n].answer_mask[1:].sum() for n in kept]),
+            corrupted=None if corrupted is None else corrupted[kept],
+        )
 
     def describe(self, runs: Sequence[Run]) -> dict[str, int | float | None]:
         """What runs that differ in nothing but their seeds have learned from."""
@@ -177,27 +192,25 @@ def measure_worth(
         max_sequence_length=settings.max_sequence_length,
     )
     asked = askable(held_out, tokenizer)
-    tokenized = tokenizer.tokenize(pool)
-    learnable = np.flatnonzero([has_answer(row) for row in tokenized])
+    learnable = Pool.of(pool, tokenizer, corrupted)
     logger.info(
         "worth: %d of %d rows of the pool have an answer in %d tokens, %d of %d held-out rows fit",
-        *(len(learnable), len(pool), settings.max_sequence_length, len(asked), len(held_out)),
+        *(len(learnable.samples), len(pool), settings.max_sequence_length),
+        *(len(asked), len(held_out)),
     )
-    if not len(learnable) or not asked:
+    if not learnable.samples or not asked:
         raise DataError(
             f"max_sequence_length={settings.max_sequence_length} must leave rows to learn from and "
-            f"to ask, leaves {len(learnable)} and {len(asked)}"
+            f"to ask, leaves {len(learnable.samples)} and {len(asked)}"
         )
-    chosen_from = Pool(
-        samples=[pool[position] for position in learnable],
-        row_keys=np.array([row_key(pool[position]) for position in learnable]),
-        num_answer_tokens=np.array([tokenized[n].answer_mask[1:].sum() for n in learnable]),
-        corrupted=None if corrupted is None else corrupted[learnable],
-    )
-    scores = {name: found[learnable] for name, found in scores_by_scorer.items() if name != RANDOM}
-    runs = plan_runs(scores, chosen_from.row_keys, settings)
-    losses = run_all(runs, chosen_from.samples, asked, settings)
-    return worth_rows(runs, losses, chosen_from, [sample.dataset for sample in asked])
+    scores = {
+        name: found[learnable.positions]
+        for name, found in scores_by_scorer.items()
+        if name != RANDOM
+    }
+    runs = plan_runs(scores, learnable.row_keys, settings)
+    losses = run_all(runs, learnable.samples, asked, settings)
+    return worth_rows(runs, losses, learnable, [sample.dataset for sample in asked])
 
 
 def has_answer(row: TokenizedSample) -> bool:
