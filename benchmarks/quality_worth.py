@@ -7,7 +7,8 @@ and are left out of the pool before anything is chosen, so that all learn from e
 A scorer is compared with the random draw of the same seed, which also starts from the same adapter.
 Two p values, both two-sided and without a correction for how many scorers are compared: over
 held-out rows (would it hold on other rows, with these finetunings?) and over seeds (would it hold
-with other draws, orders and adapters?).
+with other draws, orders and adapters?). Believe the greater one: rows alone tell apart even two
+random draws, since the losses after 126 rows had a standard deviation of .005 to .007 over seeds.
 """
 
 import logging
@@ -53,8 +54,10 @@ class WorthSettings:
 
     fractions: tuple[float, ...] = (0.05, 0.20)
     """Shares of the pool that are kept."""
-    only: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
-    """Fractions that are measured for these scorers alone, since they take longest."""
+    only: Mapping[float, tuple[str, ...]] = field(
+        default_factory=lambda: {0.20: ("gate", "length")}
+    )
+    """Fractions that are measured for these scorers and random alone, since they take longest."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of the adapter, its dropout, the order of the rows and the random draw."""
     model: str | None = None
@@ -75,6 +78,10 @@ class WorthSettings:
         }
         given = {key: value for key, value in values.items() if value is not None}
         return load_config(FinetuneConfig, self.overrides, values=given)
+
+
+# Of the demo corpus, which the target has never seen: a few steps of learning, three times over.
+QUICK = WorthSettings(fractions=(0.05,), seeds=(0,), overrides=("preset=tiny",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -316,7 +323,8 @@ def progress_lines(
     def report(run: Run, losses: list[AnswerLoss]) -> None:
         nonlocal num_done, done
         num_done, done = num_done + 1, done + cost(run)
-        seconds = (time.perf_counter() - started) * (sum(map(cost, runs)) / done - 1)
+        ratio = max(sum(map(cost, runs)) / done - 1, 0.0)  # of what is left to what is done
+        seconds = (time.perf_counter() - started) * ratio
         logger.info(
             "worth %d/%d: %s: %.4f nats; about %.0f s left",
             *(num_done, len(runs), run, mean_loss(losses), seconds),
