@@ -7,7 +7,8 @@ and are left out of the pool before anything is chosen, so that all learn from e
 A scorer is compared with the random draw of the same seed, which also starts from the same adapter.
 Two p values, both two-sided and without a correction for how many scorers are compared: over
 held-out rows (would it hold on other rows, with these finetunings?) and over seeds (would it hold
-with other draws, orders and adapters?).
+with other draws, orders and adapters?). Believe the greater one: rows alone tell apart even two
+random draws, since the losses after 126 rows had a standard deviation of .005 to .007 over seeds.
 """
 
 import logging
@@ -42,7 +43,7 @@ from selectmoe.training.supervised_data import SupervisedRows, load_target_token
 # Shape letters: S = seeds, R = held-out rows.
 RANDOM = "random"
 NO_FINETUNING = "no finetuning"
-COST_RATIO = 6  # of learning from a row, in two epochs, to asking one
+COST_RATIO = 5  # of learning from a row, once, to asking one
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +54,17 @@ class WorthSettings:
 
     fractions: tuple[float, ...] = (0.05, 0.20)
     """Shares of the pool that are kept."""
-    only: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
-    """Fractions that are measured for these scorers alone, since they take longest."""
+    only: Mapping[float, tuple[str, ...]] = field(
+        default_factory=lambda: {0.20: ("gate", "length")}
+    )
+    """Fractions that are measured for these scorers and random alone, since they take longest."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of the adapter, its dropout, the order of the rows and the random draw."""
     model: str | None = None
     """Folder of the Select-MoE whose language model is the target; None is the one that ships."""
     max_sequence_length: int = 256
     """Tokens of a row that are learned from; longer held-out rows are not asked."""
-    overrides: tuple[str, ...] = ("preset=tiny", "training.num_epochs=2")
+    overrides: tuple[str, ...] = ("preset=tiny", "training.num_epochs=1")
     """Settings of stage 3."""
     num_workers: int = 2
     """Processes, each with one thread."""
@@ -75,6 +78,10 @@ class WorthSettings:
         }
         given = {key: value for key, value in values.items() if value is not None}
         return load_config(FinetuneConfig, self.overrides, values=given)
+
+
+# Of the demo corpus, which the target has never seen: a few steps of learning, three times over.
+QUICK = WorthSettings(fractions=(0.05,), seeds=(0,), overrides=("preset=tiny",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,10 +118,25 @@ class Run:
 class Pool:
     """The rows that can be learned from."""
 
+    positions: np.ndarray  # in the pool that was given
     samples: list[Sample]
     row_keys: np.ndarray
     num_answer_tokens: np.ndarray
     corrupted: np.ndarray | None  # bool
+
+    @classmethod
+    def of(
+        cls, samples: Sequence[Sample], tokenizer: ChatTokenizer, corrupted: np.ndarray | None
+    ) -> "Pool":
+        tokenized = tokenizer.tokenize(samples)
+        kept = [number for number, row in enumerate(tokenized) if has_answer(row)]
+        return cls(
+            positions=np.array(kept, dtype=np.int64),
+            samples=[samples[number] for number in kept],
+            row_keys=np.array([row_key(samples[number]) for number in kept]),
+            num_answer_tokens=np.array([tokenized[n].answer_mask[1:].sum() for n in kept]),
+            corrupted=None if corrupted is None else corrupted[kept],
+        )
 
     def describe(self, runs: Sequence[Run]) -> dict[str, int | float | None]:
         """What runs that differ in nothing but their seeds have learned from."""
@@ -177,27 +199,25 @@ def measure_worth(
         max_sequence_length=settings.max_sequence_length,
     )
     asked = askable(held_out, tokenizer)
-    tokenized = tokenizer.tokenize(pool)
-    learnable = np.flatnonzero([has_answer(row) for row in tokenized])
+    learnable = Pool.of(pool, tokenizer, corrupted)
     logger.info(
         "worth: %d of %d rows of the pool have an answer in %d tokens, %d of %d held-out rows fit",
-        *(len(learnable), len(pool), settings.max_sequence_length, len(asked), len(held_out)),
+        *(len(learnable.samples), len(pool), settings.max_sequence_length),
+        *(len(asked), len(held_out)),
     )
-    if not len(learnable) or not asked:
+    if not learnable.samples or not asked:
         raise DataError(
             f"max_sequence_length={settings.max_sequence_length} must leave rows to learn from and "
-            f"to ask, leaves {len(learnable)} and {len(asked)}"
+            f"to ask, leaves {len(learnable.samples)} and {len(asked)}"
         )
-    chosen_from = Pool(
-        samples=[pool[position] for position in learnable],
-        row_keys=np.array([row_key(pool[position]) for position in learnable]),
-        num_answer_tokens=np.array([tokenized[n].answer_mask[1:].sum() for n in learnable]),
-        corrupted=None if corrupted is None else corrupted[learnable],
-    )
-    scores = {name: found[learnable] for name, found in scores_by_scorer.items() if name != RANDOM}
-    runs = plan_runs(scores, chosen_from.row_keys, settings)
-    losses = run_all(runs, chosen_from.samples, asked, settings)
-    return worth_rows(runs, losses, chosen_from, [sample.dataset for sample in asked])
+    scores = {
+        name: found[learnable.positions]
+        for name, found in scores_by_scorer.items()
+        if name != RANDOM
+    }
+    runs = plan_runs(scores, learnable.row_keys, settings)
+    losses = run_all(runs, learnable.samples, asked, settings)
+    return worth_rows(runs, losses, learnable, [sample.dataset for sample in asked])
 
 
 def has_answer(row: TokenizedSample) -> bool:
@@ -303,7 +323,8 @@ def progress_lines(
     def report(run: Run, losses: list[AnswerLoss]) -> None:
         nonlocal num_done, done
         num_done, done = num_done + 1, done + cost(run)
-        seconds = (time.perf_counter() - started) * (sum(map(cost, runs)) / done - 1)
+        ratio = max(sum(map(cost, runs)) / done - 1, 0.0)  # of what is left to what is done
+        seconds = (time.perf_counter() - started) * ratio
         logger.info(
             "worth %d/%d: %s: %.4f nats; about %.0f s left",
             *(num_done, len(runs), run, mean_loss(losses), seconds),
