@@ -1,5 +1,6 @@
 """ScoringEngine: samples in, scores out. Owns the model, its device and its dtype."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from selectmoe.calibration import Calibration, fitting, load_calibration
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pack
 from selectmoe.errors import ConfigError, DataError, ModelError
@@ -22,7 +24,13 @@ from selectmoe.gate_scores import (
     scored_tokens,
     token_scores,
 )
-from selectmoe.model.checkpoint import ADAPTER_WEIGHTS_NAME, require_select_moe, weights_file
+from selectmoe.model.checkpoint import (
+    ADAPTER_WEIGHTS_NAME,
+    calibration_folder,
+    hash_weights,
+    require_select_moe,
+    weights_file,
+)
 from selectmoe.model.gate_weights import load_gate_weights
 from selectmoe.model.merged_adapter import merge_adapter
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
@@ -73,7 +81,10 @@ class ScoringEngine:
         self.model = model.eval()
         self.model.skip_last_experts()
         self.device = model.device
+        self.formula_name = formula
         self.formula: ScoreFormula = SCORE_FORMULAS[formula]
+        self._files: tuple[str, Path | None] | None = None  # the model, and stage 1's weights
+        self._stored_calibration: Calibration | None = None
         on_cpu = self.device.type == "cpu"
         self.max_tokens_per_batch = max_tokens_per_batch or (4_096 if on_cpu else 65_536)
         self.packer = packer
@@ -129,7 +140,26 @@ class ScoringEngine:
             loaded = merge_adapter(loaded, stage_1).model
         elif stage_1 is not None:
             load_gate_weights(loaded, stage_1)
-        return cls(loaded.to(device), tokenizer, **settings)
+        engine = cls(loaded.to(device), tokenizer, **settings)
+        engine._files = str(model), stage_1
+        engine._stored_calibration = load_calibration(calibration_folder(str(model), stage_1))
+        return engine
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """Gives percentiles to this engine's scores; None where none is stored beside the weights,
+        and, with a line that says so, where it was made for other weights or another formula.
+
+        The first look hashes the weights: a second for each gigabyte or two.
+        """
+        return fitting(
+            self._stored_calibration, formula=self.formula_name, weights_hash=self.weights_hash
+        )
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights, as manifests have it; only of what was loaded from files."""
+        assert self._files is not None, "made from a model in memory"
+        return hash_weights(*self._files)
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
         """One answer a sample, in the order given; a sample's score does not depend on the rest."""

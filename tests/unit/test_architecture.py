@@ -45,7 +45,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 PURE = ("selectmoe.quality_losses", "selectmoe.gate_scores", "selectmoe.selection")
 NOT_IN_THE_PACKAGE = ("ray", "fastapi", "jobs", "serve")
-WITHOUT_TORCH = ("selectmoe", "selectmoe.config_loading", "selectmoe.errors", "selectmoe.records")
+WITHOUT_TORCH = (
+    "selectmoe",
+    "selectmoe.calibration",
+    "selectmoe.config_loading",
+    "selectmoe.errors",
+    "selectmoe.records",
+)
 
 
 def module_name(path: Path, *, root: Path = REPOSITORY) -> str:
