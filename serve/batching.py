@@ -80,7 +80,7 @@ class Batcher:
         self.max_wait_seconds = max_wait_seconds
         self.max_queued_samples = max_queued_samples
         self.observer = observer or BatchObserver()
-        self.num_replicas = 1  # set by whoever watches them
+        self.num_replicas = 1
         self.num_accepted = 0  # samples accepted and not yet answered
         self.num_in_flight = 0  # batches
         self._waiting: deque[_Waiting] = deque()
@@ -91,6 +91,11 @@ class Batcher:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    def set_num_replicas(self, num_replicas: int) -> None:
+        """How many scorers there are now; each is sent two batches at a time."""
+        self.num_replicas = num_replicas
+        self._changed.set()
 
     @contextlib.contextmanager
     def accepted(self, num_samples: int) -> Iterator[None]:

@@ -34,7 +34,9 @@ class ErrorResponse(BaseModel):
 class RequestError(Exception):
     """Ends a request with the status that the table has for its type."""
 
-    def __init__(self, error_type: str, error: str, *, retry_after_seconds: int | None = None):
+    def __init__(
+        self, error_type: str, error: str, *, retry_after_seconds: int | None = None
+    ) -> None:
         super().__init__(error)
         assert error_type in STATUS_BY_ERROR_TYPE
         self.error_type = error_type

@@ -103,7 +103,10 @@ def prometheus_text(snapshot: Snapshot) -> str:
     """In Prometheus' text format 0.0.4; a metric without a value yet is only announced."""
     lines = []
     for name, metric in METRICS.items():
-        lines += [f"# HELP {PREFIX}{name} {metric.help_text}", f"# TYPE {PREFIX}{name} {metric.kind}"]
+        lines += [
+            f"# HELP {PREFIX}{name} {metric.help_text}",
+            f"# TYPE {PREFIX}{name} {metric.kind}",
+        ]
         values = _of_histogram(name, metric, snapshot) if metric.buckets else _of(name, snapshot)
         lines += [f"{PREFIX}{line}" for line in values]
     return "\n".join(lines) + "\n"

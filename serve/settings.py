@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from selectmoe.config import require
 from selectmoe.errors import ConfigError
@@ -80,9 +81,7 @@ class ServeSettings:
             most is None or most >= self.num_replicas, "max_replicas", "at least num_replicas"
         )
         self._require(self.device in (None, "cpu", "cuda"), "device", "cpu or cuda")
-        self._require(
-            self.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16"
-        )
+        self._require(self.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip()):
             # Not through `require`, which would show it.
             raise ConfigError(f"{PREFIX}API_KEY must be ASCII and not blank")
@@ -100,6 +99,14 @@ class ServeSettings:
             if (text := environment.get(PREFIX + setting.name.upper(), ""))
         }
         return cls(**given)
+
+    @property
+    def model_name(self) -> str:
+        """What answers call the model: no folder of the server's is told."""
+        if self.model == str(EMBEDDED_SELECTOR):
+            return "embedded"
+        path = Path(self.model)
+        return path.resolve().name if path.is_dir() else self.model
 
     def require_key_for(self, host: str) -> None:
         """Raises ConfigError where `host` is reachable from other machines and no key is set."""
