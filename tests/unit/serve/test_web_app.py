@@ -23,7 +23,7 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module")
 def scorers():
-    return LocalScorers(ServeSettings())
+    return LocalScorers(ServeSettings(revision="r1"))
 
 
 @pytest.fixture(scope="module")
