@@ -193,55 +193,57 @@ def test_a_killed_replica_costs_no_more_than_a_503_and_is_replaced(server, deplo
     assert killed.pid not in [replica.pid for replica in server.replicas(deployment)]
 
 
-class TestBrowser:
-    @pytest.fixture(scope="class")
-    def browser(self):
-        sync_api = pytest.importorskip("playwright.sync_api")
-        found = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-        if found is None:
-            pytest.skip("needs Chromium on the PATH (Debian: apt-get install chromium)")
-        with sync_api.sync_playwright() as playwright:
-            opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-            yield opened
-            opened.close()
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs Chromium on the PATH (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
-    @pytest.fixture
-    def page(self, browser, server):
-        page = browser.new_page()
-        self.requests, self.problems = [], []
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        yield page
-        page.close()
-        assert all(url.startswith((server.url, "data:")) for url in self.requests)
-        assert self.problems == []
 
-    def test_the_first_page_asks_for_the_key_and_scores_a_sample(self, page, server, client):
-        page.goto(server.url)
-        page.fill("#prompt", GOOD["prompt"])
-        page.fill("#response", GOOD["response"])
-        page.click("#send")
-        page.wait_for_selector("#key", state="visible")
-        assert "Authorization" in page.inner_text("#failure")
-        page.fill("#key", KEY)
-        page.click("#send")
-        page.wait_for_selector("#score", state="visible")
-        [result] = client.post("/score", json={"samples": GOOD}).json()["results"]
-        assert float(page.inner_text("#score")) == pytest.approx(result["score"], abs=1e-4)
-        assert page.locator("#tokens span").count() == result["num_tokens"]
+@pytest.fixture
+def page(browser, server):
+    page = browser.new_page()
+    requests, problems = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    yield page
+    page.close()
+    assert all(url.startswith((server.url, "data:")) for url in requests)
+    assert problems == []
 
-    def test_the_documentation_executes_every_operation(self, page, server):
-        page.goto(f"{server.url}/docs")
-        page.fill("#key", KEY)
-        sections = page.locator("section")
-        for number in range(sections.count()):
-            section = sections.nth(number)
-            section.get_by_role("button", name="Execute").click()
-            output = section.locator("pre.output")
-            output.get_by_text("200").first.wait_for()
-            if "/score" in section.locator("h2").inner_text():
-                assert '"score"' in output.inner_text()
-        assert sections.count() == 5
+
+def test_the_first_page_asks_for_the_key_and_scores_a_sample(page, server, client):
+    page.goto(server.url)
+    page.fill("#prompt", GOOD["prompt"])
+    page.fill("#response", GOOD["response"])
+    page.click("#send")
+    page.wait_for_selector("#key", state="visible")
+    assert "Authorization" in page.inner_text("#failure")
+    page.fill("#key", KEY)
+    page.click("#send")
+    page.wait_for_selector("#score", state="visible")
+    [result] = client.post("/score", json={"samples": GOOD}).json()["results"]
+    assert float(page.inner_text("#score")) == pytest.approx(result["score"], abs=1e-4)
+    assert page.locator("#tokens span").count() == result["num_tokens"]
+
+
+def test_the_documentation_executes_every_operation(page, server):
+    page.goto(f"{server.url}/docs")
+    page.fill("#key", KEY)
+    sections = page.locator("section")
+    for number in range(sections.count()):
+        section = sections.nth(number)
+        section.get_by_role("button", name="Execute").click()
+        output = section.locator("pre.output")
+        output.get_by_text("200").first.wait_for()
+        if "/score" in section.locator("h2").inner_text():
+            assert '"score"' in output.inner_text()
+    assert sections.count() == 5
 
 
 def test_serve_run_says_little_and_sigterm_finishes_what_was_accepted(repository, tmp_path):

@@ -214,33 +214,35 @@ def test_pages_ask_nobody_else(client):
         assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
-class TestKey:
-    @pytest.fixture(scope="class")
-    def locked(self, scorers):
-        with local_server(ServeSettings(api_key="open-sesame"), scorers) as running:
-            yield running
+@pytest.fixture(scope="module")
+def locked(scorers):
+    with local_server(ServeSettings(api_key="open-sesame"), scorers) as running:
+        yield running
 
-    @pytest.mark.parametrize("path", ["/info", "/metrics", "/nothing"])
-    @pytest.mark.parametrize(
-        "header", [None, "Bearer wrong", "Basic open-sesame", "open-sesame", "Bearer schl\xfcssel"]
-    )
-    def test_without_the_key_there_is_a_401(self, locked, path, header):
-        headers = {} if header is None else {"Authorization": header.encode("latin-1")}
-        answer = httpx.get(locked.url + path, headers=headers)
-        assert answer.status_code == 401
-        assert answer.json()["error_type"] == "unauthorized"
-        assert answer.headers["www-authenticate"] == "Bearer"
 
-    def test_with_the_key_samples_are_scored(self, locked):
-        headers = {"Authorization": "Bearer open-sesame"}
-        answer = httpx.post(locked.url + "/score", json={"samples": GOOD}, headers=headers)
-        assert answer.status_code == 200
-        refused = httpx.post(locked.url + "/score", json={"samples": GOOD})
-        assert refused.status_code == 401
+@pytest.mark.parametrize("path", ["/info", "/metrics", "/nothing"])
+@pytest.mark.parametrize(
+    "header", [None, "Bearer wrong", "Basic open-sesame", "open-sesame", "Bearer schl\xfcssel"]
+)
+def test_without_the_key_there_is_a_401(locked, path, header):
+    headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+    answer = httpx.get(locked.url + path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["error_type"] == "unauthorized"
+    assert answer.headers["www-authenticate"] == "Bearer"
 
-    @pytest.mark.parametrize("path", ["/", "/docs", "/health/live", "/health/ready"])
-    def test_pages_and_health_need_none(self, locked, path):
-        assert httpx.get(locked.url + path).status_code == 200
+
+def test_with_the_key_samples_are_scored(locked):
+    headers = {"Authorization": "Bearer open-sesame"}
+    answer = httpx.post(locked.url + "/score", json={"samples": GOOD}, headers=headers)
+    assert answer.status_code == 200
+    refused = httpx.post(locked.url + "/score", json={"samples": GOOD})
+    assert refused.status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/health/live", "/health/ready"])
+def test_pages_and_health_need_none(locked, path):
+    assert httpx.get(locked.url + path).status_code == 200
 
 
 def test_no_log_holds_a_sample_or_a_key(scorers, caplog, monkeypatch):
