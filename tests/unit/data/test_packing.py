@@ -1,6 +1,7 @@
 """Batches under a token budget."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -57,10 +58,9 @@ def test_no_other_cut_is_cheaper(seed):
     budget = 1_024
 
     def cost(sizes):
-        return sum(
-            rows * longest + budget // 32 for rows, longest in sizes
-            if rows == 1 or rows * longest <= budget
-        ) + sum(10**9 for rows, longest in sizes if rows > 1 and rows * longest > budget)  # fmt: skip
+        too_large = [rows for rows, longest in sizes if rows > 1 and rows * longest > budget]
+        areas = sum(rows * longest for rows, longest in sizes)
+        return math.inf if too_large else areas + len(sizes) * (budget // 32)
 
     ordered = sorted(lengths.tolist(), reverse=True)
     cheapest = min(
