@@ -54,14 +54,17 @@ def serve_run(
 ) -> Iterator[ServeProcess]:
     """Ready when it is entered; at the end none of its processes is left."""
     log = folder / "serve.log"
+    # A busy machine needs longer than Ray's 30 s until a node is registered.
+    patience = {"RAY_raylet_start_wait_time_s": "120"}
     with log.open("w") as file:
         process = subprocess.Popen(
             [Path(sys.executable).with_name("serve"), "run", str(target)],
-            env={**os.environ, **environment}, stdout=file, stderr=subprocess.STDOUT,
+            env={**os.environ, **patience, **environment},
+            stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
         running = ServeProcess(process, url, log)
-        running.wait_until_ready(timeout_seconds=120)
+        running.wait_until_ready(timeout_seconds=240)
         yield running
     finally:
         if process.poll() is None:

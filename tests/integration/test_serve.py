@@ -25,7 +25,7 @@ from serve.local_ray import ENVIRONMENT
 from tests.ray_head import free_port
 from tests.serve_process import serve_run
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 GOOD = {"prompt": "Why is the sky blue?", "response": "Air scatters blue light the most."}
 KEY = "key-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
