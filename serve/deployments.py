@@ -157,15 +157,15 @@ class ScorerPool:
                 await asyncio.sleep(DESCRIBE_AGAIN_SECONDS)
 
     async def call_the_roll(self, *, timeout_seconds: float) -> int:
-        """How many scorers answer, each one asked; 0 where one of them does not."""
+        """How many scorers answer, each one asked; 0 where they do not all in time."""
         try:
             answers = await self._handle.broadcast("answer_roll_call").results_async(
-                timeout_s=timeout_seconds
+                timeout_s=timeout_seconds, return_exceptions=True
             )
         except (RayError, RayServeException, TimeoutError, RuntimeError) as error:
             logger.warning("a scorer does not answer the roll call: %s", _kind(error))
             return 0
-        return len(answers)
+        return sum(answer is True for answer in answers)
 
 
 def _kind(error: BaseException) -> str:
