@@ -75,9 +75,10 @@ def _add_scoring(app: FastAPI, service: ScoringService) -> None:
     @app.post("/score")
     async def score(request: Request) -> Response:
         service.require_room()
-        body = await _read_body(request, service.settings.max_body_bytes)
-        parsed = parse_request(body, max_samples=service.settings.max_samples_per_request)
-        return json_response(await _while_connected(request, service.score(parsed)))
+        with service.answering():
+            body = await _read_body(request, service.settings.max_body_bytes)
+            parsed = parse_request(body, max_samples=service.settings.max_samples_per_request)
+            return json_response(await _while_connected(request, service.score(parsed)))
 
 
 def _add_reports(app: FastAPI, service: ScoringService, siblings: Siblings) -> None:
