@@ -5,15 +5,11 @@ them are a 503 then: a 500 is a replica that was lost with the request, which ca
 a 404 is an application that is not there yet or no more, since ours takes every path.
 """
 
-import logging
-
 from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.error_responses import error_response
-
-logger = logging.getLogger(__name__)
 
 
 class ErrorShape:
@@ -37,13 +33,10 @@ class ErrorShape:
             elif not replaced:
                 await send(message)
 
-        try:
-            await self.app(scope, receive, send_in_shape)
-        except Exception as error:
-            # So it ends where a replica dies that is being asked.
-            if begun:
-                raise
-            logger.warning("a request was lost: %s", type(error).__name__)
+        await self.app(scope, receive, send_in_shape)
+        if not begun:
+            # So it ends where a replica dies that is being asked; the HTTP server would make it a
+            # 500. A client that has gone does not hear this.
             await _unavailable()(scope, receive, send)
 
 
