@@ -46,10 +46,8 @@ def test_scores_of_the_tokens_that_count_average_to_the_score(name):
     formula = SCORE_FORMULAS[name]
     mask_BT = scored_tokens(ANSWER_BT, ALL_BT, formula.tokens)
     counted = token_scores(MARGINS_LBT, formula)[mask_BT]
-    if formula.average == "probability":
-        again = counted.mean()
-    else:
-        again = counted.logit().mean().sigmoid()
+    averages_margins = formula.average == "margin"
+    again = counted.logit().mean().sigmoid() if averages_margins else counted.mean()
     assert again.item() == pytest.approx(EXPECTED[name], abs=1e-6)
 
 
