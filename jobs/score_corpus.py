@@ -13,17 +13,24 @@ from jobs.command_line import user_mistake
 from jobs.progress import ScoringProgress
 from jobs.ray_session import start_ray, without_restart_notice
 from jobs.shard_scorer import ShardScorer, normalize_corpus
+from selectmoe.calibration import fitting, load_calibration, save_calibration
 from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary, read_summary
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ModelError, ResumeError, SelectMoeError, TooManyRejectedError
-from selectmoe.model.checkpoint import hash_weights, weights_file, weights_size
+from selectmoe.model.checkpoint import (
+    calibration_folder,
+    hash_weights,
+    weights_file,
+    weights_size,
+)
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.scored_shards import RunFolder
 from selectmoe.selected_data import write_rejected
 
 logger = logging.getLogger(__name__)
 
+MODEL_NAME = "model.json"  # written when a run has begun: the hash of the weights that score
 # Blocks of shards per actor: enough for even loads, few enough for a million shards.
 BLOCKS_PER_ACTOR = 64
 ACTOR_BYTES = 1_200_000_000  # 0.7 GB with torch, transformers and Ray, and as much for activations
@@ -49,6 +56,12 @@ def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
     assert config.model is not None
     stage_1 = weights_file(config.model_checkpoint_path) if config.model_checkpoint_path else None
     weights_sha256 = hash_weights(config.model, stage_1)
+    keep_calibration(
+        folder,
+        calibration_folder(config.model, stage_1),
+        formula=config.scoring.formula,
+        weights_sha256=weights_sha256,
+    )
     require_same_weights(folder, weights_sha256)
     start_ray(shard_scorer)
     summary = read_summary(folder.corpus) or normalize(config, folder)
@@ -103,9 +116,22 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
     return summary
 
 
+def keep_calibration(
+    folder: RunFolder, weights_folder: Path, *, formula: str, weights_sha256: str
+) -> None:
+    """Copies the weights' calibration into a run that begins. The one beside the weights may be
+    made anew, and a resumed run must give the bytes of one that was never interrupted."""
+    if (folder.root / MODEL_NAME).is_file():
+        return
+    stored = load_calibration(weights_folder)
+    calibration = fitting(stored, formula=formula, weights_hash=lambda: weights_sha256)
+    if calibration is not None:
+        save_calibration(folder.root, calibration)
+
+
 def require_same_weights(folder: RunFolder, weights_sha256: str) -> None:
     """A resumed run must go on with the weights it began with: their file may have changed."""
-    file = folder.root / "model.json"
+    file = folder.root / MODEL_NAME
     if file.is_file():
         before = json.loads(file.read_text("utf-8"))["weights_sha256"]
         if before != weights_sha256:

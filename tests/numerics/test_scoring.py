@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -250,3 +251,20 @@ def test_a_calibration_of_other_weights_or_another_formula_gives_no_percentile(
     file.write_text("{")
     with pytest.raises(ModelError, match=r"calibration\.json: not valid JSON"):
         load()
+
+
+def test_the_embedded_selector_has_a_calibration_of_its_own(engine, samples):
+    """Made anew with the weights: recipes/calibrate_selector.py."""
+    assert engine.calibration is not None
+    found = engine.calibration.percentiles(scores(engine, samples))
+    assert np.ptp(found) > 30  # good and bad rows; a table of other scores would lie at an end
+
+
+def test_real_rows_have_percentiles_from_0_to_100_alike(engine, shared_data):
+    """Of the corpus that the embedded selector was calibrated on, other rows among them."""
+    rows = read_corpus(str(shared_data / "instructions" / "dolly.jsonl"))
+    dolly = [row for row in itertools.islice(rows, 150) if isinstance(row, Sample)]
+    found = engine.calibration.percentiles(scores(engine, dolly))
+    # One data set of several: its mean is not 50, but a table of other scores would be at an end.
+    assert 20 < found.mean() < 80
+    assert found.std() > 15  # uniform: 29
