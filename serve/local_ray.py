@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 ENVIRONMENT = {
-    # Our code never blocks its event loop, so Serve needs no second one beside it: a fifth more
-    # requests a second, and a fifth less time for one (docs/serving.md).
+    # Our code never blocks its event loop, so Serve needs no second one beside it: a third more
+    # empty requests a second, and a fifth less time for one (docs/serving.md).
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
