@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from selectmoe.calibration import calibrate, save_calibration
-from selectmoe.data.packing import collate
+from selectmoe.data.packing import collate, pack_closely
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ConfigError, ModelError
 from selectmoe.gate_scores import SCORE_FORMULAS, good_margins, layer_scores, sample_scores
@@ -52,6 +52,27 @@ def test_score_does_not_depend_on_the_token_budget(engine, samples, budget):
     np.testing.assert_allclose(
         scores(other, samples), scores(engine, samples), rtol=0, atol=TOLERANCE
     )
+
+
+def test_score_does_not_depend_on_the_packer(engine, samples):
+    other = ScoringEngine.from_pretrained(device="cpu", packer=pack_closely)
+    np.testing.assert_allclose(
+        scores(other, samples), scores(engine, samples), rtol=0, atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("formula", ["original", "answer_probability"])
+def test_scores_of_tokens_average_to_the_score_of_the_sample(samples, formula):
+    # Those of margins do as well, where a margin is not so large that its score is exactly 1:
+    # tests/unit/test_gate_scores.py.
+    engine = ScoringEngine.from_pretrained(device="cpu", formula=formula)
+    tokenized = engine.tokenizer.tokenize(samples[:6])
+    for sample, found in zip(tokenized, engine.score_each_token(tokenized), strict=True):
+        [alone] = engine.score_tokenized([sample])
+        assert found.sample.score == pytest.approx(alone.score, abs=TOLERANCE)
+        assert len(found.token_scores) == len(sample.token_ids)
+        counts = sample.answer_mask if engine.formula.tokens == "answer" else slice(None)
+        assert found.token_scores[counts].mean() == pytest.approx(alone.score, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("formula", SCORE_FORMULAS)
