@@ -15,18 +15,21 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.plain_text_target import plain_text_target, read_paragraphs
 from benchmarks.quality_rows import QualityRows, RatedRows, Sizes, read_rows
 from benchmarks.quality_scorers import (
     SCORERS,
     Selector,
+    loss_scores,
     matched_auroc,
     mean_of,
     pairs_right,
@@ -40,6 +43,7 @@ from benchmarks.quality_warmups import (
     warmups_for_stability,
     warmups_without_kinds,
 )
+from benchmarks.quality_worth import QUICK as QUICK_WORTH
 from benchmarks.quality_worth import (
     WorthRow,
     WorthSettings,
@@ -53,11 +57,13 @@ from selectmoe.errors import SelectMoeError
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Sample
 
-FULL = Sizes(num_per_family=60, num_held_out=120, num_training=2_000, num_pool=8_000)
-QUICK = Sizes(num_per_family=40, num_held_out=40, num_training=300, num_pool=300)
-NUM_STEPS, NUM_STEPS_QUICK = 120, 20
-PROBE = "linear probe"
+FULL = Sizes(num_per_family=40, num_held_out=100, num_training=2_000, num_pool=3_000)
+QUICK = Sizes(num_per_family=30, num_held_out=30, num_training=300, num_pool=300)
+NUM_STEPS, NUM_STEPS_QUICK = 100, 8
+PROBE, LOSSES = "linear probe", "losses"
+BY_THEMSELVES = ("gate", "untrained gate", "length", "random")
 CORRUPTED_SHARE = 0.3
+NUM_PARAGRAPHS = 200
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +110,8 @@ def score_everything(
     asked = {warmup.name: asked_without(rows, warmup.name) for warmup in without}
     tasks: dict[str, Task] = {
         PROBE: (probe_scores, (selector, rows.training, samples, LEFT_OUT)),
-        **{name: (scores_of, (name, selector, samples)) for name in SCORERS if name != PROBE},
+        LOSSES: (loss_scores, (selector, samples)),
+        **{name: (scores_of, (name, selector, samples)) for name in BY_THEMSELVES},
     }
     for warmup in without:
         arguments = (selector, warmup, asked[warmup.name])
@@ -113,11 +120,11 @@ def score_everything(
         arguments = (selector, warmup, natural_rows(rows))
         tasks[f"gates of {warmup.name}"] = (scores_after_warmup, arguments)
     found = run_tasks(tasks, num_workers=args.workers)
-    of_probe = found.pop(PROBE)
+    of_probe = found[PROBE]
+    by_scorer = {PROBE: of_probe[""], **found[LOSSES], **{n: found[n] for n in BY_THEMSELVES}}
     of_gates = {name: ScoreBook(asked[name], found[f"gates without: {name}"]) for name in LEFT_OUT}
     return Scores(
-        books={name: ScoreBook(samples, found[name]) for name in SCORERS if name != PROBE}
-        | {PROBE: ScoreBook(samples, of_probe[""])},
+        books={name: ScoreBook(samples, by_scorer[name]) for name in SCORERS},
         left_out={
             "gate": of_gates,
             PROBE: {name: ScoreBook(samples, of_probe[name]) for name in LEFT_OUT},
@@ -244,26 +251,30 @@ WORTH_PARTS = ("worth", "worth_corrupted")
 
 
 def worth_of_choices(
-    selector: Selector,
-    rows: QualityRows,
+    settings: WorthSettings,
+    held_out: Sequence[Sample],
     pool: tuple[list[Sample], np.ndarray | None],
     scores: Scores,
-    args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """pool: the rows, and which of them are worse copies."""
     samples, corrupted = pool
-    settings = WorthSettings(
-        model=str(selector.folder),
-        fractions=(0.2,) if args.quick else (0.05, 0.20),
-        only={0.20: SCORERS if args.quick else ("gate", "length")},
-        seeds=(0,) if args.quick else (0, 1, 2, 3, 4),
-        num_workers=args.workers,
-    )
     by_scorer = {name: book.of(samples) for name, book in scores.books.items()}
     found: list[WorthRow] = measure_worth(
-        samples, rows.held_out, by_scorer, settings, corrupted=corrupted
+        samples, held_out, by_scorer, settings, corrupted=corrupted
     )
     return [asdict(row) for row in found]
+
+
+def worth_settings(data: Path | None, selector: Selector, folder: Path) -> WorthSettings:
+    """Where there are books, with a target in `folder` that still has something to learn."""
+    if data is None:
+        return QUICK_WORTH
+    settings = WorthSettings(model=str(selector.folder), only={0.20: ("gate",)})
+    books = data / "text" / "books.txt.gz"
+    if not books.is_file():
+        return settings
+    texts = read_paragraphs(books, num_paragraphs=NUM_PARAGRAPHS)
+    return replace(settings, model=str(plain_text_target(texts, settings, folder)))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -274,6 +285,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     samples = scored_rows(rows, dirty[0])
     logger.info("%d rows to score, %d to learn from", len(samples), len(rows.training))
     scores = score_everything(selector, rows, samples, args)
+    with TemporaryDirectory() as folder:
+        settings = worth_settings(data, selector, Path(folder))
+        worth, worth_corrupted = (
+            worth_of_choices(settings, rows.held_out, pool, scores)
+            for pool in ((rows.pool, None), dirty)
+        )
     return {
         **describe_run(),
         "seed": args.seed,
@@ -285,8 +302,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         },
         "scorers": [measures_of(name, scores, rows) for name in SCORERS],
         "rank_correlations": rank_correlations(dict(scores.stability)),
-        "worth": worth_of_choices(selector, rows, (rows.pool, None), scores, args),
-        "worth_corrupted": worth_of_choices(selector, rows, dirty, scores, args),
+        "worth": worth,
+        "worth_corrupted": worth_corrupted,
     }
 
 

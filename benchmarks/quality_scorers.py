@@ -67,15 +67,11 @@ class Selector:
 
 
 def scorer(name: str, selector: Selector) -> RowScores:
-    """A scorer that learns nothing from rows; the probe is `probe_scores`."""
+    """A scorer by itself; those that share their work are `loss_scores` and `probe_scores`."""
     if name == "gate":
         return partial(gate_scores, selector)
     if name == "untrained gate":
         return partial(untrained_gate_scores, selector)
-    if name == "-NLL":
-        return lambda samples: -answer_nll(selector, samples)
-    if name == "IFD":
-        return partial(instruction_following_difficulty, selector)
     if name == "length":
         return partial(answer_lengths, selector)
     assert name == "random"
@@ -117,10 +113,11 @@ def answer_nll(selector: Selector, samples: Sequence[Sample]) -> np.ndarray:
     return found
 
 
-def instruction_following_difficulty(selector: Selector, samples: Sequence[Sample]) -> np.ndarray:
-    """NLL of the answer with the question, divided by that without."""
+def loss_scores(selector: Selector, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    """-NLL, and IFD: the answer's NLL with the question, divided by that without."""
     alone = answer_nll(selector, [without_question(sample) for sample in samples])
-    return answer_nll(selector, samples) / np.maximum(alone, 1e-6)
+    asked = answer_nll(selector, samples)
+    return {"-NLL": -asked, "IFD": asked / np.maximum(alone, 1e-6)}
 
 
 def without_question(sample: Sample) -> Sample:
