@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.scoring",
         "selectmoe.scored_shards",
         "selectmoe.selected_data",
+        "selectmoe.client",
     ),
     (
         "selectmoe.data",
@@ -32,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.gate_scores",
         "selectmoe.selection",
         "selectmoe.calibration",
+        "selectmoe.score_requests",
     ),
     (
         "selectmoe.records",
@@ -45,7 +47,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 PURE = ("selectmoe.quality_losses", "selectmoe.gate_scores", "selectmoe.selection")
 NOT_IN_THE_PACKAGE = ("ray", "fastapi", "jobs", "serve")
-WITHOUT_TORCH = ("selectmoe", "selectmoe.config_loading", "selectmoe.errors", "selectmoe.records")
+WITHOUT_TORCH = (
+    "selectmoe",
+    "selectmoe.client",
+    "selectmoe.config_loading",
+    "selectmoe.errors",
+    "selectmoe.records",
+)
 
 
 def module_name(path: Path, *, root: Path = REPOSITORY) -> str:
