@@ -8,17 +8,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import shard_scorer
 from jobs.command_line import user_mistake
 from jobs.progress import ScoringProgress
 from jobs.ray_session import start_ray, without_restart_notice
+from jobs.scoring_places import WORKER_MODULES, ScoringPlace
 from jobs.shard_scorer import ShardScorer, normalize_corpus
 from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary, read_summary
 from selectmoe.data.writers import write_json
-from selectmoe.errors import ModelError, ResumeError, SelectMoeError, TooManyRejectedError
-from selectmoe.model.checkpoint import hash_weights, weights_file, weights_size
-from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
+from selectmoe.errors import ResumeError, SelectMoeError, TooManyRejectedError
+from selectmoe.paths import DEMO_CORPUS
 from selectmoe.scored_shards import RunFolder
 from selectmoe.selected_data import write_rejected
 
@@ -26,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 # Blocks of shards per actor: enough for even loads, few enough for a million shards.
 BLOCKS_PER_ACTOR = 64
-ACTOR_BYTES = 1_200_000_000  # 0.7 GB with torch, transformers and Ray, and as much for activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +41,10 @@ class ScoringReport:
     tokens_per_second: float
 
 
-def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
+def score_corpus(config: SelectConfig, folder: RunFolder, place: ScoringPlace) -> ScoringReport:
     """Scores whatever of the corpus has no scores yet; each file in `folder` is whole or absent."""
-    config = with_defaults(config)
-    assert config.model is not None
-    stage_1 = weights_file(config.model_checkpoint_path) if config.model_checkpoint_path else None
-    weights_sha256 = hash_weights(config.model, stage_1)
-    require_same_weights(folder, weights_sha256)
-    start_ray(shard_scorer)
+    require_same_weights(folder, place.weights_sha256)
+    start_ray(*WORKER_MODULES)
     summary = read_summary(folder.corpus) or normalize(config, folder)
     check_rejected(summary, config.max_rejected, folder)
     shards = folder.unscored_shards()
@@ -62,10 +56,10 @@ def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
         num_rows_done=min(num_reused * config.rows_per_shard, summary.num_read),
     )
     if shards:
-        score_shards(config, folder, shards, progress)
+        score_shards(place, folder, shards, progress)
     return ScoringReport(
-        model=config.model,
-        weights_sha256=weights_sha256,
+        model=place.model,
+        weights_sha256=place.weights_sha256,
         num_shards=summary.num_shards,
         num_shards_reused=num_reused,
         num_duplicate_ids=summary.num_duplicate_ids,
@@ -75,19 +69,13 @@ def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
     )
 
 
-def with_defaults(config: SelectConfig) -> SelectConfig:
-    """The embedded selector and demo corpus in the places that are still empty."""
-    dataset = config.dataset
-    if not dataset.paths:
-        dataset = dataclasses.replace(dataset, paths=(str(DEMO_CORPUS),))
-    return dataclasses.replace(
-        config, model=config.model or str(EMBEDDED_SELECTOR), dataset=dataset
-    )
-
-
 def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
+    """Of the demo corpus, where none is named."""
     import ray
 
+    if not config.dataset.paths:
+        dataset = dataclasses.replace(config.dataset, paths=(str(DEMO_CORPUS),))
+        config = dataclasses.replace(config, dataset=dataset)
     started = time.perf_counter()
     summary: CorpusSummary = ray.get(
         ray.remote(num_cpus=1)(normalize_corpus).remote(config, folder.corpus)
@@ -130,14 +118,13 @@ def check_rejected(summary: CorpusSummary, max_rejected: float, folder: RunFolde
 
 
 def score_shards(
-    config: SelectConfig, folder: RunFolder, shards: list[Path], progress: ScoringProgress
+    place: ScoringPlace, folder: RunFolder, shards: list[Path], progress: ScoringProgress
 ) -> None:
     """Ray Data maps shard names to counts; the actors write the scores themselves."""
     import ray
 
-    resources = ray.cluster_resources()
-    num_gpus = int(resources.get("GPU", 0))
-    num_actors = min(config.num_actors or default_num_actors(config, resources), len(shards))
+    pool = place.pool(ray.cluster_resources())
+    num_actors = min(pool.num_actors, len(shards))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -149,18 +136,19 @@ def score_shards(
     )
     counts = names.map_batches(
         ShardScorer,
-        fn_constructor_args=(config, folder.scored),
-        batch_size=1,
+        fn_constructor_args=(place.open_scorer, folder.scored),
+        fn_constructor_kwargs={"shards_in_flight": pool.shards_in_flight},
+        batch_size=pool.shards_per_batch,
         compute=ray.data.ActorPoolStrategy(size=num_actors),
-        num_gpus=1 if num_gpus else None,
-        num_cpus=None if num_gpus else config.num_threads_per_actor,
+        num_gpus=pool.num_gpus,
+        num_cpus=pool.num_cpus,
     )
     logger.info("scoring %d shards on %d actors", len(shards), num_actors)
     try:
         with without_restart_notice():
             for row in counts.iter_rows():
                 if row["failure"]:
-                    raise ModelError(row["failure"])
+                    raise ScoringError(failure_message(row["failure"], folder))
                 progress.add(num_rows=row["num_rows"], num_tokens=row["num_tokens"])
     except ray.exceptions.RayError as error:
         raise user_mistake(error) or ScoringError(stop_message(error, folder)) from error
@@ -173,23 +161,11 @@ def score_shards(
         )
 
 
-def default_num_actors(config: SelectConfig, resources: dict[str, float]) -> int:
-    """One for each GPU; without any, one for each CPU, as far as memory holds their models."""
-    if resources.get("GPU", 0) >= 1:
-        return int(resources["GPU"])
-    by_cpu = max(int(resources.get("CPU", 1)) // config.num_threads_per_actor, 1)
-    # On a CPU the model is float32, and its files most likely bfloat16.
-    num_bytes = ACTOR_BYTES + 2 * weights_size(str(config.model))
-    by_memory = max(int(resources.get("memory", 0) // num_bytes), 1)
-    if by_memory < by_cpu:
-        logger.info(
-            "%d actors instead of %d: each needs %.1f GB, and the cluster has %.1f GB for them",
-            by_memory,
-            by_cpu,
-            num_bytes / 1e9,
-            resources.get("memory", 0) / 1e9,
-        )
-    return min(by_cpu, by_memory)
+def failure_message(failure: str, folder: RunFolder) -> str:
+    """What a worker said, and how to go on where that helps."""
+    if not folder.scored_shards():
+        return failure  # a model that cannot be loaded cannot be loaded by a resumed run either
+    return f"{failure}; go on with --resume {folder.root}"
 
 
 def stop_message(error: Exception, folder: RunFolder) -> str:

@@ -237,7 +237,7 @@ def encode_batches(
         options["batching"] = batching
     head = json.dumps(options)[:-1].encode() + b', "samples": ['
     encoded = [encode_sample(sample, index) for index, sample in enumerate(samples)]
-    for entries in _grouped(encoded, max_samples, max_body_bytes, overhead=len(head) + 2):
+    for entries in _grouped(encoded, max_samples, max_body_bytes, overhead=len(head) + 1):
         yield EncodedBatch(head + b",".join(entries) + b"]}", len(entries))
 
 
@@ -264,6 +264,7 @@ def encode_sample(sample: Sample | Mapping[str, Any], index: int) -> bytes:
 def _grouped(
     entries: Sequence[bytes], max_samples: int | None, max_bytes: int | None, *, overhead: int
 ) -> Iterator[list[bytes]]:
+    """`overhead` and, for each entry, one byte more than it has: n - 1 commas and two brackets."""
     group: list[bytes] = []
     num_bytes = overhead
     for entry in entries:

@@ -1,0 +1,87 @@
+"""What asks others for scores, in the place of an engine: on a worker of the select job.
+
+Both answer like `ScoringEngine.score`: all samples of a call make up the batches of one forward
+pass after another, with no others among them, so that a shard gets the same bytes from everyone.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from selectmoe.client import ScoreClient
+from selectmoe.errors import ServerUnavailableError
+from selectmoe.records import Sample, ScoredSample, UnscoredSample
+from selectmoe.score_requests import RetryPolicy, ScoreFailure, ScoreResult
+
+# For a shard: as long as a lost replica of a large model takes to come back.
+PATIENCE_SECONDS = 900.0
+
+logger = logging.getLogger(__name__)
+
+
+class ServerScorer:
+    """Asks a score server; may be used by several threads."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self.client = ScoreClient(url, api_key=api_key, timeout_seconds=PATIENCE_SECONDS)
+
+    def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
+        answers = self.client.score_many(samples, detail="layers", batching="own")
+        return [as_scored(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+
+
+def as_scored(sample: Sample, answer: ScoreResult | ScoreFailure) -> ScoredSample | UnscoredSample:
+    """The server's words in those of the pipeline."""
+    if isinstance(answer, ScoreFailure):
+        return UnscoredSample(sample.sample_id, answer.error_type, answer.error)
+    return ScoredSample(
+        sample_id=sample.sample_id,
+        score=answer.score,
+        num_tokens=answer.num_tokens,
+        num_answer_tokens=answer.num_answer_tokens,
+        truncated=answer.truncated,
+        layer_scores=np.array(answer.layers, dtype=np.float32),
+    )
+
+
+class DeploymentScorer:
+    """Asks the replicas of a deployment by its handle; may be used by several threads."""
+
+    def __init__(self, deployment: str, application: str) -> None:
+        from ray import serve
+
+        self.name = f"deployment {deployment} of application {application!r}"
+        self.handle: Any = serve.get_deployment_handle(deployment, application)
+
+    def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
+        """Asks again where a replica is lost or the queue is full."""
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
+
+        policy = RetryPolicy(PATIENCE_SECONDS)
+        deadline = time.monotonic() + policy.timeout_seconds
+        num_tries = 0
+        while True:
+            num_tries += 1
+            try:
+                left = max(deadline - time.monotonic(), 0.0)
+                answers: list[ScoredSample | UnscoredSample] = self.handle.score_many.remote(
+                    list(samples)
+                ).result(timeout_s=left)
+                return answers
+            except (RayActorError, ReplicaUnavailableError, BackPressureError) as error:
+                problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            except TimeoutError:
+                problem = "no answer"
+            wait = policy.wait(num_tries, None, random.random())
+            if time.monotonic() + wait >= deadline:
+                raise ServerUnavailableError(
+                    f"{self.name}: not available within {policy.timeout_seconds:g} s "
+                    f"(tries: {num_tries}): {problem}"
+                )
+            logger.info("%s: %s; trying again in %.1f s", self.name, problem, wait)
+            time.sleep(wait)
