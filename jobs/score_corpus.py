@@ -77,8 +77,10 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
         dataset = dataclasses.replace(config.dataset, paths=(str(DEMO_CORPUS),))
         config = dataclasses.replace(config, dataset=dataset)
     started = time.perf_counter()
+    # Replicas may hold every CPU of a cluster for good, and a task that asks for one would wait.
+    num_cpus = 1 if config.via == "actors" else 0
     summary: CorpusSummary = ray.get(
-        ray.remote(num_cpus=1)(normalize_corpus).remote(config, folder.corpus)
+        ray.remote(num_cpus=num_cpus)(normalize_corpus).remote(config, folder.corpus)
     )
     logger.info(
         "corpus: %s rows in %d shards, %d rejected, %d duplicate ids (%.1f s)",

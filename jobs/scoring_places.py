@@ -82,6 +82,7 @@ def running_deployment(config: SelectConfig) -> ScoringPlace:
     from ray import serve
 
     start_ray(*WORKER_MODULES)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     found = [
         name
         for name, application in serve.status().applications.items()
@@ -190,11 +191,11 @@ def engine_pool(config: SelectConfig, resources: Mapping[str, float]) -> Pool:
 
 
 def asking_pool(config: SelectConfig, resources: Mapping[str, float]) -> Pool:
-    """Actors that wait for others need next to nothing themselves."""
+    """Actors that wait for others, without a CPU: replicas may hold every one of the cluster."""
     return Pool(
         num_actors=config.num_actors or 1,
         num_gpus=None,
-        num_cpus=0.1,
+        num_cpus=0,
         shards_in_flight=config.shards_in_flight,
         shards_per_batch=ROUNDS_PER_BATCH * config.shards_in_flight,
     )

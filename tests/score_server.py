@@ -32,7 +32,8 @@ class ScoreServer:
     api_key: str | None = None
     max_samples: int = 1_024
     max_body_bytes: int = 8_000_000
-    troubles: list[Trouble] = field(default_factory=list)
+    troubles: list[Trouble | None] = field(default_factory=list)
+    """What the next requests for scores get, None for their answer; later ones are answered."""
     requests: list[tuple[str, dict]] = field(default_factory=list)
     """Every request that was read, with the content of its body."""
     num_at_once: int = 0
@@ -104,8 +105,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, content: dict) -> None:
         app = self.app
-        if app.troubles and self.path == "/score":
-            trouble = app.troubles.pop(0)
+        trouble = app.troubles.pop(0) if app.troubles and self.path == "/score" else None
+        if trouble is not None:
             time.sleep(trouble.delay_seconds)
             if trouble.status:
                 self.reply(trouble.status, trouble.body, trouble.headers)

@@ -1,0 +1,168 @@
+"""Who scores makes no difference to what is selected: actors, a deployment's handle, a server."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.remote_scorers import ServerScorer
+from jobs.scoring_places import find_place, require_agreement
+from jobs.shard_scorer import ShardScorer
+from selectmoe.config import ScoringConfig, SelectConfig
+from selectmoe.data.readers import read_corpora
+from selectmoe.data.shards import write_shards
+from selectmoe.errors import ConfigError, ServerUnavailableError, UnauthorizedError
+from selectmoe.model.checkpoint import hash_weights
+from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
+from selectmoe.scoring import ScoringEngine
+from tests.ray_head import free_port
+from tests.score_server import ScoreServer, Trouble, running
+
+pytestmark = pytest.mark.timeout(300)
+
+# Refuses a conversation that the system begins, as some models' templates do.
+REFUSING_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    "<|{{ message['role'] }}|>\n{{ message['content'] }}\n{% endfor %}"
+)
+
+
+def new_engine() -> ScoringEngine:
+    engine = ScoringEngine.from_pretrained()
+    engine.tokenizer.template = REFUSING_TEMPLATE
+    return engine
+
+
+@pytest.fixture
+def server():
+    with running(ScoreServer(ScoringEngine.from_pretrained())) as app:
+        yield app
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Six shards of 20 rows; three rows are refused by REFUSING_TEMPLATE."""
+    lines = DEMO_CORPUS.read_text("utf-8").splitlines()[::5][:117]
+    turns = [{"role": "system", "content": "Be."}, {"role": "assistant", "content": "I am."}]
+    lines += [json.dumps({"id": f"system-{n}", "messages": turns}) for n in range(3)]
+    file = tmp_path / "corpus.jsonl"
+    file.write_text("\n".join(lines), "utf-8")
+    write_shards(read_corpora([str(file)]), tmp_path / "corpus", rows_per_shard=20)
+    return sorted((tmp_path / "corpus").glob("shard-*.parquet"))
+
+
+def batch(shards: list[Path]) -> dict[str, np.ndarray]:
+    return {"shard": np.array(list(map(str, shards)))}
+
+
+def tables(folder: Path) -> list[dict]:
+    return [pq.read_table(file).to_pydict() for file in sorted(folder.glob("shard-*.parquet"))]
+
+
+def test_a_server_gives_every_row_of_a_shard_what_the_engine_gives_it(shards, tmp_path):
+    own = ShardScorer(new_engine, tmp_path / "own", shards_in_flight=1)
+    counts = own(batch(shards))
+    with running(ScoreServer(new_engine())) as server:
+        asking = ShardScorer(
+            lambda: ServerScorer(server.url, None), tmp_path / "asked", shards_in_flight=3
+        )
+        asked = asking(batch(shards))
+    for key in ("shard", "num_rows", "num_tokens", "num_truncated", "num_unscored", "failure"):
+        assert asked[key] == counts[key]
+    assert sum(counts["num_unscored"]) == 3
+    # Every column to the last bit, reasons of rejected rows included.
+    assert tables(tmp_path / "asked") == tables(tmp_path / "own")
+    assert 1 < server.most_at_once <= 3
+    assert all(body["batching"] == "own" for path, body in server.requests if path == "/score")
+
+
+def test_a_server_that_refuses_is_a_row_and_what_was_scored_before_is_kept(
+    server, shards, tmp_path
+):
+    asking = ShardScorer(
+        lambda: ServerScorer(server.url, None), tmp_path / "scored", shards_in_flight=1
+    )
+    asking(batch(shards[:2]))
+    server.api_key = "changed"
+    [failure] = asking(batch(shards))["failure"]
+    assert "no API key was sent" in failure
+    server.api_key = None
+    assert asking(batch(shards))["shard"] == [shard.name for shard in shards[2:]]
+
+
+def test_shards_beyond_the_servers_limit_are_scored_in_parts(server, shards, tmp_path):
+    server.max_samples = 8
+    asking = ShardScorer(
+        lambda: ServerScorer(server.url, None), tmp_path / "parts", shards_in_flight=1
+    )
+    asking(batch(shards))
+    own = ShardScorer(ScoringEngine.from_pretrained, tmp_path / "own", shards_in_flight=1)
+    own(batch(shards))
+    for parts, whole in zip(tables(tmp_path / "parts"), tables(tmp_path / "own"), strict=True):
+        # Other batch mates: float32 rounds otherwise, as DESIGN's 1e-5 allows.
+        assert parts["score"] == pytest.approx(whole["score"], rel=0, abs=1e-5)
+        assert parts["num_answer_tokens"] == whole["num_answer_tokens"]
+
+
+def test_a_server_that_scores_otherwise_than_the_configuration_says_is_refused(server):
+    info = server.info()
+    require_agreement(SelectConfig(), "here", info)
+    require_agreement(SelectConfig(model=str(EMBEDDED_SELECTOR)), "here", info)
+    with pytest.raises(ConfigError, match=r"scoring.formula=original is asked for, and here "):
+        require_agreement(SelectConfig(scoring=ScoringConfig(formula="original")), "here", info)
+    with pytest.raises(ConfigError, match=r"give scoring.max_tokens_per_batch=4096 or another"):
+        require_agreement(SelectConfig(scoring=ScoringConfig(max_tokens_per_batch=9)), "here", info)
+    with pytest.raises(ConfigError, match="here scores with other weights than model="):
+        require_agreement(
+            SelectConfig(model=str(EMBEDDED_SELECTOR)), "here", info | {"weights_sha256": "f" * 64}
+        )
+
+
+def test_the_model_is_the_servers_where_none_is_given(server):
+    place = find_place(SelectConfig(via=server.url))
+    assert place.model == "embedded"
+    assert place.weights_sha256 == hash_weights(str(EMBEDDED_SELECTOR), None)
+
+
+def test_a_server_that_is_not_there_or_wants_a_key_ends_a_run_before_it_begins(server, monkeypatch):
+    monkeypatch.setattr("jobs.scoring_places.INFO_TIMEOUT_SECONDS", 0.5)
+    with pytest.raises(ServerUnavailableError, match=r"not available within 0\.5 s"):
+        find_place(SelectConfig(via=f"http://127.0.0.1:{free_port()}"))
+    server.api_key = "secret"
+    with pytest.raises(UnauthorizedError, match="no API key was sent"):
+        find_place(SelectConfig(via=server.url))
+    monkeypatch.setenv("SELECTMOE_API_KEY", "secret")
+    assert find_place(SelectConfig(via=server.url)).model == "embedded"
+
+
+def selected(output: Path) -> bytes:
+    return (output / "selected_data.jsonl").read_bytes()
+
+
+def manifest(output: Path) -> dict:
+    return json.loads((output / "manifest.json").read_text("utf-8"))
+
+
+def test_a_run_that_its_server_ends_goes_on_with_actors_to_the_same_bytes(
+    job, corpus, finished, tmp_path, monkeypatch
+):
+    output = tmp_path / "run"
+    monkeypatch.setenv("SELECTMOE_API_KEY", "key-of-the-test")
+    with running(ScoreServer(ScoringEngine.from_pretrained(), api_key="key-of-the-test")) as server:
+        refusal = Trouble(422, body=b'{"error": "broken", "error_type": "validation"}')
+        server.troubles = [Trouble(429), None, Trouble(0), Trouble(503), None, refusal]
+        line = job.refuse(
+            "--pct", "0.2", "--data", corpus, "--output", output, "--via", server.url,
+            "rows_per_shard=15", "shards_in_flight=1",
+        )  # fmt: skip
+    assert f"answered 422: broken; go on with --resume {output}" in line
+    printed = job.run("--resume", output, "--via", "actors", "--num-actors", "1")
+    assert "2 of 8 shards have scores already" in printed
+    assert selected(output) == selected(finished[0])
+    assert manifest(output)["total"] == manifest(finished[0])["total"]
+    assert manifest(output)["thresholds"] == manifest(finished[0])["thresholds"]
+    saved = [file.read_text("utf-8") for file in output.glob("*.json*")]
+    assert "key-of-the-test" not in printed + line + "".join(saved)
