@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from selectmoe.client import ScoreClient
-from selectmoe.errors import ServerUnavailableError
+from selectmoe.errors import ScoreRequestError, ServerUnavailableError
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.score_requests import RetryPolicy, ScoreFailure, ScoreResult
 
@@ -31,21 +31,31 @@ class ServerScorer:
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
         answers = self.client.score_many(samples, detail="layers", batching="own")
-        return [as_scored(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+        return [
+            self._as_scored(sample, answer) for sample, answer in zip(samples, answers, strict=True)
+        ]
 
-
-def as_scored(sample: Sample, answer: ScoreResult | ScoreFailure) -> ScoredSample | UnscoredSample:
-    """The server's words in those of the pipeline."""
-    if isinstance(answer, ScoreFailure):
+    def _as_scored(
+        self, sample: Sample, answer: ScoreResult | ScoreFailure
+    ) -> ScoredSample | UnscoredSample:
+        """The server's words in those of the pipeline."""
+        if isinstance(answer, ScoreResult):
+            return ScoredSample(
+                sample_id=sample.sample_id,
+                score=answer.score,
+                num_tokens=answer.num_tokens,
+                num_answer_tokens=answer.num_answer_tokens,
+                truncated=answer.truncated,
+                layer_scores=np.array(answer.layers, dtype=np.float32),
+            )
+        if answer.error_type == "validation":
+            # The row is good by our own reader: a server of another version would reject them all.
+            raise ScoreRequestError(
+                f"{self.client.url} takes {sample.source or sample.sample_id} for no sample: "
+                f"{answer.error}",
+                error_type=answer.error_type,
+            )
         return UnscoredSample(sample.sample_id, answer.error_type, answer.error)
-    return ScoredSample(
-        sample_id=sample.sample_id,
-        score=answer.score,
-        num_tokens=answer.num_tokens,
-        num_answer_tokens=answer.num_answer_tokens,
-        truncated=answer.truncated,
-        layer_scores=np.array(answer.layers, dtype=np.float32),
-    )
 
 
 class DeploymentScorer:

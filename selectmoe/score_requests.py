@@ -148,21 +148,27 @@ class ScoreDialogues:
     draw: Callable[[], float] = random.random
 
     def info(self) -> Dialogue[ServerInfo]:
-        content = yield from self._ask("GET", "/info", None)
-        return self._understood(parse_info, content)
+        answer = yield from self._ask("GET", "/info", None)
+        return self._understood(parse_info, self._content("/info", answer))
 
     def score(self, batch: "EncodedBatch") -> Dialogue[list[ScoreResult | ScoreFailure]]:
-        content = yield from self._ask("POST", "/score", batch.body)
-        return self._understood(lambda found: parse_results(found, batch.num_samples), content)
+        answer = yield from self._ask("POST", "/score", batch.body)
+        num_samples = len(batch.sample_ids)
+        if answer.status == 422 or (answer.status == 413 and num_samples == 1):
+            # None of these samples is well-formed, or the only one is too large. Others of the
+            # same list, which went in other requests, keep their scores.
+            return [ScoreFailure(name, *error_of(answer)) for name in batch.sample_ids]
+        content = self._content("/score", answer)
+        return self._understood(lambda found: parse_results(found, num_samples), content)
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> Dialogue[dict[str, Any]]:
+    def _ask(self, method: str, path: str, body: bytes | None) -> Dialogue[Answer]:
         deadline = self.clock() + self.policy.timeout_seconds
         for num_tries in itertools.count(1):
             left = max(deadline - self.clock(), 0.001)
             outcome = yield Request(method, path, body, timeout_seconds=left)
             assert outcome is not None
             if isinstance(outcome, Answer) and outcome.status not in RETRIED_STATUSES:
-                return self._content(path, outcome)
+                return outcome
             problem = self._problem(outcome)
             asked = retry_after_seconds(outcome) if isinstance(outcome, Answer) else None
             seconds = self.policy.wait(num_tries, asked, self.draw())
@@ -217,7 +223,7 @@ class EncodedBatch:
     """The body of one request."""
 
     body: bytes
-    num_samples: int
+    sample_ids: tuple[str | None, ...]
 
 
 def encode_batches(
@@ -237,8 +243,15 @@ def encode_batches(
         options["batching"] = batching
     head = json.dumps(options)[:-1].encode() + b', "samples": ['
     encoded = [encode_sample(sample, index) for index, sample in enumerate(samples)]
+    names = iter(map(_id_of, samples))
     for entries in _grouped(encoded, max_samples, max_body_bytes, overhead=len(head) + 1):
-        yield EncodedBatch(head + b",".join(entries) + b"]}", len(entries))
+        body = head + b",".join(entries) + b"]}"
+        yield EncodedBatch(body, tuple(itertools.islice(names, len(entries))))
+
+
+def _id_of(sample: Sample | Mapping[str, Any]) -> str | None:
+    name = sample.sample_id if isinstance(sample, Sample) else sample.get("id")
+    return name if isinstance(name, str) else None
 
 
 def encode_sample(sample: Sample | Mapping[str, Any], index: int) -> bytes:

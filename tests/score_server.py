@@ -122,7 +122,10 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(413, b'{"error": "too many samples", "error_type": "too_large"}')
         else:
             found = app.results(content["samples"], content["detail"])
-            self.reply(200, json.dumps({"results": found}).encode())
+            if all(entry.get("error_type") == "validation" for entry in found):
+                self.reply(422, json.dumps(found[0]).encode())
+            else:
+                self.reply(200, json.dumps({"results": found}).encode())
 
     def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

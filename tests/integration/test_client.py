@@ -127,6 +127,16 @@ def test_one_bad_sample_by_itself_is_an_exception(server, connect):
     assert caught.value.error_type == "validation"
 
 
+def test_bad_samples_in_a_request_of_their_own_leave_the_rest_of_the_list_alone(
+    server, connect, samples
+):
+    server.max_samples = 2
+    bad = [{"id": "x", "messages": []}, {"id": "y", "messages": []}]
+    results = connect(server.url).score_many([*samples[:2], *bad])
+    assert [type(result) for result in results] == [ScoreResult] * 2 + [ScoreFailure] * 2
+    assert [result.sample_id for result in results[2:]] == ["x", "y"]
+
+
 def test_a_full_queue_a_broken_connection_and_a_restart_are_outlived(server, connect, samples):
     server.troubles = [Trouble(429), Trouble(0), Trouble(503)]
     assert connect(server.url).score(samples[0]).score > 0
@@ -217,13 +227,13 @@ def test_the_async_client_has_several_requests_under_way(server, samples):
 
 def test_the_first_failure_of_a_split_list_is_the_error_and_ends_the_rest(server, samples):
     server.max_samples = 4
-    server.troubles = [Trouble(422, body=b'{"error": "no", "error_type": "validation"}')]
+    server.troubles = [Trouble(500, body=b'{"error": "no", "error_type": "internal"}')]
 
     async def score():
         async with AsyncScoreClient(server.url, max_in_flight=1) as client:
             await client.score_many(samples)
 
-    with pytest.raises(ScoreRequestError, match="answered 422: no"):
+    with pytest.raises(ScoreRequestError, match="answered 500: no"):
         asyncio.run(score())
     assert len(scores_asked_for(server)) == 1
 

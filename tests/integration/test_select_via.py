@@ -93,6 +93,18 @@ def test_a_server_that_refuses_is_a_row_and_what_was_scored_before_is_kept(
     assert asking(batch(shards))["shard"] == [shard.name for shard in shards[2:]]
 
 
+def test_rows_that_a_server_takes_for_no_samples_end_the_run(server, shards, tmp_path):
+    """They were read by the same rules here: the server is another version, and no row is bad."""
+    body = b'{"error": "detail is not a field here", "error_type": "validation"}'
+    server.troubles = [Trouble(422, body=body)]
+    asking = ShardScorer(
+        lambda: ServerScorer(server.url, None), tmp_path / "scored", shards_in_flight=1
+    )
+    [failure] = asking(batch(shards[:1]))["failure"]
+    assert "detail is not a field here" in failure
+    assert not (tmp_path / "scored").exists()
+
+
 def test_shards_beyond_the_servers_limit_are_scored_in_parts(server, shards, tmp_path):
     server.max_samples = 8
     asking = ShardScorer(
@@ -152,15 +164,16 @@ def test_a_run_that_its_server_ends_goes_on_with_actors_to_the_same_bytes(
     output = tmp_path / "run"
     monkeypatch.setenv("SELECTMOE_API_KEY", "key-of-the-test")
     with running(ScoreServer(ScoringEngine.from_pretrained(), api_key="key-of-the-test")) as server:
-        refusal = Trouble(422, body=b'{"error": "broken", "error_type": "validation"}')
+        refusal = Trouble(500, body=b'{"error": "broken", "error_type": "internal"}')
         server.troubles = [Trouble(429), None, Trouble(0), Trouble(503), None, refusal]
         line = job.refuse(
             "--pct", "0.2", "--data", corpus, "--output", output, "--via", server.url,
             "rows_per_shard=15", "shards_in_flight=1",
         )  # fmt: skip
-    assert f"answered 422: broken; go on with --resume {output}" in line
+    assert f"answered 500: broken; go on with --resume {output}" in line
     printed = job.run("--resume", output, "--via", "actors", "--num-actors", "1")
-    assert "2 of 8 shards have scores already" in printed
+    # At least the two before the refusal; the actor may have begun another batch meanwhile.
+    assert 2 <= manifest(output)["scoring"]["num_shards_reused"] < 8
     assert selected(output) == selected(finished[0])
     assert manifest(output)["total"] == manifest(finished[0])["total"]
     assert manifest(output)["thresholds"] == manifest(finished[0])["thresholds"]

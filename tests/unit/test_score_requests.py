@@ -50,13 +50,15 @@ class Clock:
         return self.now
 
 
-def play(outcomes, *, timeout_seconds=60.0, has_key=False, seconds_a_request=0.0):
+def play(
+    outcomes, *, timeout_seconds=60.0, has_key=False, seconds_a_request=0.0, sample_ids=("1",)
+):
     """The result of a dialogue that gets `outcomes`, and its steps."""
     clock, steps, outcomes = Clock(), [], iter(outcomes)
     dialogues = ScoreDialogues(
         "http://server", has_key, RetryPolicy(timeout_seconds), clock=clock, draw=lambda: 0.5
     )
-    dialogue = dialogues.score(EncodedBatch(b"{}", 1))
+    dialogue = dialogues.score(EncodedBatch(b"{}", sample_ids))
     step = next(dialogue)
     try:
         while True:
@@ -121,12 +123,32 @@ def test_each_try_gets_only_the_time_that_is_left():
     assert limits == pytest.approx([10, 8 - 0.1875, 6 - 0.1875 - 0.375])
 
 
-@pytest.mark.parametrize("status", [400, 413, 422, 500])
+@pytest.mark.parametrize("status", [400, 404, 500])
 def test_what_another_try_cannot_mend_is_said_at_once(status):
     body = b'{"error": "samples[0]: no text", "error_type": "validation"}'
     with pytest.raises(ScoreRequestError, match=f"/score answered {status}: samples") as caught:
         play([Answer(status, body)])
     assert (caught.value.status, caught.value.error_type) == (status, "validation")
+
+
+@pytest.mark.parametrize("status", [413, 422])
+def test_a_sample_that_the_server_refuses_by_itself_is_its_failure(status):
+    answer = Answer(status, b'{"error": "samples[0]: no text", "error_type": "validation"}')
+    result, _ = play([answer])
+    assert result == [ScoreFailure("1", "samples[0]: no text", "validation")]
+
+
+def test_a_list_of_which_nothing_is_well_formed_fails_sample_by_sample():
+    answer = Answer(422, b'{"error": "samples[0]: no text", "error_type": "validation"}')
+    result, _ = play([answer], sample_ids=("a", None))
+    assert [failure.sample_id for failure in result] == ["a", None]
+
+
+def test_a_list_that_is_too_long_is_the_callers_mistake():
+    answer = Answer(413, b'{"error": "too many", "error_type": "too_large"}')
+    with pytest.raises(ScoreRequestError, match="answered 413: too many") as caught:
+        play([answer], sample_ids=("a", "b"))
+    assert caught.value.error_type == "too_large"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +238,7 @@ def test_long_lists_are_split_by_size_to_the_last_byte():
     separator = 1
     for size, first in zip(sizes, firsts, strict=False):
         assert size + separator + len(json.dumps(first, ensure_ascii=False).encode()) > limit
-    assert sum(batch.num_samples for batch in batches) == 60
+    assert sum(len(batch.sample_ids) for batch in batches) == 60
 
 
 def test_a_sample_that_is_too_large_is_left_to_the_server_by_itself():
