@@ -4,7 +4,7 @@ Both answer like `ScoringEngine.score`: all samples of a call make up the batche
 pass after another, with no others among them, so that a shard gets the same bytes from everyone.
 """
 
-import logging
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -15,12 +15,10 @@ import numpy as np
 from selectmoe.client import ScoreClient
 from selectmoe.errors import ScoreRequestError, ServerUnavailableError
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
-from selectmoe.score_requests import RetryPolicy, ScoreFailure, ScoreResult
+from selectmoe.score_requests import RETRIED_STATUSES, RetryPolicy, ScoreFailure, ScoreResult
 
 # For a shard: as long as a lost replica of a large model takes to come back.
 PATIENCE_SECONDS = 900.0
-
-logger = logging.getLogger(__name__)
 
 
 class ServerScorer:
@@ -59,39 +57,49 @@ class ServerScorer:
 
 
 class DeploymentScorer:
-    """Asks the replicas of a deployment by its handle; may be used by several threads."""
+    """Asks an application on this Ray cluster by its handle; may be used by several threads."""
 
-    def __init__(self, deployment: str, application: str) -> None:
+    def __init__(self, application: str) -> None:
         from ray import serve
 
-        self.name = f"deployment {deployment} of application {application!r}"
-        self.handle: Any = serve.get_deployment_handle(deployment, application)
+        self.name = f"application {application!r}"
+        self.handle: Any = serve.get_app_handle(application)
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
         """Asks again where a replica is lost or the queue is full."""
-        from ray.exceptions import RayActorError
-        from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
-
         policy = RetryPolicy(PATIENCE_SECONDS)
         deadline = time.monotonic() + policy.timeout_seconds
-        num_tries = 0
-        while True:
-            num_tries += 1
-            try:
-                left = max(deadline - time.monotonic(), 0.0)
-                answers: list[ScoredSample | UnscoredSample] = self.handle.score_many.remote(
-                    list(samples)
-                ).result(timeout_s=left)
+        for num_tries in itertools.count(1):
+            answers = self._ask(samples, max(deadline - time.monotonic(), 0.0))
+            if isinstance(answers, list):
                 return answers
-            except (RayActorError, ReplicaUnavailableError, BackPressureError) as error:
-                problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            except TimeoutError:
-                problem = "no answer"
             wait = policy.wait(num_tries, None, random.random())
             if time.monotonic() + wait >= deadline:
                 raise ServerUnavailableError(
                     f"{self.name}: not available within {policy.timeout_seconds:g} s "
-                    f"(tries: {num_tries}): {problem}"
+                    f"(tries: {num_tries}): {answers}"
                 )
-            logger.info("%s: %s; trying again in %.1f s", self.name, problem, wait)
             time.sleep(wait)
+        raise AssertionError("the loop ends by itself")
+
+    def _ask(
+        self, samples: Sequence[Sample], timeout_seconds: float
+    ) -> list[ScoredSample | UnscoredSample] | str:
+        """The answers, or what another try may mend."""
+        from ray.exceptions import RayActorError, RayTaskError
+        from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
+
+        try:
+            answers: list[ScoredSample | UnscoredSample] = self.handle.score_many.remote(
+                list(samples)
+            ).result(timeout_s=timeout_seconds)
+            return answers
+        except (RayActorError, ReplicaUnavailableError, BackPressureError) as error:
+            return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        except TimeoutError:
+            return "no answer"
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, ScoreRequestError) and cause.status in RETRIED_STATUSES:
+                return str(cause)
+            raise cause if isinstance(cause, ScoreRequestError) else error from None

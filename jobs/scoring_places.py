@@ -25,6 +25,7 @@ from selectmoe.config import SelectConfig
 from selectmoe.errors import ConfigError
 from selectmoe.model.checkpoint import hash_weights, weights_file, weights_size
 from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.score_requests import ServerInfo, parse_info
 from selectmoe.scored_shards import Scorer
 
 WORKER_MODULES = (shard_scorer, remote_scorers)
@@ -94,13 +95,13 @@ def running_deployment(config: SelectConfig) -> ScoringPlace:
             f"via=serve needs one running deployment {DEPLOYMENT} on this Ray cluster, got "
             f"{running}; start it with 'serve run serve.app:app'"
         )
-    handle: Any = serve.get_deployment_handle(DEPLOYMENT, found[0])
-    content = handle.info.remote().result(timeout_s=60)
+    handle: Any = serve.get_app_handle(found[0])
+    info = parse_info(handle.info.remote().result(timeout_s=60))
     return remote_place(
         config,
-        f"the deployment {DEPLOYMENT}",
-        content,
-        functools.partial(DeploymentScorer, DEPLOYMENT, found[0]),
+        f"application {found[0]!r}",
+        info,
+        functools.partial(DeploymentScorer, found[0]),
     )
 
 
@@ -108,69 +109,65 @@ def score_server(config: SelectConfig) -> ScoringPlace:
     # The environment of the driver: a worker of a cluster has another one.
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     with ScoreClient(config.via, api_key=api_key, timeout_seconds=INFO_TIMEOUT_SECONDS) as client:
-        content = client.info().content
+        info = client.info()
+    if info.max_samples < config.rows_per_shard:
+        logger.warning(
+            "%s takes %d samples a request, fewer than rows_per_shard=%d: shards go in parts, "
+            "and a score may differ from that of via=actors in its last digit",
+            config.via,
+            info.max_samples,
+            config.rows_per_shard,
+        )
     return remote_place(
-        config, config.via, content, functools.partial(ServerScorer, config.via, api_key)
+        config, config.via, info, functools.partial(ServerScorer, config.via, api_key)
     )
 
 
 def remote_place(
-    config: SelectConfig,
-    name: str,
-    content: Mapping[str, Any],
-    open_scorer: Callable[[], Scorer],
+    config: SelectConfig, name: str, info: ServerInfo, open_scorer: Callable[[], Scorer]
 ) -> ScoringPlace:
-    require_agreement(config, name, content)
-    num_samples = content["limits"]["max_samples"]
-    if num_samples is not None and num_samples < config.rows_per_shard:
-        logger.warning(
-            "%s takes %d samples at once, fewer than rows_per_shard=%d: a shard goes there in "
-            "parts, and a score may differ in its last digit from that of via=actors",
-            name,
-            num_samples,
-            config.rows_per_shard,
-        )
+    require_agreement(config, name, info)
     return ScoringPlace(
-        model=str(content["model"]),
-        weights_sha256=str(content["weights_sha256"]),
+        model=info.model,
+        weights_sha256=info.weights_hash,
         open_scorer=open_scorer,
         pool=functools.partial(asking_pool, config),
     )
 
 
-def require_agreement(config: SelectConfig, name: str, content: Mapping[str, Any]) -> None:
+def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None:
     """The saved configuration must say how the rows were scored, so a server may not do otherwise.
 
     A setting that is null is the server's to decide, and so is the model where none is given.
     """
-    limits = content["limits"]
-    theirs = {
-        "scoring.formula": (config.scoring.formula, content["formula"]),
-        "dataset.max_sequence_length": (
-            config.dataset.max_sequence_length,
-            limits["max_sequence_length"],
-        ),
-        "scoring.max_tokens_per_batch": (
+    settings = (
+        ("scoring.formula", config.scoring.formula, info.formula),
+        ("scoring.dtype", config.scoring.dtype, info.dtype),
+        (
+            "scoring.max_tokens_per_batch",
             config.scoring.max_tokens_per_batch,
-            limits["max_tokens_per_batch"],
+            info.max_batch_tokens,
         ),
-        "scoring.dtype": (config.scoring.dtype, content["dtype"]),
-    }
-    for key, (ours, other) in theirs.items():
-        if ours is not None and ours != other:
+        (
+            "dataset.max_sequence_length",
+            config.dataset.max_sequence_length,
+            info.max_sequence_length,
+        ),
+    )
+    for key, ours, theirs in settings:
+        if ours is not None and ours != theirs:
             raise ConfigError(
-                f"{key}={ours} is asked for, and {name} scores with {other}; give {key}={other} "
-                "or another server"
+                f"{key} is {ours} here, and {name} scores with {theirs}; give {key}={theirs}, or "
+                "another server"
             )
     if config.model is None and config.model_checkpoint_path is None:
         return
-    sha256 = hash_of_weights(config)
-    if sha256 != content["weights_sha256"]:
+    weights_hash = hash_of_weights(config)
+    if weights_hash != info.weights_hash:
         raise ConfigError(
-            f"{name} scores with other weights than model={config.model} "
-            f"model_checkpoint_path={config.model_checkpoint_path}: SHA-256 "
-            f"{str(content['weights_sha256'])[:12]}… there and {sha256[:12]}… here; leave both out "
-            "to take the server's"
+            f"{name} scores with other weights (SHA-256 {info.weights_hash[:12]}…) than "
+            f"model={config.model} model_checkpoint_path={config.model_checkpoint_path} has "
+            f"({weights_hash[:12]}…); leave both out to take the server's"
         )
 
 

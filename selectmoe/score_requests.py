@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from selectmoe.errors import (
@@ -76,9 +76,14 @@ class ServerInfo:
     """What a server scores with, and what it takes."""
 
     model: str
-    max_samples: int | None  # of one request; None is any number
-    max_body_bytes: int | None
-    content: Mapping[str, Any] = field(repr=False)  # all of GET /info
+    revision: str | None
+    weights_hash: str
+    formula: str
+    dtype: str
+    max_sequence_length: int
+    max_batch_tokens: int
+    max_samples: int  # of one request
+    max_body_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +301,14 @@ def parse_info(content: Mapping[str, Any]) -> ServerInfo:
     limits = content["limits"]
     return ServerInfo(
         model=str(content["model"]),
-        max_samples=limits.get("max_samples"),
-        max_body_bytes=limits.get("max_body_bytes"),
-        content=content,
+        revision=content.get("revision"),
+        weights_hash=str(content["weights_hash"]),
+        formula=str(content["formula"]),
+        dtype=str(content["dtype"]),
+        max_sequence_length=int(limits["max_sequence_length"]),
+        max_batch_tokens=int(limits["max_batch_tokens"]),
+        max_samples=int(limits["max_samples_per_request"]),
+        max_body_bytes=int(limits["max_body_bytes"]),
     )
 
 

@@ -45,14 +45,14 @@ class ScoreServer:
         return {
             "model": "embedded",
             "revision": None,
-            "weights_sha256": hash_weights(str(EMBEDDED_SELECTOR), None),
+            "weights_hash": hash_weights(str(EMBEDDED_SELECTOR), None),
             "formula": "answer_margin",
             "dtype": "float32",
             "limits": {
-                "max_samples": self.max_samples,
+                "max_samples_per_request": self.max_samples,
                 "max_body_bytes": self.max_body_bytes,
                 "max_sequence_length": self.engine.tokenizer.max_sequence_length,
-                "max_tokens_per_batch": self.engine.max_tokens_per_batch,
+                "max_batch_tokens": self.engine.max_tokens_per_batch,
             },
         }
 

@@ -1,5 +1,6 @@
 """Who scores makes no difference to what is selected: actors, a deployment's handle, a server."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from selectmoe.data.shards import write_shards
 from selectmoe.errors import ConfigError, ServerUnavailableError, UnauthorizedError
 from selectmoe.model.checkpoint import hash_weights
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
+from selectmoe.score_requests import parse_info
 from selectmoe.scoring import ScoringEngine
 from tests.ray_head import free_port
 from tests.score_server import ScoreServer, Trouble, running
@@ -120,17 +122,20 @@ def test_shards_beyond_the_servers_limit_are_scored_in_parts(server, shards, tmp
 
 
 def test_a_server_that_scores_otherwise_than_the_configuration_says_is_refused(server):
-    info = server.info()
+    info = parse_info(server.info())
     require_agreement(SelectConfig(), "here", info)
     require_agreement(SelectConfig(model=str(EMBEDDED_SELECTOR)), "here", info)
-    with pytest.raises(ConfigError, match=r"scoring.formula=original is asked for, and here "):
-        require_agreement(SelectConfig(scoring=ScoringConfig(formula="original")), "here", info)
-    with pytest.raises(ConfigError, match=r"give scoring.max_tokens_per_batch=4096 or another"):
-        require_agreement(SelectConfig(scoring=ScoringConfig(max_tokens_per_batch=9)), "here", info)
-    with pytest.raises(ConfigError, match="here scores with other weights than model="):
-        require_agreement(
-            SelectConfig(model=str(EMBEDDED_SELECTOR)), "here", info | {"weights_sha256": "f" * 64}
-        )
+    for setting, rule in [
+        ({"formula": "original"}, "scoring.formula is original here, and here scores with answer"),
+        ({"max_tokens_per_batch": 9}, "give scoring.max_tokens_per_batch=4096, or another server"),
+        ({"dtype": "bfloat16"}, "scoring.dtype is bfloat16 here"),
+    ]:
+        with pytest.raises(ConfigError, match=rule):
+            require_agreement(SelectConfig(scoring=ScoringConfig(**setting)), "here", info)
+    other = dataclasses.replace(info, weights_hash="f" * 64)
+    require_agreement(SelectConfig(), "here", other)
+    with pytest.raises(ConfigError, match="here scores with other weights"):
+        require_agreement(SelectConfig(model=str(EMBEDDED_SELECTOR)), "here", other)
 
 
 def test_the_model_is_the_servers_where_none_is_given(server):
