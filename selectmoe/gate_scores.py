@@ -63,7 +63,18 @@ def layer_scores(margins_LBT: Tensor, mask_BT: Tensor, formula: ScoreFormula) ->
 
 def sample_scores(layer_scores_BL: Tensor, formula: ScoreFormula) -> Tensor:
     """One score a sample in (0, 1): [B]."""
-    num_layers = layer_scores_BL.shape[1]
-    first = {"all": 0, "second_half": num_layers // 2, "last": num_layers - 1}[formula.layers]
+    first = _first_layer(layer_scores_BL.shape[1], formula)
     mean_B = layer_scores_BL[:, first:].mean(dim=1)
     return mean_B if formula.average == "probability" else mean_B.sigmoid()
+
+
+def token_scores(margins_LBT: Tensor, formula: ScoreFormula) -> Tensor:
+    """What the formula gives for each token by itself, in (0, 1): [B, T]."""
+    chosen_LBT = margins_LBT[_first_layer(margins_LBT.shape[0], formula) :]
+    if formula.average == "probability":
+        return chosen_LBT.sigmoid().mean(dim=0)
+    return chosen_LBT.mean(dim=0).sigmoid()
+
+
+def _first_layer(num_layers: int, formula: ScoreFormula) -> int:
+    return {"all": 0, "second_half": num_layers // 2, "last": num_layers - 1}[formula.layers]

@@ -74,6 +74,14 @@ class ScoredSample:
     layer_scores: np.ndarray  # float32 (L,), the same average for every layer by itself
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredTokens:
+    """A scored sample, and what the formula gives for each of its tokens by itself."""
+
+    sample: ScoredSample
+    token_scores: np.ndarray  # float32 (T,), in (0, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class UnscoredSample:
     """A sample that the model could not score, and why."""

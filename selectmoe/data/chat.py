@@ -66,6 +66,16 @@ class _Skeleton:
         return "".join(parts), places
 
 
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """One token of a rendered conversation; two that share a letter both have it whole."""
+
+    text: str
+    start: int  # characters of the rendered conversation: [start, end)
+    end: int
+    is_answer: bool
+
+
 class ChatTokenizer:
     """Turns samples into token ids and answer masks; keeps one skeleton for each roles' order."""
 
@@ -114,6 +124,17 @@ class ChatTokenizer:
                 )
             )
         return tokenized
+
+    def token_texts(self, sample: Sample) -> list[TokenText]:
+        """The tokens of a sample as `tokenize` cuts it, as text and where each stands in it."""
+        text, spans = self.render(sample.messages)
+        encoding = self.tokenizer._tokenizer.encode(text, add_special_tokens=False)
+        offsets = encoding.offsets[: self.max_sequence_length]
+        mask = _inside(np.array(offsets, dtype=np.int64).reshape(-1, 2), spans)
+        return [
+            TokenText(text[start:end], start, end, bool(is_answer))
+            for (start, end), is_answer in zip(offsets, mask, strict=True)
+        ]
 
     def _skeleton(self, roles: tuple[str, ...]) -> _Skeleton:
         placeholders = [_PLACEHOLDER.format(index) for index in range(len(roles))]

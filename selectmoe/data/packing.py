@@ -26,6 +26,41 @@ def pack(samples: Sequence[TokenizedSample], *, max_tokens_per_batch: int) -> It
         start += num_rows
 
 
+def pack_closely(
+    samples: Sequence[TokenizedSample], *, max_tokens_per_batch: int
+) -> Iterator[PackedBatch]:
+    """As `pack`, for the few samples of a moment, whose lengths lie far apart.
+
+    Every forward pass costs about as much as 1/32 of a full batch before its first token, so
+    another rectangle is worth while where it saves more padding than that. Among all ways to cut
+    the samples, longest first, into rectangles, this takes the cheapest. Lengths 900, 20, 10 under
+    a budget of 4,096 give (900) and (20, 10), where `pack` gives one rectangle of 2,700.
+    """
+    lengths = np.array([len(sample.token_ids) for sample in samples], dtype=np.int64)
+    longest_first = np.argsort(-lengths, kind="stable")
+    for rows in _cheapest_cuts(lengths[longest_first], max_tokens_per_batch):
+        yield collate(samples, longest_first[rows])
+
+
+def _cheapest_cuts(lengths: np.ndarray, max_tokens_per_batch: int) -> list[slice]:
+    """Cuts falling lengths into runs; dynamic programming over where the last run begins."""
+    num_rows = len(lengths)
+    pass_cost = max_tokens_per_batch // 32
+    costs = np.zeros(num_rows + 1, dtype=np.int64)  # of the best cut of the first so many rows
+    starts = np.zeros(num_rows + 1, dtype=np.int64)  # where its last run begins
+    for end in range(1, num_rows + 1):
+        areas = lengths[:end] * (end - np.arange(end))
+        areas[:-1][areas[:-1] > max_tokens_per_batch] = np.iinfo(np.int64).max // 2
+        totals = costs[:end] + areas + pass_cost
+        starts[end] = totals.argmin()
+        costs[end] = totals[starts[end]]
+    cuts, end = [], num_rows
+    while end > 0:
+        cuts.append(slice(int(starts[end]), end))
+        end = int(starts[end])
+    return cuts[::-1]
+
+
 def collate(samples: Sequence[TokenizedSample], positions: np.ndarray) -> PackedBatch:
     """The samples at `positions` as one rectangle; rows are padded on the right with id 0."""
     rows = [samples[position] for position in positions]

@@ -105,6 +105,11 @@ def weights_file(path: str | Path) -> Path:
     return found
 
 
+def calibration_folder(model: str, weights_file: Path | None) -> Path:
+    """Where the calibration of these weights lies: beside stage 1's, else in the model's folder."""
+    return Path(model) if weights_file is None else weights_file.parent
+
+
 def weights_size(model: str) -> int:
     """Bytes of the weight files of a model folder; 0 for a hub name."""
     return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))

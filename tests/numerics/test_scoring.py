@@ -1,12 +1,14 @@
 """A sample has one score: alone, in any batch, at any place, by the slow way and the fast one."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from selectmoe.calibration import calibrate, save_calibration
 from selectmoe.data.packing import collate
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ConfigError, ModelError
@@ -185,3 +187,45 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ModelError, match="is no adapter of this model"):
         ScoringEngine.from_pretrained(weights=tmp_path)
+
+
+def stored_calibration(folder, engine, scores_N, **changes):
+    """Beside the weights, as stage 1 leaves it."""
+    facts = {
+        "formula": engine.formula_name,
+        "max_sequence_length": engine.tokenizer.max_sequence_length,
+        "weights_hash": engine.weights_hash(),
+        "corpus": {"demo": len(scores_N)},
+    }
+    return save_calibration(folder, calibrate(scores_N, **facts | changes))
+
+
+def test_percentiles_of_the_calibrations_own_scores_are_uniform(engine, samples, tmp_path):
+    """In the file's folder, whether that is the model's or the one of stage 1's weights."""
+    gates = save_gate_weights(engine.model, tmp_path)
+    trained = ScoringEngine.from_pretrained(device="cpu", weights=tmp_path)
+    scores_N = scores(trained, samples)
+    stored_calibration(tmp_path, trained, scores_N)
+    assert trained.calibration is None  # it was loaded before
+    loaded = ScoringEngine.from_pretrained(device="cpu", weights=gates)
+    found = np.sort(loaded.calibration.percentiles(scores(loaded, samples)))
+    middles = 100 * (np.arange(len(samples)) + 0.5) / len(samples)
+    np.testing.assert_allclose(found, middles, rtol=0, atol=0.1)  # between two quantiles
+
+
+def test_a_calibration_of_other_weights_or_another_formula_gives_no_percentile(
+    engine, samples, tmp_path, caplog
+):
+    save_gate_weights(engine.model, tmp_path)
+    load = functools.partial(ScoringEngine.from_pretrained, device="cpu", weights=tmp_path)
+    scores_N = scores(engine, samples)
+    file = stored_calibration(tmp_path, load(), scores_N, weights_hash="0" * 64)
+    assert load().calibration is None
+    assert "was made for weights with the SHA-256 000000000000…" in caplog.text
+    stored_calibration(tmp_path, load(), scores_N)
+    assert load().calibration is not None
+    assert load(formula="original").calibration is None
+    assert "was made for the formula answer_margin, and scores are by original" in caplog.text
+    file.write_text("{")
+    with pytest.raises(ModelError, match=r"calibration\.json: not valid JSON"):
+        load()

@@ -49,6 +49,7 @@ PURE = ("selectmoe.quality_losses", "selectmoe.gate_scores", "selectmoe.selectio
 NOT_IN_THE_PACKAGE = ("ray", "fastapi", "jobs", "serve")
 WITHOUT_TORCH = (
     "selectmoe",
+    "selectmoe.calibration",
     "selectmoe.client",
     "selectmoe.config_loading",
     "selectmoe.errors",

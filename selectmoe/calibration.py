@@ -1,0 +1,216 @@
+"""What a score is worth beside others: the quantiles of a corpus's scores, and percentiles by them.
+
+A calibration belongs to one set of weights and one formula, and lies beside those weights as
+`calibration.json`. With any others there is no percentile, never a wrong one.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from selectmoe.data.writers import write_json
+from selectmoe.errors import DataError, ModelError
+
+# Shape letters: N = scores, Q = quantiles.
+
+CALIBRATION_NAME = "calibration.json"
+NUM_QUANTILES = 1_001  # 0, 0.1, …, 100 %
+DECIMALS = 3  # of a percentile; further ones would be noise
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)  # == on arrays gives no single answer
+class Calibration:
+    """The scores of one corpus by one set of weights and one formula.
+
+    Raises DataError where a value breaks a rule.
+    """
+
+    quantiles: np.ndarray
+    """float64 (Q,), ascending: quantile j is the lowest score with at least j / 1,000 of the
+    samples at or below it, so each one is a score of the corpus; minimum and maximum included."""
+    num_samples: int
+    """How many scores there were."""
+    formula: str
+    """Of the scores, by its name in SCORE_FORMULAS."""
+    max_sequence_length: int
+    """Tokens of a sample that were read."""
+    weights_hash: str
+    """SHA-256 of the weights, as manifests have it (`hash_weights`)."""
+    corpus: Mapping[str, int]
+    """Data set -> how many of the samples are its."""
+
+    def __post_init__(self) -> None:
+        quantiles = self.quantiles
+        _require(quantiles.shape == (NUM_QUANTILES,), "quantiles", "1,001 numbers", quantiles.shape)
+        wrong = quantiles[~np.isfinite(quantiles)].tolist()
+        _require(not wrong, "quantiles", "finite numbers", wrong[:1])
+        falls = np.flatnonzero(np.diff(quantiles) < 0).tolist()
+        pairs = [quantiles[index : index + 2].tolist() for index in falls[:1]]
+        _require(not pairs, "quantiles", "ascending", pairs)
+        for key in ("num_samples", "max_sequence_length"):
+            value = getattr(self, key)
+            _require(_is_count(value) and value >= 1, key, "an integer, at least 1", value)
+        for key in ("formula", "weights_hash"):
+            value = getattr(self, key)
+            _require(isinstance(value, str) and value != "", key, "text", value)
+        corpus = self.corpus
+        counted = isinstance(corpus, Mapping) and all(map(_is_count, corpus.values()))
+        _require(
+            counted and sum(corpus.values()) == self.num_samples,
+            "corpus",
+            f"counts by data set with the sum num_samples ({self.num_samples})",
+            corpus,
+        )
+
+    def percentile(self, score: float) -> float:
+        """Share of the calibration's samples that score below `score`, and half of those that score
+        the same, in [0, 100]; 0.1 off at most."""
+        return float(self.percentiles([score])[0])
+
+    def percentiles(self, scores: ArrayLike) -> np.ndarray:
+        """The same for many: float64 (N,). Raises DataError for a score that is not finite."""
+        scores_N = _as_float32(scores)
+        if not np.isfinite(scores_N).all():
+            raise DataError("a percentile needs finite scores, got NaN or infinity")
+        below_N = np.searchsorted(self.quantiles, scores_N, side="left")
+        not_above_N = np.searchsorted(self.quantiles, scores_N, side="right")
+        # Between two quantiles in proportion; on several equal ones (a tie) in their middle.
+        last = NUM_QUANTILES - 1
+        lower_N, upper_N = (
+            self.quantiles[np.clip(index_N, 0, last)] for index_N in (below_N - 1, below_N)
+        )
+        gaps_N = np.where(upper_N > lower_N, upper_N - lower_N, 1.0)  # no gap beyond both ends
+        between_N = below_N - 1 + (scores_N - lower_N) / gaps_N
+        places_N = np.where(not_above_N > below_N, (below_N + not_above_N - 1) / 2, between_N)
+        shares_N = np.clip(places_N, 0, last) / last
+        percentiles_N: np.ndarray = (100 * shares_N).round(DECIMALS)
+        return percentiles_N
+
+    def keep_at_pct(self, score: float) -> float:
+        """The percentage of the calibration's samples that a threshold at `score` keeps."""
+        return round(100 - self.percentile(score), DECIMALS)
+
+
+def calibrate(
+    scores: ArrayLike,
+    *,
+    formula: str,
+    max_sequence_length: int,
+    weights_hash: str,
+    corpus: Mapping[str, int],
+) -> Calibration:
+    """The calibration by these scores. Raises DataError where there are none, or one is no number.
+
+    corpus: data set -> how many of the scores are of its samples.
+    """
+    ordered_N = np.sort(_as_float32(scores))
+    num_samples = len(ordered_N)
+    if not num_samples or not np.isfinite(ordered_N).all():
+        what = "NaN or infinity" if num_samples else "none"
+        raise DataError(f"a calibration needs finite scores, got {what}")
+    # Whole numbers: 0.1 * 4,000 is above 400 in floats, and its ceiling 401.
+    ranks_Q = -(-np.arange(NUM_QUANTILES) * num_samples // (NUM_QUANTILES - 1))
+    return Calibration(
+        quantiles=ordered_N[np.maximum(ranks_Q, 1) - 1],
+        num_samples=num_samples,
+        formula=formula,
+        max_sequence_length=max_sequence_length,
+        weights_hash=weights_hash,
+        corpus=dict(corpus),
+    )
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> Path:
+    """Writes `calibration.json`, whole or not at all; returns where."""
+    content = described(calibration) | {
+        # The shortest decimals that are these scores again: 9 digits instead of 17.
+        "quantiles": [float(str(quantile)) for quantile in calibration.quantiles.astype(np.float32)]
+    }
+    file = folder / CALIBRATION_NAME
+    write_json(file, content)
+    return file
+
+
+def load_calibration(folder: Path) -> Calibration | None:
+    """What `save_calibration` wrote; None where there is no such file.
+
+    Raises ModelError, with file, key, rule and value, for one that is broken.
+    """
+    file = folder / CALIBRATION_NAME
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: must hold a JSON object, got {type(content).__name__}")
+    keys = {field.name for field in fields(Calibration)}
+    if wrong := sorted(keys ^ content.keys()):
+        what = "lacks the key" if wrong[0] in keys else "has the unknown key"
+        raise ModelError(f"{file}: {what} {wrong[0]!r}")
+    try:
+        return Calibration(**content | {"quantiles": _quantiles(content["quantiles"])})
+    except DataError as error:
+        raise ModelError(f"{file}: {error}") from error
+
+
+def fitting(
+    calibration: Calibration | None, *, formula: str, weights_hash: Callable[[], str]
+) -> Calibration | None:
+    """`calibration` where it is of this formula and these weights, else None; a line says why.
+
+    weights_hash: asked only where the rest fits, since it reads all the weights.
+    """
+    if calibration is None:
+        return None
+    if calibration.formula != formula:
+        reason = f"the formula {calibration.formula}, and scores are by {formula}"
+    elif (ours := weights_hash()) != calibration.weights_hash:
+        reason = f"weights with the SHA-256 {calibration.weights_hash[:12]}…, not {ours[:12]}…"
+    else:
+        return calibration
+    logger.warning("no percentiles: %s was made for %s", CALIBRATION_NAME, reason)
+    return None
+
+
+def described(calibration: Calibration) -> dict[str, Any]:
+    """All but the quantiles, as manifests have it."""
+    names = (field.name for field in fields(calibration) if field.name != "quantiles")
+    content = {name: getattr(calibration, name) for name in names}
+    return content | {"corpus": dict(calibration.corpus)}
+
+
+def _as_float32(scores: ArrayLike) -> np.ndarray:
+    """float64 (N,) of float32 values: all scores are, but a decimal read from a file may be a
+    neighbour of the score that it was written for."""
+    rounded: np.ndarray = np.asarray(scores, dtype=np.float32).astype(np.float64)
+    return rounded
+
+
+def _quantiles(values: object) -> np.ndarray:
+    _require(isinstance(values, list), "quantiles", "a list of numbers", values)
+    assert isinstance(values, list)
+    for value in values:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_finite = is_number and abs(value) <= LARGEST_FLOAT32  # NaN is not
+        _require(is_finite, "quantiles", "finite numbers", value)
+    return _as_float32(values)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _require(condition: bool, key: str, rule: str, value: object) -> None:
+    if not condition:
+        raise DataError(f"{key!r} must be {rule}, got {value!r}")

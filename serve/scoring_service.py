@@ -1,0 +1,264 @@
+"""Requests in, answers out, between the web app and the scorers: tokenises, queues, reports."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from selectmoe.data.chat import ChatTokenizer
+from selectmoe.errors import DataError
+from selectmoe.records import Sample, ScoredSample, ScoredTokens, TokenizedSample, UnscoredSample
+from serve.batching import BatchAnswer, Batcher, BatchRequest, Outcome
+from serve.error_responses import RequestError
+from serve.metrics import MetricStore, Snapshot
+from serve.model_description import ModelDescription
+from serve.schemas import ParsedRequest, ParsedSample
+from serve.settings import ServeSettings
+
+ROLL_CALL_SECONDS = 1.0  # between two
+ROLL_CALL_TIMEOUT_SECONDS = 5.0  # longer than a batch on a CPU, behind which the answer may wait
+NUM_TOKENIZER_THREADS = 2  # a long text holds one up for a second
+
+logger = logging.getLogger(__name__)
+
+
+class Scorers(Protocol):
+    """What the service needs of the scorers."""
+
+    async def score(self, request: BatchRequest) -> BatchAnswer: ...
+
+    async def describe(self) -> ModelDescription: ...
+
+    async def call_the_roll(self, *, timeout_seconds: float) -> int: ...
+
+
+class ScoringService:
+    """One for each ingress replica. Not ready before it has seen a warm scorer."""
+
+    def __init__(self, settings: ServeSettings, scorers: Scorers) -> None:
+        self.settings = settings
+        self.metrics = MetricStore()
+        self.description: ModelDescription | None = None
+        self.num_ready = 0  # scorers that answered the last roll call
+        self._scorers = scorers
+        self._threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._tokenizer: ChatTokenizer | None = None
+        self._batcher: Batcher | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """While it is entered, batches are sent and the roll is called."""
+        self._task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def check_health(self) -> None:
+        """Raises where batches are no longer sent, which only a bug of ours can cause."""
+        if self._task is not None and self._task.done():
+            raise RuntimeError("the batcher has ended")
+
+    def why_unready(self) -> str | None:
+        """None when every scorer has answered the last roll call."""
+        if self.description is None:
+            return "no scorer is warm yet"
+        if self.num_ready < self.settings.num_replicas:
+            return (
+                f"{self.num_ready} of {self.settings.num_replicas} scorers answer; the others "
+                "start, are stuck or are being replaced"
+            )
+        return None
+
+    async def score(self, request: ParsedRequest) -> dict[str, Any]:
+        """The answer as JSON holds it; raises RequestError where there is none."""
+        batcher, tokenizer, description = self._ready_parts()
+        with batcher.accepted(len(request.samples)):
+            try:
+                async with asyncio.timeout(self.settings.request_timeout_seconds):
+                    tokenized = await self._tokenize(tokenizer, request)
+                    outcomes = await self._outcomes(batcher, tokenized, request)
+            except TimeoutError:
+                seconds = self.settings.request_timeout_seconds
+                raise RequestError(
+                    "unavailable", f"no answer within {seconds:g} s", retry_after_seconds=1
+                ) from None
+        if not request.is_list and isinstance(outcomes[0], UnscoredSample):
+            raise RequestError(_error_type(outcomes[0]), f"samples: {outcomes[0].detail}")
+        results = await self._results(tokenizer, description, request, outcomes)
+        for result in results:
+            self.metrics.count("samples_total", outcome=result.get("error_type", "scored"))
+        return {
+            "results": results,
+            "model": description.model,
+            "revision": description.revision,
+            "calibration": calibration_info(description),
+            "usage": {"tokens": sum(result.get("num_tokens", 0) for result in results)},
+        }
+
+    def require_room(self) -> None:
+        """Raises RequestError where a request would be refused however small: before it is read."""
+        if self._batcher is not None:
+            with self._batcher.accepted(0):
+                pass
+
+    def metrics_snapshot(self) -> Snapshot:
+        batcher = self._batcher
+        self.metrics.set_gauge("queue_samples", batcher.num_waiting if batcher else 0)
+        self.metrics.set_gauge("accepted_samples", batcher.num_accepted if batcher else 0)
+        self.metrics.set_gauge("scorers_ready", self.num_ready)
+        return self.metrics.snapshot()
+
+    def _ready_parts(self) -> tuple[Batcher, ChatTokenizer, ModelDescription]:
+        if self._batcher is None or self._tokenizer is None or self.description is None:
+            raise RequestError("unavailable", "no scorer is warm yet", retry_after_seconds=2)
+        return self._batcher, self._tokenizer, self.description
+
+    async def _tokenize(
+        self, tokenizer: ChatTokenizer, request: ParsedRequest
+    ) -> list[TokenizedSample | UnscoredSample]:
+        samples = [parsed.sample for parsed in request.samples if parsed.sample is not None]
+        loop = asyncio.get_running_loop()
+        tokenized = iter(await loop.run_in_executor(self._threads, _tokenize, tokenizer, samples))
+        return [
+            next(tokenized)
+            if parsed.sample is not None
+            else UnscoredSample("", "validation", parsed.error)
+            for parsed in request.samples
+        ]
+
+    async def _outcomes(
+        self,
+        batcher: Batcher,
+        tokenized: Sequence[TokenizedSample | UnscoredSample],
+        request: ParsedRequest,
+    ) -> list[Outcome]:
+        good = [entry for entry in tokenized if isinstance(entry, TokenizedSample)]
+        scored = iter(await batcher.score(good, with_tokens=request.detail == "tokens"))
+        return [entry if isinstance(entry, UnscoredSample) else next(scored) for entry in tokenized]
+
+    async def _results(
+        self,
+        tokenizer: ChatTokenizer,
+        description: ModelDescription,
+        request: ParsedRequest,
+        outcomes: Sequence[Outcome],
+    ) -> list[dict[str, Any]]:
+        results = []
+        for parsed, outcome in zip(request.samples, outcomes, strict=True):
+            if isinstance(outcome, UnscoredSample):
+                results.append(
+                    {
+                        "id": parsed.wire_id,
+                        "error": outcome.detail,
+                        "error_type": _error_type(outcome),
+                    }
+                )
+                continue
+            scored = outcome.sample if isinstance(outcome, ScoredTokens) else outcome
+            result = _scored_result(parsed, scored, description)
+            if request.detail == "layers":
+                result["layers"] = scored.layer_scores.tolist()
+            if isinstance(outcome, ScoredTokens):
+                result["tokens"] = await self._token_results(tokenizer, parsed, outcome)
+            results.append(result)
+        return results
+
+    async def _token_results(
+        self, tokenizer: ChatTokenizer, parsed: ParsedSample, scored: ScoredTokens
+    ) -> list[dict[str, Any]]:
+        assert parsed.sample is not None
+        loop = asyncio.get_running_loop()
+        texts = await loop.run_in_executor(self._threads, tokenizer.token_texts, parsed.sample)
+        return [
+            {
+                "text": token.text,
+                "start": token.start,
+                "end": token.end,
+                "is_answer": token.is_answer,
+                "score": score,
+            }
+            for token, score in zip(texts, scored.token_scores.tolist(), strict=True)
+        ]
+
+    async def _run(self) -> None:
+        description = await self._scorers.describe()
+        loop = asyncio.get_running_loop()
+        self._tokenizer = await loop.run_in_executor(
+            self._threads, _load_tokenizer, description, self.settings.model
+        )
+        self._batcher = Batcher(
+            self._scorers.score,
+            max_batch_tokens=description.max_batch_tokens,
+            max_wait_seconds=self.settings.max_wait_milliseconds / 1_000,
+            max_queued_samples=self.settings.max_queued_samples,
+            observer=self.metrics,
+        )
+        self.description = description
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._batcher.run())
+            tasks.create_task(self._watch(self._batcher))
+
+    async def _watch(self, batcher: Batcher) -> None:
+        while True:
+            self.num_ready = await self._scorers.call_the_roll(
+                timeout_seconds=ROLL_CALL_TIMEOUT_SECONDS
+            )
+            batcher.set_num_replicas(max(self.num_ready, 1))
+            await asyncio.sleep(ROLL_CALL_SECONDS)
+
+
+def calibration_info(description: ModelDescription) -> dict[str, Any] | None:
+    calibration = description.calibration
+    if calibration is None:
+        return None
+    return {
+        "formula": calibration.formula,
+        "num_samples": calibration.num_samples,
+        "weights_hash": calibration.weights_hash,
+    }
+
+
+def _scored_result(
+    parsed: ParsedSample, scored: ScoredSample, description: ModelDescription
+) -> dict[str, Any]:
+    calibration = description.calibration
+    percentile = None if calibration is None else calibration.percentile(scored.score)
+    return {
+        "id": parsed.wire_id,
+        "score": scored.score,
+        "percentile": percentile,
+        "keep_at_pct": None if calibration is None else calibration.keep_at_pct(scored.score),
+        "num_tokens": scored.num_tokens,
+        "truncated": scored.truncated,
+    }
+
+
+def _error_type(outcome: UnscoredSample) -> str:
+    """A sample is at fault where the chat template refuses it, else the model is."""
+    return "validation" if outcome.reason in ("validation", "chat_template") else "internal"
+
+
+def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:
+    from transformers import AutoTokenizer
+
+    return ChatTokenizer(
+        AutoTokenizer.from_pretrained(model), max_sequence_length=description.max_sequence_length
+    )
+
+
+def _tokenize(
+    tokenizer: ChatTokenizer, samples: Sequence[Sample]
+) -> list[TokenizedSample | UnscoredSample]:
+    """One outcome a sample; the template's refusal of one leaves its neighbours alone."""
+    try:
+        return list(tokenizer.tokenize(samples))
+    except DataError as error:
+        if len(samples) == 1:
+            return [UnscoredSample(samples[0].sample_id, "chat_template", str(error))]
+        return [outcome for sample in samples for outcome in _tokenize(tokenizer, [sample])]
