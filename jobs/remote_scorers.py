@@ -46,14 +46,14 @@ class ServerScorer:
                 truncated=answer.truncated,
                 layer_scores=np.array(answer.layers, dtype=np.float32),
             )
-        if answer.error_type == "validation":
+        if answer.error_type == "validation" and answer.reason in ("", "validation"):
             # The row is good by our own reader: a server of another version would reject them all.
             raise ScoreRequestError(
                 f"{self.client.url} takes {sample.source or sample.sample_id} for no sample: "
                 f"{answer.error}",
                 error_type=answer.error_type,
             )
-        return UnscoredSample(sample.sample_id, answer.error_type, answer.error)
+        return UnscoredSample(sample.sample_id, answer.reason or answer.error_type, answer.error)
 
 
 class DeploymentScorer:

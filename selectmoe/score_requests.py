@@ -68,7 +68,8 @@ class ScoreFailure:
 
     sample_id: str | None
     error: str  # a sentence for people
-    error_type: str  # a key for programs: "validation", "chat_template", …
+    error_type: str  # a key for programs: "validation", "internal", "too_large"
+    reason: str = ""  # a finer one, as in rejected.jsonl: "chat_template", "score_not_finite", …
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +323,8 @@ def parse_results(content: Mapping[str, Any], num_samples: int) -> list[ScoreRes
 
 def parse_result(entry: Mapping[str, Any]) -> ScoreResult | ScoreFailure:
     if "error" in entry:
-        return ScoreFailure(entry.get("id"), str(entry["error"]), str(entry["error_type"]))
+        error, error_type = str(entry["error"]), str(entry["error_type"])
+        return ScoreFailure(entry.get("id"), error, error_type, str(entry.get("reason", "")))
     layers, tokens = entry.get("layers"), entry.get("tokens")
     return ScoreResult(
         sample_id=entry.get("id"),

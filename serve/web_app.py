@@ -93,7 +93,7 @@ def _add_reports(app: FastAPI, service: ScoringService, siblings: Siblings) -> N
 
     @app.get("/info")
     async def info() -> Response:
-        return json_response(_information(service))
+        return json_response(information(service))
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -199,7 +199,8 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _information(service: ScoringService) -> dict[str, Any]:
+def information(service: ScoringService) -> dict[str, Any]:
+    """What GET /info answers; raises RequestError before a scorer is warm."""
     settings, description = service.settings, service.description
     if description is None:
         raise RequestError("unavailable", "no scorer is warm yet", retry_after_seconds=2)

@@ -67,7 +67,11 @@ class ScoreServer:
             if isinstance(row, RejectedRow):
                 entry |= {"error": row.detail, "error_type": "validation"}
             elif isinstance(outcome := next(outcomes), UnscoredSample):
-                entry |= {"error": outcome.detail, "error_type": outcome.reason}
+                entry |= {
+                    "error": outcome.detail,
+                    "error_type": "validation",
+                    "reason": outcome.reason,
+                }
             else:
                 entry |= {
                     "score": outcome.score,
