@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ import pytest
 from jobs.remote_scorers import ServerScorer
 from jobs.scoring_places import find_place, require_agreement
 from jobs.shard_scorer import ShardScorer
+from selectmoe.client import ScoreClient
 from selectmoe.config import ScoringConfig, SelectConfig
 from selectmoe.data.readers import read_corpora
 from selectmoe.data.shards import write_shards
@@ -19,7 +24,8 @@ from selectmoe.model.checkpoint import hash_weights
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.score_requests import parse_info
 from selectmoe.scoring import ScoringEngine
-from tests.ray_head import free_port
+from tests.job import Job
+from tests.ray_head import free_port, ray_head
 from tests.score_server import ScoreServer, Trouble, running
 
 pytestmark = pytest.mark.timeout(300)
@@ -145,14 +151,60 @@ def test_the_model_is_the_servers_where_none_is_given(server):
 
 
 def test_a_server_that_is_not_there_or_wants_a_key_ends_a_run_before_it_begins(server, monkeypatch):
-    monkeypatch.setattr("jobs.scoring_places.INFO_TIMEOUT_SECONDS", 0.5)
-    with pytest.raises(ServerUnavailableError, match=r"not available within 0\.5 s"):
-        find_place(SelectConfig(via=f"http://127.0.0.1:{free_port()}"))
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.scoring_places.INFO_TIMEOUT_SECONDS", 0.5)
+        with pytest.raises(ServerUnavailableError, match=r"not available within 0\.5 s"):
+            find_place(SelectConfig(via=f"http://127.0.0.1:{free_port()}"))
     server.api_key = "secret"
     with pytest.raises(UnauthorizedError, match="no API key was sent"):
         find_place(SelectConfig(via=server.url))
     monkeypatch.setenv("SELECTMOE_API_KEY", "secret")
     assert find_place(SelectConfig(via=server.url)).model == "embedded"
+
+
+@pytest.fixture(scope="module")
+def cluster(repository, tmp_path_factory):
+    """A Ray head with the real application on it; the variables by which jobs find both."""
+    folder, port = tmp_path_factory.mktemp("cluster"), free_port()
+    url = f"http://127.0.0.1:{free_port()}"
+    environment = {
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "PYTHONPATH": str(repository),
+        "SELECTMOE_API_KEY": "key-of-the-test",
+    }
+    with ray_head(
+        folder, "--include-dashboard=false", "--num-cpus=2", port=port,
+        environment=os.environ | environment,
+    ):  # fmt: skip
+        start = (
+            "import ray; from ray import serve; ray.init(log_to_driver=False)\n"
+            f"serve.start(http_options={{'host': '127.0.0.1', 'port': {url.rpartition(':')[2]}}})\n"
+            "from serve.app import app; serve.run(app)"
+        )
+        subprocess.run(
+            [sys.executable, "-c", start], cwd=repository, env=os.environ | environment, check=True
+        )
+        yield environment | {"url": url}
+
+
+@pytest.fixture
+def job_there(cluster, job, monkeypatch):
+    for name, value in cluster.items():
+        monkeypatch.setenv(name, value)
+    return job
+
+
+@pytest.fixture(scope="module")
+def by_actors(repository, corpus, cluster, tmp_path_factory):
+    """The run that every other one is held to."""
+    output = tmp_path_factory.mktemp("actors") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster["RAY_ADDRESS"])
+        Job(repository, output.parent).run(
+            "--pct", "0.2", "--data", corpus, "--output", output, "--num-actors", "1",
+            "rows_per_shard=15",
+        )  # fmt: skip
+    return output
 
 
 def selected(output: Path) -> bytes:
@@ -163,24 +215,67 @@ def manifest(output: Path) -> dict:
     return json.loads((output / "manifest.json").read_text("utf-8"))
 
 
-def test_a_run_that_its_server_ends_goes_on_with_actors_to_the_same_bytes(
-    job, corpus, finished, tmp_path, monkeypatch
+def assert_same_run(output: Path, reference: Path) -> None:
+    assert selected(output) == selected(reference)
+    assert tables(output / "scored") == tables(reference / "scored")
+    for key in ("total", "datasets", "thresholds", "score_quantiles"):
+        assert manifest(output)[key] == manifest(reference)[key]
+    ours, theirs = manifest(output)["scoring"], manifest(reference)["scoring"]
+    assert ours["weights_sha256"] == theirs["weights_sha256"]
+    assert ours["num_tokens"] == theirs["num_tokens"]
+
+
+def test_the_handle_of_the_deployment_gives_the_bytes_of_actors(
+    job_there, corpus, by_actors, tmp_path
+):
+    job_there.run(
+        "--pct", "0.2", "--data", corpus, "--output", tmp_path / "run", "--via", "serve",
+        "rows_per_shard=15",
+    )  # fmt: skip
+    assert_same_run(tmp_path / "run", by_actors)
+
+
+def test_the_server_gives_the_bytes_of_actors_whatever_else_it_is_asked(
+    cluster, job_there, corpus, by_actors, tmp_path
+):
+    rows = [json.loads(line) for line in corpus.read_text("utf-8").splitlines()]
+    others = [{"messages": row["messages"]} for row in rows]
+    is_over = threading.Event()
+
+    def keep_asking() -> None:
+        with ScoreClient.from_environment(cluster["url"]) as client:
+            while not is_over.is_set():
+                client.score_many(others[:20])
+
+    traffic = threading.Thread(target=keep_asking)
+    traffic.start()
+    try:
+        job_there.run(
+            "--pct", "0.2", "--data", corpus, "--output", tmp_path / "run", "--via",
+            cluster["url"], "rows_per_shard=15",
+        )  # fmt: skip
+    finally:
+        is_over.set()
+        traffic.join()
+    assert_same_run(tmp_path / "run", by_actors)
+    saved = [file.read_text("utf-8") for file in (tmp_path / "run").glob("*.json*")]
+    assert "key-of-the-test" not in "".join(saved)
+
+
+def test_a_run_that_its_server_ends_goes_on_elsewhere_to_the_same_bytes(
+    job_there, corpus, by_actors, tmp_path
 ):
     output = tmp_path / "run"
-    monkeypatch.setenv("SELECTMOE_API_KEY", "key-of-the-test")
     with running(ScoreServer(ScoringEngine.from_pretrained(), api_key="key-of-the-test")) as server:
         refusal = Trouble(500, body=b'{"error": "broken", "error_type": "internal"}')
         server.troubles = [Trouble(429), None, Trouble(0), Trouble(503), None, refusal]
-        line = job.refuse(
+        line = job_there.refuse(
             "--pct", "0.2", "--data", corpus, "--output", output, "--via", server.url,
             "rows_per_shard=15", "shards_in_flight=1",
         )  # fmt: skip
     assert f"answered 500: broken; go on with --resume {output}" in line
-    printed = job.run("--resume", output, "--via", "actors", "--num-actors", "1")
+    job_there.run("--resume", output, "--via", "serve")
     # At least the two before the refusal; the actor may have begun another batch meanwhile.
     assert 2 <= manifest(output)["scoring"]["num_shards_reused"] < 8
-    assert selected(output) == selected(finished[0])
-    assert manifest(output)["total"] == manifest(finished[0])["total"]
-    assert manifest(output)["thresholds"] == manifest(finished[0])["thresholds"]
-    saved = [file.read_text("utf-8") for file in output.glob("*.json*")]
-    assert "key-of-the-test" not in printed + line + "".join(saved)
+    assert selected(output) == selected(by_actors)
+    assert manifest(output)["total"] == manifest(by_actors)["total"]
