@@ -22,6 +22,7 @@ from jobs.remote_scorers import DeploymentScorer, ServerScorer
 from jobs.shard_scorer import open_engine
 from selectmoe.client import API_KEY_VARIABLE, ScoreClient
 from selectmoe.config import SelectConfig
+from selectmoe.config_loading import resolved
 from selectmoe.errors import ConfigError
 from selectmoe.model.checkpoint import hash_weights, weights_file, weights_size
 from selectmoe.paths import EMBEDDED_SELECTOR
@@ -35,6 +36,11 @@ ACTOR_BYTES = 1_200_000_000  # 0.7 GB with torch, transformers and Ray, and as m
 INFO_TIMEOUT_SECONDS = 10.0
 # Batches of an actor that only asks: the last shards of a batch leave the server less to do.
 ROUNDS_PER_BATCH = 4
+SETTINGS_OF_ACTORS = (
+    "scoring.attn_implementation",
+    "scoring.experts_implementation",
+    "num_threads_per_actor",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +146,10 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
 
     A setting that is null is the server's to decide, and so is the model where none is given.
     """
+    given, defaults = resolved(config), resolved(SelectConfig())
+    for key in SETTINGS_OF_ACTORS:
+        if given[key] != defaults[key]:
+            raise ConfigError(f"{key} is for via=actors; {name} decides it itself")
     settings = (
         ("scoring.formula", config.scoring.formula, info.formula),
         ("scoring.dtype", config.scoring.dtype, info.dtype),

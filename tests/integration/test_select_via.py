@@ -135,6 +135,7 @@ def test_a_server_that_scores_otherwise_than_the_configuration_says_is_refused(s
         ({"formula": "original"}, "scoring.formula is original here, and here scores with answer"),
         ({"max_tokens_per_batch": 9}, "give scoring.max_tokens_per_batch=4096, or another server"),
         ({"dtype": "bfloat16"}, "scoring.dtype is bfloat16 here"),
+        ({"attn_implementation": "eager"}, "scoring.attn_implementation is for via=actors; here "),
     ]:
         with pytest.raises(ConfigError, match=rule):
             require_agreement(SelectConfig(scoring=ScoringConfig(**setting)), "here", info)
@@ -181,9 +182,11 @@ def cluster(repository, tmp_path_factory):
             f"serve.start(http_options={{'host': '127.0.0.1', 'port': {url.rpartition(':')[2]}}})\n"
             "from serve.app import app; serve.run(app)"
         )
-        subprocess.run(
-            [sys.executable, "-c", start], cwd=repository, env=os.environ | environment, check=True
-        )
+        serving = subprocess.run(
+            [sys.executable, "-c", start], cwd=repository, env=os.environ | environment,
+            capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert serving.returncode == 0, serving.stderr
         yield environment | {"url": url}
 
 
