@@ -8,6 +8,7 @@ from typing import Any
 from ray import serve
 
 from serve.deployments import Ingress, Scorer
+from serve.local_ray import prepare_local_ray
 from serve.settings import ServeSettings
 
 
@@ -32,4 +33,5 @@ def build(settings: ServeSettings) -> serve.Application:
     return Ingress.options(num_replicas=settings.num_ingress_replicas).bind(settings, scorer)
 
 
+prepare_local_ray()
 app = build(ServeSettings.from_environment())

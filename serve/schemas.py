@@ -261,6 +261,8 @@ def _sentence(error: Any) -> str:  # noqa: ANN401 (pydantic's description of one
         return f"must be one of {', '.join(ROLES)}"
     if error["type"] == "extra_forbidden":
         return "is not a field here"
+    if error["type"] == "too_short":
+        return "must not be empty"
     return str(error["msg"]).lower()
 
 

@@ -261,9 +261,13 @@ def _error_type(outcome: UnscoredSample) -> str:
 def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:
     from transformers import AutoTokenizer
 
-    return ChatTokenizer(
-        AutoTokenizer.from_pretrained(model), max_sequence_length=description.max_sequence_length
-    )
+    from selectmoe.model.quiet_loading import quiet_transformers
+    from selectmoe.registration import register_select_moe
+
+    register_select_moe()
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    return ChatTokenizer(tokenizer, max_sequence_length=description.max_sequence_length)
 
 
 def _tokenize(

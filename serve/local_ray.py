@@ -1,0 +1,49 @@
+"""What the Ray that `serve run` starts is told, since its command line cannot.
+
+A cluster that runs already has its own environment: serve/rayservice.yaml sets the same there.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+ENVIRONMENT = {
+    # Our code never blocks its event loop, so Serve needs no second one beside it: a fifth more
+    # requests a second, and a fifth less time for one (docs/serving.md).
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    # What Serve itself has to say stands in its log files, and does not fill the terminal.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Serve's own errors in our shape.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy_errors.middlewares",
+}
+LOOK_SECONDS = 0.5
+
+
+def prepare_local_ray() -> None:
+    """Before Ray starts; what the user has set stays. Does nothing outside of `serve run`."""
+    if Path(sys.argv[0]).name != "serve" or sys.argv[1:2] != ["run"]:
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Ray's own handler for SIGTERM kills the cluster with all that is being answered, and Ray sets
+    # it when it starts. An alarm sets ours after that: only the main thread may, and it sleeps.
+    signal.signal(signal.SIGALRM, _handle_sigterm_once_ray_runs)
+    signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
+
+
+def _handle_sigterm_once_ray_runs(_: int, __: FrameType | None) -> None:
+    import ray
+
+    if ray.is_initialized():
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, _finish_accepted_requests)
+
+
+def _finish_accepted_requests(_: int, __: FrameType | None) -> None:
+    """As Ctrl-C: replicas stop taking requests, and end when theirs are answered."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise KeyboardInterrupt
