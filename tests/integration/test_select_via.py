@@ -28,6 +28,7 @@ from tests.job import Job
 from tests.ray_head import free_port, ray_head
 from tests.score_server import ScoreServer, Trouble, running
 
+# The first test that needs it starts a cluster and a server, too.
 pytestmark = pytest.mark.timeout(300)
 
 # Refuses a conversation that the system begins, as some models' templates do.
@@ -184,7 +185,7 @@ def cluster(repository, tmp_path_factory):
         )
         serving = subprocess.run(
             [sys.executable, "-c", start], cwd=repository, env=os.environ | environment,
-            capture_output=True, text=True, timeout=100,
+            capture_output=True, text=True, timeout=200,
         )  # fmt: skip
         assert serving.returncode == 0, serving.stderr
         yield environment | {"url": url}
@@ -247,8 +248,8 @@ def test_the_server_gives_the_bytes_of_actors_whatever_else_it_is_asked(
 
     def keep_asking() -> None:
         with ScoreClient.from_environment(cluster["url"]) as client:
-            while not is_over.is_set():
-                client.score_many(others[:20])
+            while not is_over.wait(0.1):
+                client.score_many(others[:5])
 
     traffic = threading.Thread(target=keep_asking)
     traffic.start()
