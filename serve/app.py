@@ -7,30 +7,57 @@ from typing import Any
 
 from ray import serve
 
+from serve.batching import CALLS_PER_REPLICA
 from serve.deployments import Ingress, Scorer
 from serve.local_ray import prepare_local_ray
 from serve.settings import ServeSettings
 
+OPTIONS: dict[str, Any] = {
+    "health_check_period_s": 2,
+    "health_check_timeout_s": 10,
+    # Asked to end, a replica answers what it has accepted, for at most so long.
+    "graceful_shutdown_timeout_s": 60,
+    "graceful_shutdown_wait_loop_s": 0.2,
+    # Requests are counted in /metrics, not written down one by one.
+    "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
+}
+NUM_ROLL_CALLS = 2  # that may be with a scorer beside its batches
+
 
 def build(settings: ServeSettings) -> serve.Application:
     """The application: ingress replicas before scorer replicas."""
-    resources: dict[str, Any] = {
-        "num_cpus": settings.num_cpus_per_replica,
-        "num_gpus": settings.num_gpus_per_replica,
-    }
+    scorer = serve.deployment(
+        name="Scorer",
+        max_ongoing_requests=CALLS_PER_REPLICA + NUM_ROLL_CALLS,
+        ray_actor_options={
+            "num_cpus": settings.num_cpus_per_replica,
+            "num_gpus": settings.num_gpus_per_replica,
+        },
+        **_scale(settings),
+        **OPTIONS,
+    )(Scorer)
+    ingress = serve.deployment(
+        name="Ingress",
+        num_replicas=settings.num_ingress_replicas,
+        # The queue has its own bound, which answers with 429; none of Serve's may come before it.
+        max_ongoing_requests=100_000,
+        max_queued_requests=-1,
+        ray_actor_options={"num_cpus": 0},  # so that a machine's CPUs are the scorers'
+        **OPTIONS,
+    )(serve.ingress()(Ingress))
+    return ingress.bind(settings, scorer.bind(settings))
+
+
+def _scale(settings: ServeSettings) -> dict[str, Any]:
     if settings.max_replicas is None:
-        scale: dict[str, Any] = {"num_replicas": settings.num_replicas}
-    else:
-        scale = {
-            "autoscaling_config": {
-                "min_replicas": settings.num_replicas,
-                "max_replicas": settings.max_replicas,
-                # An ingress keeps two batches at each busy scorer: both there means more to do.
-                "target_ongoing_requests": 1.5,
-            }
-        }
-    scorer = Scorer.options(ray_actor_options=resources, **scale).bind(settings)
-    return Ingress.options(num_replicas=settings.num_ingress_replicas).bind(settings, scorer)
+        return {"num_replicas": settings.num_replicas}
+    # An ingress keeps two batches at each busy scorer: both there means that there is more to do.
+    autoscaling = {
+        "min_replicas": settings.num_replicas,
+        "max_replicas": settings.max_replicas,
+        "target_ongoing_requests": 1.5,
+    }
+    return {"autoscaling_config": autoscaling}
 
 
 prepare_local_ray()

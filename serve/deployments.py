@@ -27,23 +27,11 @@ if TYPE_CHECKING:
     from selectmoe.scoring import ScoringEngine
 
 WARM_UP = Sample("", "warm-up", (Message("user", "Ready?"), Message("assistant", "Ready.")))
-# One line a request is what the metrics are for, and lines of Serve are not one JSON object each.
-LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 DESCRIBE_AGAIN_SECONDS = 1.0
-NUM_ROLL_CALLS = 2  # that may be with a scorer beside its batches
 
 logger = logging.getLogger(__name__)
 
 
-@serve.deployment(
-    name="Scorer",
-    max_ongoing_requests=2 + NUM_ROLL_CALLS,
-    health_check_period_s=2,
-    health_check_timeout_s=10,
-    graceful_shutdown_wait_loop_s=0.2,
-    graceful_shutdown_timeout_s=60,
-    logging_config=LOGGING,
-)
 class Scorer:
     """One engine on a thread of its own, so that the replica answers while it computes."""
 
@@ -59,8 +47,7 @@ class Scorer:
 
     async def score(self, request: BatchRequest) -> BatchAnswer:
         """One outcome a sample; a sample that the model fails on leaves its neighbours alone."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._score, request)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, request)
 
     def answer_roll_call(self) -> bool:
         """Raises where a batch is stuck."""
@@ -172,21 +159,22 @@ class ScorerPool:
         """Waits for a scorer to be warm, however often one has to be started."""
         while True:
             try:
-                return await self._handle.describe.remote()
+                description: ModelDescription = await self._handle.describe.remote()
+                return description
             except (RayError, RayServeException) as error:
                 logger.warning("no scorer describes the model yet: %s", _kind(error))
                 await asyncio.sleep(DESCRIBE_AGAIN_SECONDS)
 
     async def call_the_roll(self, *, timeout_seconds: float) -> int:
-        """How many scorers answer, each one asked; 0 where one of them does not."""
+        """How many scorers answer, each one asked; 0 where they do not all in time."""
         try:
             answers = await self._handle.broadcast("answer_roll_call").results_async(
-                timeout_s=timeout_seconds
+                timeout_s=timeout_seconds, return_exceptions=True
             )
         except (RayError, RayServeException, TimeoutError, RuntimeError) as error:
             logger.warning("a scorer does not answer the roll call: %s", _kind(error))
             return 0
-        return len(answers)
+        return sum(answer is True for answer in answers)
 
 
 def _kind(error: BaseException) -> str:
@@ -194,19 +182,6 @@ def _kind(error: BaseException) -> str:
     return "replica died" if isinstance(error, RayActorError) else type(error).__name__
 
 
-@serve.deployment(
-    name="Ingress",
-    # The queue has its own bound, which answers with 429; Serve's own two must not come before.
-    max_ongoing_requests=100_000,
-    max_queued_requests=-1,
-    health_check_period_s=2,
-    health_check_timeout_s=10,
-    graceful_shutdown_wait_loop_s=0.2,
-    graceful_shutdown_timeout_s=60,
-    ray_actor_options={"num_cpus": 0},
-    logging_config=LOGGING,
-)
-@serve.ingress()
 class Ingress:
     """Validates, tokenises and batches; the web app does all of it."""
 
@@ -264,4 +239,6 @@ def served_host() -> str:
     # Not in Serve's public API: its status names the proxies' nodes, not what they are bound to.
     from ray.serve.context import _get_global_client
 
-    return str(_get_global_client().http_config.host)
+    client = _get_global_client()
+    assert client is not None, "only asked inside a replica"
+    return str(client.http_config.host)

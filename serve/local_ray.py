@@ -3,6 +3,7 @@
 A cluster that runs already has its own environment: serve/rayservice.yaml sets the same there.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -33,14 +34,19 @@ def prepare_local_ray() -> None:
     # it when it starts. An alarm sets ours after that: only the main thread may, and it sleeps.
     signal.signal(signal.SIGALRM, _handle_sigterm_once_ray_runs)
     signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
+    atexit.register(_stop_looking)  # an interpreter that ends has no handler, and an alarm kills it
 
 
 def _handle_sigterm_once_ray_runs(_: int, __: FrameType | None) -> None:
     import ray
 
     if ray.is_initialized():
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _stop_looking()
         signal.signal(signal.SIGTERM, _finish_accepted_requests)
+
+
+def _stop_looking() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _finish_accepted_requests(_: int, __: FrameType | None) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from bisect import bisect_left
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class MetricStore(BatchObserver):
     """The numbers of one ingress replica."""
 
     def __init__(self) -> None:
-        self._values: Counter[tuple[str, Labels]] = Counter()
+        self._values: defaultdict[tuple[str, Labels], float] = defaultdict(float)
         # /metrics reads on another thread than requests write where Serve runs two loops.
         self._lock = threading.Lock()
 

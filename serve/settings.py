@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from selectmoe.config import require
 from selectmoe.errors import ConfigError
@@ -93,7 +94,7 @@ class ServeSettings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ServeSettings":
         """Empty variables count as unset. Raises ConfigError, naming variable, rule and value."""
         hints = typing.get_type_hints(cls)
-        given = {
+        given: dict[str, Any] = {
             setting.name: _parsed(PREFIX + setting.name.upper(), text, hints[setting.name])
             for setting in fields(cls)
             if (text := environment.get(PREFIX + setting.name.upper(), ""))

@@ -1,11 +1,12 @@
 """The routes, and what every request passes: a key, limits, one error shape, metrics."""
 
+import asyncio
 import contextlib
 import hmac
 import logging
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def _add_scoring(app: FastAPI, service: ScoringService) -> None:
         service.require_room()
         body = await _read_body(request, service.settings.max_body_bytes)
         parsed = parse_request(body, max_samples=service.settings.max_samples_per_request)
-        return json_response(await service.score(parsed))
+        return json_response(await _while_connected(request, service.score(parsed)))
 
 
 def _add_reports(app: FastAPI, service: ScoringService, siblings: Siblings) -> None:
@@ -197,6 +198,27 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise too_large
     return bytes(body)
+
+
+async def _while_connected(
+    request: Request, answer: Coroutine[Any, Any, dict[str, Any]]
+) -> dict[str, Any]:
+    """The answer; raises ClientDisconnect, and leaves the queue, once nobody waits for it."""
+    scoring = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((scoring, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not scoring.done():
+            raise ClientDisconnect
+        return scoring.result()
+    finally:
+        scoring.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def information(service: ScoringService) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from selectmoe.calibration import calibrate, save_calibration
-from selectmoe.data.packing import collate
+from selectmoe.data.packing import collate, pack_closely
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ConfigError, ModelError
 from selectmoe.gate_scores import SCORE_FORMULAS, good_margins, layer_scores, sample_scores
@@ -51,6 +51,33 @@ def test_score_does_not_depend_on_the_token_budget(engine, samples, budget):
     np.testing.assert_allclose(
         scores(other, samples), scores(engine, samples), rtol=0, atol=TOLERANCE
     )
+
+
+def test_score_does_not_depend_on_the_packer(engine, samples):
+    other = ScoringEngine.from_pretrained(device="cpu", packer=pack_closely)
+    np.testing.assert_allclose(
+        scores(other, samples), scores(engine, samples), rtol=0, atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("formula", SCORE_FORMULAS)
+def test_scores_of_tokens_average_to_the_score_of_the_sample(samples, formula):
+    engine = ScoringEngine.from_pretrained(device="cpu", formula=formula)
+    tokenized = engine.tokenizer.tokenize(samples[:6])
+    for sample, found in zip(tokenized, engine.score_each_token(tokenized), strict=True):
+        [alone] = engine.score_tokenized([sample])
+        assert found.sample.score == pytest.approx(alone.score, abs=TOLERANCE)
+        assert len(found.token_scores) == len(sample.token_ids)
+        counted = found.token_scores.astype(np.float64)
+        if engine.formula.tokens == "answer":
+            counted = counted[sample.answer_mask]
+        if engine.formula.average == "margin":
+            mean = np.log(counted / (1 - counted)).mean()
+            again = 1 / (1 + np.exp(-mean))
+        else:
+            again = counted.mean()
+        # A margin of 12 is a score of 1 - 6e-6, which float32 has to one part in a hundred.
+        assert again == pytest.approx(alone.score, abs=1e-3)
 
 
 @pytest.mark.parametrize("formula", SCORE_FORMULAS)

@@ -131,3 +131,16 @@ def test_a_template_that_fails_is_a_reason_and_no_stack_trace(tokenizer):
     chat = ChatTokenizer(tokenizer, max_sequence_length=100)
     with pytest.raises(DataError, match="chat template refuses the roles user, assistant"):
         chat.render((Message("user", "why?"), Message("assistant", "because")))
+
+
+@pytest.mark.parametrize("limit", [4, 1_000])
+def test_texts_of_tokens_are_those_of_the_tokenized_sample(tokenizer, limit):
+    chat = ChatTokenizer(tokenizer, max_sequence_length=limit)
+    sample = conversation("Why is grass green?", "Because of 葉緑素, mostly.")
+    [tokenized] = chat.tokenize([sample])
+    tokens = chat.token_texts(sample)
+    assert [token.is_answer for token in tokens] == tokenized.answer_mask.tolist()
+    text = chat.render(sample.messages)[0]
+    assert [token.text for token in tokens] == [text[token.start : token.end] for token in tokens]
+    if limit > len(tokens):
+        assert tokens[-1].end == len(text)

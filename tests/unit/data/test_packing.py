@@ -1,9 +1,12 @@
 """Batches under a token budget."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 
-from selectmoe.data.packing import pack
+from selectmoe.data.packing import pack, pack_closely
 from selectmoe.records import TokenizedSample
 
 
@@ -12,11 +15,12 @@ def sample_of(length: int) -> TokenizedSample:
     return TokenizedSample(str(length), ids, ids % 2 == 0, truncated=False)
 
 
+@pytest.mark.parametrize("packer", [pack, pack_closely])
 @pytest.mark.parametrize("max_tokens", [1, 7, 18, 64, 10_000])
-def test_every_sample_is_in_exactly_one_batch_unchanged(max_tokens):
+def test_every_sample_is_in_exactly_one_batch_unchanged(packer, max_tokens):
     samples = [sample_of(length) for length in (9, 3, 8, 3, 1, 30, 9, 2)]
     seen = []
-    for batch in pack(samples, max_tokens_per_batch=max_tokens):
+    for batch in packer(samples, max_tokens_per_batch=max_tokens):
         for row, position in enumerate(batch.positions):
             mask = batch.attention_mask[row]
             np.testing.assert_array_equal(batch.token_ids[row][mask], samples[position].token_ids)
@@ -28,10 +32,11 @@ def test_every_sample_is_in_exactly_one_batch_unchanged(max_tokens):
     assert sorted(seen) == list(range(len(samples)))
 
 
+@pytest.mark.parametrize("packer", [pack, pack_closely])
 @pytest.mark.parametrize("max_tokens", [9, 18, 64])
-def test_only_a_sample_longer_than_the_budget_exceeds_it(max_tokens):
+def test_only_a_sample_longer_than_the_budget_exceeds_it(packer, max_tokens):
     samples = [sample_of(length) for length in (9, 3, 8, 3, 1, 30, 9, 2)]
-    for batch in pack(samples, max_tokens_per_batch=max_tokens):
+    for batch in packer(samples, max_tokens_per_batch=max_tokens):
         assert batch.token_ids.size <= max_tokens or len(batch.positions) == 1
 
 
@@ -41,8 +46,37 @@ def test_rows_of_similar_length_share_a_batch():
     assert [batch.attention_mask.sum(1).tolist() for batch in batches] == [[9, 8], [3, 3]]
 
 
-def test_no_samples_give_no_batches():
-    assert list(pack([], max_tokens_per_batch=8)) == []
+def test_short_rows_are_not_padded_to_a_long_one_where_a_pass_of_their_own_is_cheaper():
+    samples = [sample_of(length) for length in (20, 900, 10, 880)]
+    batches = list(pack_closely(samples, max_tokens_per_batch=4_096))
+    assert [batch.positions.tolist() for batch in batches] == [[1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_cut_is_cheaper(seed):
+    lengths = np.random.default_rng(seed).integers(1, 400, size=9)
+    budget = 1_024
+
+    def cost(sizes):
+        too_large = [rows for rows, longest in sizes if rows > 1 and rows * longest > budget]
+        areas = sum(rows * longest for rows, longest in sizes)
+        return math.inf if too_large else areas + len(sizes) * (budget // 32)
+
+    ordered = sorted(lengths.tolist(), reverse=True)
+    cheapest = min(
+        cost([(stop - start, ordered[start]) for start, stop in itertools.pairwise(edges)])
+        for number in range(1, 10)
+        for inner in itertools.combinations(range(1, 9), number - 1)
+        for edges in [(0, *inner, 9)]
+    )
+    samples = [sample_of(length) for length in lengths]
+    found = pack_closely(samples, max_tokens_per_batch=budget)
+    assert cost([batch.token_ids.shape for batch in found]) == cheapest
+
+
+@pytest.mark.parametrize("packer", [pack, pack_closely])
+def test_no_samples_give_no_batches(packer):
+    assert list(packer([], max_tokens_per_batch=8)) == []
 
 
 def test_rows_of_one_length_keep_their_order():

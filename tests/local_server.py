@@ -1,0 +1,78 @@
+"""The web app over real HTTP with the embedded selector, in this process and without Ray."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+
+from serve.batching import BatchAnswer, BatchRequest
+from serve.deployments import Scorer
+from serve.model_description import ModelDescription
+from serve.scoring_service import ScoringService
+from serve.settings import ServeSettings
+from serve.web_app import build_web_app
+from tests.ray_head import free_port
+
+
+class LocalScorers:
+    """The scorer of a replica, called directly; `hold` stops it as a stuck one would."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.scorer = Scorer(settings)
+        self.may_score = threading.Event()
+        self.may_score.set()
+        self.num_batches = 0
+        self.num_alive = settings.num_replicas
+
+    async def score(self, request: BatchRequest) -> BatchAnswer:
+        self.num_batches += 1
+        while not self.may_score.is_set():
+            await asyncio.sleep(0.005)
+        return await self.scorer.score(request)
+
+    async def describe(self) -> ModelDescription:
+        return self.scorer.describe()
+
+    async def call_the_roll(self, *, timeout_seconds: float) -> int:
+        return self.num_alive
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self.may_score.clear()
+        try:
+            yield
+        finally:
+            self.may_score.set()
+
+
+class LocalServer:
+    def __init__(self, settings: ServeSettings, scorers: LocalScorers) -> None:
+        self.scorers = scorers
+        self.service = ScoringService(settings, scorers)
+
+        async def siblings() -> list[dict]:
+            return [self.service.metrics_snapshot()]
+
+        app = build_web_app(self.service, siblings=siblings)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = uvicorn.Server(
+            uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
+        )
+
+
+@contextlib.contextmanager
+def local_server(settings: ServeSettings, scorers: LocalScorers) -> Iterator[LocalServer]:
+    server = LocalServer(settings, scorers)
+    thread = threading.Thread(target=server.server.run)
+    thread.start()
+    try:
+        while server.service.why_unready() is not None or not server.server.started:
+            assert thread.is_alive()
+            threading.Event().wait(0.02)
+        yield server
+    finally:
+        server.server.should_exit = True
+        thread.join()

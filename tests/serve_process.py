@@ -1,0 +1,71 @@
+"""`serve run` as a user starts it, in processes of its own."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.ray_head import stop
+
+
+class ServeProcess:
+    def __init__(self, process: subprocess.Popen, url: str, log: Path) -> None:
+        self.process = process
+        self.url = url
+        self.log = log
+
+    def printed(self) -> str:
+        return self.log.read_text("utf-8")
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """The processes of a deployment; Ray writes its name into theirs."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        found = []
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                title = " ".join(member.cmdline())
+                if title.startswith("ray::ServeReplica:") and f":{deployment}" in title:
+                    found.append(member)
+        return found
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def wait_until_ready(self, *, timeout_seconds: float) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        while not self.is_ready():
+            assert self.process.poll() is None, self.printed()
+            assert time.monotonic() < deadline, self.printed()
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def serve_run(
+    target: str | Path, *, url: str, folder: Path, environment: dict[str, str]
+) -> Iterator[ServeProcess]:
+    """Ready when it is entered; at the end none of its processes is left."""
+    log = folder / "serve.log"
+    # A busy machine needs longer than Ray's 30 s until a node is registered.
+    patience = {"RAY_raylet_start_wait_time_s": "120"}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("serve"), "run", str(target)],
+            env={**os.environ, **patience, **environment},
+            stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        running = ServeProcess(process, url, log)
+        running.wait_until_ready(timeout_seconds=240)
+        yield running
+    finally:
+        if process.poll() is None:
+            stop(process)

@@ -1,0 +1,126 @@
+"""A request is refused as a whole for what its program does wrong, a sample for what it is."""
+
+import json
+import re
+
+import pytest
+
+from selectmoe.records import Message
+from serve.error_responses import RequestError
+from serve.schemas import parse_request
+
+GOOD = {"prompt": "a question", "response": "an answer"}
+
+
+def parse(content, *, max_samples=10):
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return parse_request(body, max_samples=max_samples)
+
+
+def refusal(content, **limits):
+    with pytest.raises(RequestError) as caught:
+        parse(content, **limits)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("wire", "roles"),
+    [
+        ({"text": "said"}, ["assistant"]),
+        (GOOD, ["user", "assistant"]),
+        ({"messages": [{"role": "assistant", "content": "said"}]}, ["assistant"]),
+    ],
+)
+def test_each_layout_becomes_a_conversation(wire, roles):
+    parsed = parse({"samples": {**wire, "id": "x", "dataset": "d"}})
+    [only] = parsed.samples
+    assert [message.role for message in only.sample.messages] == roles
+    assert (only.wire_id, only.sample.dataset, parsed.is_list) == ("x", "d", False)
+
+
+def test_a_list_keeps_its_order_and_its_bad_samples_beside_the_good():
+    parsed = parse(
+        {
+            "samples": [
+                {**GOOD, "id": "0"},
+                {"id": "1", "text": 5},
+                {"id": "2", "messages": []},
+                {"id": "3", "messages": [{"role": "user", "content": "no answer"}]},
+                "no object",
+                {"id": "5", "nothing": "known"},
+                {**GOOD, "id": "6"},
+            ],
+            "detail": "tokens",
+        }
+    )
+    assert [entry.sample is None for entry in parsed.samples] == [
+        False, True, True, True, True, True, False,
+    ]  # fmt: skip
+    assert [entry.wire_id for entry in parsed.samples] == ["0", "1", "2", "3", None, "5", "6"]
+    assert parsed.detail == "tokens"
+    errors = [entry.error for entry in parsed.samples]
+    assert "samples[1].text" in errors[1]
+    assert errors[2] == "samples[2].messages: must not be empty"
+    assert "samples[3]: 'messages' must have an assistant turn" in errors[3]
+    assert errors[4] == "samples[4] must be an object, got a text"
+    assert "samples[5].nothing is not a field here" in errors[5]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"{", "the body must be JSON in UTF-8"),
+        (b"\xff", "the body must be JSON in UTF-8"),
+        (b"[" * 100_000, "the body must be JSON in UTF-8"),
+        (b"1" * 10_000, "the body must be JSON in UTF-8"),
+        ([], "the body must be a JSON object with 'samples', got a list"),
+        ({}, "samples must be a sample or a list of samples, got nothing"),
+        ({"samples": None}, "got null"),
+        ({"samples": []}, "samples must not be empty"),
+        ({"samples": GOOD, "sample": 1}, "sample is not a field here; known are samples, detail"),
+        ({"samples": GOOD, "detail": "all"}, "detail must be one of sample, layers, tokens"),
+        ({"samples": GOOD, "detail": ["tokens"]}, "detail must be one of"),
+        ({"samples": {**GOOD, "promt": "x"}}, "samples.promt is not a field here"),
+        ({"samples": {"prompt": "x"}}, "samples.response: field required"),
+        ({"samples": {**GOOD, "text": "x"}}, "samples.prompt: is not a field here"),
+        ({"samples": {**GOOD, "id": 5}}, "samples.id: input should be a valid string"),
+        ({"samples": {"text": " "}}, "the assistant must say something"),
+        ({"samples": {"text": "\ud83d"}}, "lone surrogate"),
+        ({"samples": {**GOOD, "id": "\ud83d"}}, "'id' must be valid Unicode"),
+        ({"samples": [{"foo": 1}, {"bar": 2}]}, r"samples\[0\].foo is not a field here"),
+        (
+            {"samples": {"messages": [{"role": "tool", "content": "x"}]}},
+            r"samples.messages\[0\].role: must be one of system, user, assistant",
+        ),
+    ],
+)
+def test_what_is_wrong_is_a_422_that_names_the_field(content, complaint):
+    error = refusal(content)
+    assert error.error_type == "validation"
+    assert re.search(complaint, str(error)), str(error)
+
+
+@pytest.mark.parametrize("place", ["top", "sample"])
+@pytest.mark.parametrize("field", ["text_1", "text_2", "query", "documents"])
+def test_fields_of_pair_scoring_get_a_pointer(field, place):
+    content = {field: "a"} if place == "top" else {"samples": [{field: "a"}]}
+    error = refusal(content)
+    assert field in str(error)
+    assert "scores single samples" in str(error)
+
+
+def test_a_list_that_is_too_long_is_too_large():
+    assert refusal({"samples": [GOOD] * 3}, max_samples=2).error_type == "too_large"
+
+
+def test_a_message_that_no_file_could_hold_does_not_break_the_answer():
+    error = refusal({"samples": {**GOOD, "\ud83d": 1}})
+    error.response().body.decode("utf-8")
+
+
+def test_the_sample_is_the_one_that_the_select_job_reads():
+    [only] = parse({"samples": GOOD}).samples
+    assert only.sample.messages == (
+        Message("user", "a question"),
+        Message("assistant", "an answer"),
+    )
