@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,7 +25,9 @@ from selectmoe.model.checkpoint import hash_weights
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.score_requests import parse_info
 from selectmoe.scoring import ScoringEngine
+from serve.settings import ServeSettings
 from tests.job import Job
+from tests.local_server import LocalScorers, local_server
 from tests.ray_head import free_port, ray_head
 from tests.score_server import ScoreServer, Trouble, running
 
@@ -86,6 +89,40 @@ def test_a_server_gives_every_row_of_a_shard_what_the_engine_gives_it(shards, tm
     assert tables(tmp_path / "asked") == tables(tmp_path / "own")
     assert 1 < server.most_at_once <= 3
     assert all(body["batching"] == "own" for path, body in server.requests if path == "/score")
+
+
+def test_the_service_gives_a_shard_what_the_engine_gives_it_whatever_else_it_is_asked(
+    shards, tmp_path
+):
+    selector = tmp_path / "selector"
+    shutil.copytree(EMBEDDED_SELECTOR, selector)
+    (selector / "chat_template.jinja").write_text(REFUSING_TEMPLATE, "utf-8")
+    own = ShardScorer(
+        lambda: ScoringEngine.from_pretrained(selector), tmp_path / "own", shards_in_flight=1
+    )
+    own(batch(shards))
+    settings = ServeSettings(model=str(selector), api_key="key-of-the-test")
+    is_over = threading.Event()
+
+    def keep_asking(url: str) -> None:
+        sample = {"prompt": "Why is the sky blue?", "response": "Air scatters blue light the most."}
+        with ScoreClient(url, api_key=settings.api_key) as client:
+            while not is_over.wait(0.02):
+                client.score_many([sample, {"text": "Twice."}])
+
+    with local_server(settings, LocalScorers(settings)) as service:
+        traffic = threading.Thread(target=keep_asking, args=[service.url])
+        traffic.start()
+        asking = ShardScorer(
+            lambda: ServerScorer(service.url, settings.api_key),
+            tmp_path / "asked",
+            shards_in_flight=3,
+        )
+        asked = asking(batch(shards))
+        is_over.set()
+        traffic.join()
+    assert sum(asked["num_unscored"]) == 3
+    assert tables(tmp_path / "asked") == tables(tmp_path / "own")
 
 
 def test_a_server_that_refuses_is_a_row_and_what_was_scored_before_is_kept(
@@ -239,35 +276,8 @@ def test_the_handle_of_the_deployment_gives_the_bytes_of_actors(
     assert_same_run(tmp_path / "run", by_actors)
 
 
-def test_the_server_gives_the_bytes_of_actors_whatever_else_it_is_asked(
+def test_a_run_that_its_server_ends_goes_on_with_another_to_the_bytes_of_actors(
     cluster, job_there, corpus, by_actors, tmp_path
-):
-    rows = [json.loads(line) for line in corpus.read_text("utf-8").splitlines()]
-    others = [{"messages": row["messages"]} for row in rows]
-    is_over = threading.Event()
-
-    def keep_asking() -> None:
-        with ScoreClient.from_environment(cluster["url"]) as client:
-            while not is_over.wait(0.1):
-                client.score_many(others[:5])
-
-    traffic = threading.Thread(target=keep_asking)
-    traffic.start()
-    try:
-        job_there.run(
-            "--pct", "0.2", "--data", corpus, "--output", tmp_path / "run", "--via",
-            cluster["url"], "rows_per_shard=15",
-        )  # fmt: skip
-    finally:
-        is_over.set()
-        traffic.join()
-    assert_same_run(tmp_path / "run", by_actors)
-    saved = [file.read_text("utf-8") for file in (tmp_path / "run").glob("*.json*")]
-    assert "key-of-the-test" not in "".join(saved)
-
-
-def test_a_run_that_its_server_ends_goes_on_elsewhere_to_the_same_bytes(
-    job_there, corpus, by_actors, tmp_path
 ):
     output = tmp_path / "run"
     with running(ScoreServer(ScoringEngine.from_pretrained(), api_key="key-of-the-test")) as server:
@@ -278,8 +288,10 @@ def test_a_run_that_its_server_ends_goes_on_elsewhere_to_the_same_bytes(
             "rows_per_shard=15", "shards_in_flight=1",
         )  # fmt: skip
     assert f"answered 500: broken; go on with --resume {output}" in line
-    job_there.run("--resume", output, "--via", "serve")
+    job_there.run("--resume", output, "--via", cluster["url"])
     # At least the two before the refusal; the actor may have begun another batch meanwhile.
     assert 2 <= manifest(output)["scoring"]["num_shards_reused"] < 8
     assert selected(output) == selected(by_actors)
     assert manifest(output)["total"] == manifest(by_actors)["total"]
+    saved = [file.read_text("utf-8") for file in output.glob("*.json*")]
+    assert "key-of-the-test" not in line + "".join(saved)
