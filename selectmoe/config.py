@@ -345,7 +345,7 @@ class SelectConfig:
         require(0 < share <= 1, "selection_percentage (--pct)", "in (0, 1]", share)
         require(0 <= self.max_rejected <= 1, "max_rejected", "in [0, 1]", self.max_rejected)
         known = self.via in ("actors", "serve") or self.via.startswith(("http://", "https://"))
-        require(known, "via", "actors, serve or a URL (http://HOST:PORT)", repr(self.via))
+        require(known, "via", "actors, serve or a URL (http://HOST:PORT)", self.via)
         require(self.shards_in_flight >= 1, "shards_in_flight", "at least 1", self.shards_in_flight)
         require(self.rows_per_shard >= 1, "rows_per_shard", "at least 1", self.rows_per_shard)
         actors, threads = self.num_actors, self.num_threads_per_actor
