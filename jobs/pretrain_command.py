@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jobs.output_folder import (
     values_given,
 )
 from jobs.progress import TokenisingProgress, format_seconds
-from jobs.training_run import print_rows, train_in, write_manifest
+from jobs.training_run import print_rows, show_metrics, train_in, write_manifest
 from selectmoe.config import WarmupConfig
 from selectmoe.config_loading import load_config
 from selectmoe.training.warmup_settings import corpus_specs, corruption_kinds
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 
     output = claim_output(config)
     tokenise(config, output, output / TOKENIZED_NAME)
-    report = train_in(output, warm_up, config)
+    report = train_in(output, warm_up, config, show=shows_steps(config.training.num_steps))
     write_manifest(config, output, report, wall_seconds=time.perf_counter() - started)
     print_report(report, wall_seconds=time.perf_counter() - started)
 
@@ -136,11 +136,30 @@ def tokenise(config: WarmupConfig, output: Path, folder: Path) -> None:
     )
 
 
+def shows_steps(num_steps: int) -> Callable[[Mapping[str, Any]], None]:
+    """Shows a line of metrics, and what follows the last one, which is to be heard of only when it
+    is done."""
+
+    def show(row: Mapping[str, Any]) -> None:
+        show_metrics(row)
+        if row["step"] == num_steps:
+            logger.info("calibrating: scoring rows of the corpus with the new gates")
+
+    return show
+
+
 def print_report(report: Mapping[str, Any], *, wall_seconds: float) -> None:
+    calibration = report["calibration"]
     rows = (
         ("samples", f"{report['num_samples']:,} ({report['num_rejected']:,} rows rejected)"),
         ("trained", f"{report['num_parameters_trained']:,} parameters"),
         ("steps", f"{report['num_steps']:,} in {format_seconds(wall_seconds)}"),
+        (
+            "scores",
+            f"calibrated on {calibration['num_samples']:,} rows of the corpus"
+            if calibration
+            else f"not calibrated: {report['calibration_failure']}",
+        ),
         ("weights", report["weights"]),
     )
     print_rows(rows)

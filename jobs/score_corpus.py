@@ -13,6 +13,7 @@ from jobs.progress import ScoringProgress
 from jobs.ray_session import start_ray, without_restart_notice
 from jobs.scoring_places import WORKER_MODULES, ScoringPlace
 from jobs.shard_scorer import ShardScorer, normalize_corpus
+from selectmoe.calibration import save_calibration
 from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary, read_summary
 from selectmoe.data.writers import write_json
@@ -23,6 +24,7 @@ from selectmoe.selected_data import write_rejected
 
 logger = logging.getLogger(__name__)
 
+MODEL_NAME = "model.json"  # written when a run has begun: the hash of the weights that score
 # Blocks of shards per actor: enough for even loads, few enough for a million shards.
 BLOCKS_PER_ACTOR = 64
 
@@ -43,6 +45,7 @@ class ScoringReport:
 
 def score_corpus(config: SelectConfig, folder: RunFolder, place: ScoringPlace) -> ScoringReport:
     """Scores whatever of the corpus has no scores yet; each file in `folder` is whole or absent."""
+    keep_calibration(folder, place)
     require_same_weights(folder, place.weights_sha256)
     start_ray(*WORKER_MODULES)
     summary = read_summary(folder.corpus) or normalize(config, folder)
@@ -93,9 +96,19 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
     return summary
 
 
+def keep_calibration(folder: RunFolder, place: ScoringPlace) -> None:
+    """Copies the weights' calibration into a run that begins. The one beside the weights may be
+    made anew, and a resumed run must give the bytes of one that was never interrupted."""
+    if (folder.root / MODEL_NAME).is_file():
+        return
+    calibration = place.read_calibration()
+    if calibration is not None:
+        save_calibration(folder.root, calibration)
+
+
 def require_same_weights(folder: RunFolder, weights_sha256: str) -> None:
     """A resumed run must go on with the weights it began with: their file may have changed."""
-    file = folder.root / "model.json"
+    file = folder.root / MODEL_NAME
     if file.is_file():
         before = json.loads(file.read_text("utf-8"))["weights_sha256"]
         if before != weights_sha256:

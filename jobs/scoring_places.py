@@ -14,17 +14,24 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jobs import remote_scorers, shard_scorer
 from jobs.ray_session import ClusterError, start_ray
 from jobs.remote_scorers import DeploymentScorer, ServerScorer
 from jobs.shard_scorer import open_engine
+from selectmoe.calibration import Calibration, fitting, from_json, load_calibration
 from selectmoe.client import API_KEY_VARIABLE, ScoreClient
 from selectmoe.config import SelectConfig
 from selectmoe.config_loading import resolved
 from selectmoe.errors import ConfigError
-from selectmoe.model.checkpoint import hash_weights, weights_file, weights_size
+from selectmoe.model.checkpoint import (
+    calibration_folder,
+    hash_weights,
+    weights_file,
+    weights_size,
+)
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.score_requests import ServerInfo, parse_info
 from selectmoe.scored_shards import Scorer
@@ -62,6 +69,7 @@ class ScoringPlace:
 
     model: str
     weights_sha256: str
+    read_calibration: Callable[[], Calibration | None]
     open_scorer: Callable[[], Scorer]  # runs on a worker
     pool: Callable[[Mapping[str, float]], Pool]  # for the resources of the cluster
 
@@ -77,9 +85,17 @@ def find_place(config: SelectConfig) -> ScoringPlace:
 
 def own_actors(config: SelectConfig) -> ScoringPlace:
     config = dataclasses.replace(config, model=config.model or str(EMBEDDED_SELECTOR))
+    weights_sha256 = hash_of_weights(config)
+
+    def read_calibration() -> Calibration | None:
+        stored = load_calibration(calibration_folder(str(config.model), stage_1_weights(config)))
+        formula = config.scoring.formula
+        return fitting(stored, formula=formula, weights_hash=lambda: weights_sha256)
+
     return ScoringPlace(
         model=str(config.model),
-        weights_sha256=hash_of_weights(config),
+        weights_sha256=weights_sha256,
+        read_calibration=read_calibration,
         open_scorer=functools.partial(open_engine, config),
         pool=functools.partial(engine_pool, config),
     )
@@ -133,9 +149,11 @@ def remote_place(
     config: SelectConfig, name: str, info: ServerInfo, open_scorer: Callable[[], Scorer]
 ) -> ScoringPlace:
     require_agreement(config, name, info)
+    calibration = None if info.calibration is None else from_json(info.calibration)
     return ScoringPlace(
         model=info.model,
         weights_sha256=info.weights_hash,
+        read_calibration=lambda: calibration,
         open_scorer=open_scorer,
         pool=functools.partial(asking_pool, config),
     )
@@ -182,8 +200,11 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
 
 
 def hash_of_weights(config: SelectConfig) -> str:
-    stage_1 = weights_file(config.model_checkpoint_path) if config.model_checkpoint_path else None
-    return hash_weights(config.model or str(EMBEDDED_SELECTOR), stage_1)
+    return hash_weights(config.model or str(EMBEDDED_SELECTOR), stage_1_weights(config))
+
+
+def stage_1_weights(config: SelectConfig) -> Path | None:
+    return weights_file(config.model_checkpoint_path) if config.model_checkpoint_path else None
 
 
 def engine_pool(config: SelectConfig, resources: Mapping[str, float]) -> Pool:

@@ -1,6 +1,5 @@
 """The manifest of a selection run, and the table that a person reads."""
 
-import dataclasses
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from jobs.progress import format_seconds
 from jobs.score_corpus import ScoringReport
 from selectmoe import __version__
+from selectmoe.calibration import described
 from selectmoe.config import SelectConfig
 from selectmoe.config_loading import resolved
 from selectmoe.data.writers import write_json
@@ -33,12 +33,23 @@ def write_manifest(
         "scoring": scored_by,
         "datasets": {name: asdict(counts) for name, counts in selected.counts.items()},
         "total": total_counts(selected),
-        "thresholds": {name: dataclasses.asdict(cut) for name, cut in selected.cuts.items()},
+        "thresholds": thresholds(selected),
+        "calibration": described(selected.calibration) if selected.calibration else None,
         "score_quantiles": selected.quantiles,
         "wall_seconds": round(wall_seconds, 3),
     }
     write_json(output / "manifest.json", manifest)
     return manifest
+
+
+def thresholds(selected: SelectedData) -> dict[str, dict[str, Any]]:
+    """The cuts, each with the percentile of its score; null without a calibration."""
+    calibration = selected.calibration
+    return {
+        name: asdict(cut)
+        | {"percentile": calibration.percentile(cut.score) if calibration else None}
+        for name, cut in selected.cuts.items()
+    }
 
 
 def total_counts(selected: SelectedData) -> dict[str, int]:
@@ -69,6 +80,8 @@ def print_table(manifest: dict[str, Any], output: Path) -> None:
     print()
     if DEMO_BAD in manifest["datasets"]:
         print(_demo_line(manifest["datasets"][DEMO_BAD], total))
+    if manifest["calibration"]:
+        print(_percentile_line(manifest))
     truncated = f", {total['num_truncated']:,} rows truncated" if total["num_truncated"] else ""
     print(
         f"{total['num_tokens']:,} tokens{truncated}, scored at "
@@ -92,6 +105,14 @@ def _row(
 def _threshold(manifest: dict[str, Any], name: str) -> str:
     cut = manifest["thresholds"].get(name)
     return f"{cut['score']:.4f}" if cut else ""
+
+
+def _percentile_line(manifest: dict[str, Any]) -> str:
+    percentiles = [cut["percentile"] for cut in manifest["thresholds"].values()]
+    lowest, highest = f"{min(percentiles):.1f}", f"{max(percentiles):.1f}"
+    place = f" {lowest}" if lowest == highest else f"s {lowest} to {highest}"
+    num_samples = manifest["calibration"]["num_samples"]
+    return f"threshold at percentile{place} of {num_samples:,} rows of the warm-up corpus"
 
 
 def _demo_line(bad: dict[str, Any], total: dict[str, int]) -> str:

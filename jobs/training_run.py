@@ -21,12 +21,23 @@ logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 
 
+def show_metrics(row: Mapping[str, Any]) -> None:
+    from selectmoe.training.metrics_lines import metrics_line
+
+    logger.info("%s", metrics_line(row))
+
+
 def train_in(
     output: Path,
     train: "Callable[[Any, TrainingWorker], dict[str, Any]]",
     config: WarmupConfig | FinetuneConfig,
+    *,
+    show: Callable[[Mapping[str, Any]], None] = show_metrics,
 ) -> dict[str, Any]:
-    """Starts Ray and runs `train(config, worker)` on its workers; returns rank 0's report."""
+    """Starts Ray and runs `train(config, worker)` on its workers; returns rank 0's report.
+
+    show: called for every line of metrics.
+    """
     from jobs import ray_training
     from jobs.ray_session import start_ray
 
@@ -37,16 +48,10 @@ def train_in(
             dataclasses.replace(config, output=str(output)),
             output=output,
             scaling=config.scaling,
-            show=show_metrics,
+            show=show,
         )
     assert isinstance(report, dict)
     return report
-
-
-def show_metrics(row: Mapping[str, Any]) -> None:
-    from selectmoe.training.metrics_lines import metrics_line
-
-    logger.info("%s", metrics_line(row))
 
 
 def write_manifest(

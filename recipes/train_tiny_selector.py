@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, OlmoeConfig
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from recipes.calibrate_selector import calibrate_selector  # noqa: E402
 from recipes.held_out_auroc import auroc_by_kind, copies_by_kind, scores  # noqa: E402
 from recipes.train_tiny_base import is_held_out  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
@@ -83,6 +84,8 @@ def main() -> None:
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(args.save_path)
     tokenizer.save_pretrained(args.save_path)
+
+    calibrate_selector(args.save_path, training, seed=args.seed)
 
     engine, evaluated = ScoringEngine.from_pretrained(args.save_path), evaluated[:NUM_EVALUATED]
     report = auroc_by_kind(partial(scores, engine), evaluated, copies_by_kind(evaluated))

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from selectmoe.errors import (
@@ -85,6 +85,8 @@ class ServerInfo:
     max_batch_tokens: int
     max_samples: int  # of one request
     max_body_bytes: int
+    calibration: Mapping[str, Any] | None = field(default=None, repr=False)
+    """As calibration.json has it; None where scores have no percentiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +312,7 @@ def parse_info(content: Mapping[str, Any]) -> ServerInfo:
         max_batch_tokens=int(limits["max_batch_tokens"]),
         max_samples=int(limits["max_samples_per_request"]),
         max_body_bytes=int(limits["max_body_bytes"]),
+        calibration=content.get("calibration"),
     )
 
 

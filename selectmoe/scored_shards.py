@@ -5,6 +5,7 @@ corpus/rejected.parquet       rows that broke the input contract
 corpus/summary.json           written last: the corpus is whole
 scored/shard-000000.parquet   scores of the corpus shard of the same name
 scored/_finished.jsonl         one line for every shard that was scored, never rewritten
+calibration.json               of the weights, as it was when the run began; if they had one
 selected_data.jsonl  rejected/rejected.jsonl  manifest.json
 """
 

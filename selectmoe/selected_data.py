@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from selectmoe.calibration import Calibration, load_calibration
 from selectmoe.data.shards import read_shard
 from selectmoe.data.writers import write_jsonl
 from selectmoe.errors import TooManyRejectedError
@@ -38,6 +40,7 @@ class SelectedData:
     counts: dict[str, DatasetCounts]  # by data set
     cuts: dict[str, Cut]  # by data set, or one under "*"
     quantiles: dict[str, float]  # of all scores, to 1 / NUM_QUANTILE_BINS
+    calibration: Calibration | None  # of the run, by which scores have percentiles
 
     @property
     def num_selected(self) -> int:
@@ -77,7 +80,9 @@ def cut_run(
         folder, num_scored, selection_percentage=selection_percentage, per_dataset=per_dataset
     )
     num_selected: Counter[str] = Counter()
-    write_jsonl(output / "selected_data.jsonl", selected_rows(folder, cuts, num_selected))
+    calibration = load_calibration(folder.root)
+    rows = selected_rows(folder, cuts, num_selected, calibration)
+    write_jsonl(output / "selected_data.jsonl", rows)
     counts = {
         dataset: DatasetCounts(
             num_read=num_scored[dataset] + sum(num_rejected.get(dataset, Counter()).values()),
@@ -89,7 +94,7 @@ def cut_run(
         )
         for dataset in sorted({*num_scored, *num_rejected})
     }
-    return SelectedData(counts, cuts, quantiles(histogram))
+    return SelectedData(counts, cuts, quantiles(histogram), calibration)
 
 
 def find_cuts(
@@ -115,9 +120,13 @@ def find_cuts(
 
 
 def selected_rows(
-    folder: RunFolder, cuts: dict[str, Cut], num_selected: Counter[str]
+    folder: RunFolder,
+    cuts: dict[str, Cut],
+    num_selected: Counter[str],
+    calibration: Calibration | None,
 ) -> Iterator[dict[str, object]]:
-    """The kept samples with their scores; counts them by data set on the way."""
+    """The kept samples with their scores and percentiles (null without a calibration); counts them
+    by data set on the way."""
     for block in score_blocks(folder):
         kept = np.zeros(len(block.scores), dtype=bool)
         for dataset, cut in cuts.items():
@@ -125,7 +134,9 @@ def selected_rows(
         if not kept.any():
             continue
         rows = read_shard(folder.corpus / block.shard.name)
-        for row_number, score in zip(block.row_numbers[kept], block.scores[kept], strict=True):
+        row_numbers, scores = block.row_numbers[kept], block.scores[kept]
+        percentiles = calibration.percentiles(scores).tolist() if calibration else repeat(None)
+        for row_number, score, percentile in zip(row_numbers, scores, percentiles, strict=False):
             _, sample = rows[row_number]
             num_selected[sample.dataset] += 1
             yield {
@@ -133,6 +144,7 @@ def selected_rows(
                 "id": sample.sample_id,
                 "messages": [{"role": m.role, "content": m.content} for m in sample.messages],
                 "score": float(str(score)),  # the shortest decimal that is this float32
+                "percentile": percentile,
             }
 
 

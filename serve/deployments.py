@@ -212,6 +212,10 @@ class Ingress:
     def check_health(self) -> None:
         self._service.check_health()
 
+    async def drain(self) -> None:
+        """Refuses what comes, and returns when what was accepted is answered."""
+        await self._service.drain()
+
     def metrics(self) -> Snapshot:
         """This replica's own numbers."""
         return self._service.metrics_snapshot()

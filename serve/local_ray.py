@@ -4,6 +4,7 @@ A cluster that runs already has its own environment: serve/rayservice.yaml sets 
 """
 
 import atexit
+import logging
 import os
 import signal
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 ENVIRONMENT = {
-    # Our code never blocks its event loop, so Serve needs no second one beside it: a fifth more
-    # requests a second, and a fifth less time for one (docs/serving.md).
+    # Our code never blocks its event loop, so Serve needs no second one beside it: a third more
+    # empty requests a second, and a fifth less time for one (docs/serving.md).
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
@@ -22,6 +23,9 @@ ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy_errors.middlewares",
 }
 LOOK_SECONDS = 0.5
+DRAIN_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_local_ray() -> None:
@@ -32,17 +36,18 @@ def prepare_local_ray() -> None:
         os.environ.setdefault(name, value)
     # Ray's own handler for SIGTERM kills the cluster with all that is being answered, and Ray sets
     # it when it starts. An alarm sets ours after that: only the main thread may, and it sleeps.
-    signal.signal(signal.SIGALRM, _handle_sigterm_once_ray_runs)
+    signal.signal(signal.SIGALRM, _handle_signals_once_ray_runs)
     signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
     atexit.register(_stop_looking)  # an interpreter that ends has no handler, and an alarm kills it
 
 
-def _handle_sigterm_once_ray_runs(_: int, __: FrameType | None) -> None:
+def _handle_signals_once_ray_runs(_: int, __: FrameType | None) -> None:
     import ray
 
     if ray.is_initialized():
         _stop_looking()
         signal.signal(signal.SIGTERM, _finish_accepted_requests)
+        signal.signal(signal.SIGINT, _finish_accepted_requests)
 
 
 def _stop_looking() -> None:
@@ -50,6 +55,22 @@ def _stop_looking() -> None:
 
 
 def _finish_accepted_requests(_: int, __: FrameType | None) -> None:
-    """As Ctrl-C: replicas stop taking requests, and end when theirs are answered."""
+    """New requests get a 503, accepted ones their answers; then `serve run` ends as by Ctrl-C.
+
+    Serve's own shutdown ends its proxies first, and with them what they have not answered.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and twice is impatience
+    try:
+        _drain()
+    except Exception as error:
+        logger.warning("some accepted requests may go unanswered: %s", type(error).__name__)
     raise KeyboardInterrupt
+
+
+def _drain() -> None:
+    from ray import serve
+
+    for name in serve.status().applications:
+        handle = serve.get_app_handle(name)
+        handle.broadcast("drain").results(timeout_s=DRAIN_SECONDS)

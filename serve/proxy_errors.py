@@ -1,7 +1,8 @@
 """Around Serve's own HTTP proxy: its refusals, which are plain text, in the one error shape.
 
-Nothing but Serve itself answers an error without JSON: the web app catches everything. So a 500
-here is a replica that was lost with the request, and that is a 503: it can be sent again.
+Nothing but Serve itself answers an error without JSON: the web app catches everything. All of
+them are a 503 then: a 500 is a replica that was lost with the request, which can be sent again, and
+a 404 is an application that is not there yet or no more, since ours takes every path.
 """
 
 from starlette.middleware import Middleware
@@ -9,13 +10,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.error_responses import error_response
-
-TYPE_BY_STATUS = {404: "not_found", 429: "overloaded"}
-SENTENCES = {
-    "not_found": "there is no such path here, or nothing is served yet",
-    "overloaded": "the server is busy; try again later",
-    "unavailable": "no replica could answer; try again",
-}
 
 
 class ErrorShape:
@@ -25,20 +19,25 @@ class ErrorShape:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        replaced = False
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):
+            await self.app(scope, receive, send)
+            return
+        begun = replaced = False
 
         async def send_in_shape(message: Message) -> None:
-            nonlocal replaced
+            nonlocal begun, replaced
+            begun = True
             if message["type"] == "http.response.start" and _is_serves_own(message):
                 replaced = True
-                await _answer(message["status"])(scope, receive, send)
+                await _unavailable()(scope, receive, send)
             elif not replaced:
                 await send(message)
 
-        if scope["type"] == "http" and not scope["path"].startswith("/-/"):
-            await self.app(scope, receive, send_in_shape)
-        else:
-            await self.app(scope, receive, send)
+        await self.app(scope, receive, send_in_shape)
+        if not begun:
+            # So it ends where a replica dies that is being asked; the HTTP server would make it a
+            # 500. A client that has gone does not hear this.
+            await _unavailable()(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:
@@ -51,7 +50,7 @@ def _is_serves_own(message: Message) -> bool:
     return message["status"] >= 400 and not content_type.startswith(b"application/json")
 
 
-def _answer(status: int) -> Response:
-    error_type = TYPE_BY_STATUS.get(status, "unavailable")
-    headers = {} if error_type == "not_found" else {"Retry-After": "1"}
-    return error_response(error_type, SENTENCES[error_type], headers=headers)
+def _unavailable() -> Response:
+    return error_response(
+        "unavailable", "no replica could answer; try again", headers={"Retry-After": "1"}
+    )

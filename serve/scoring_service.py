@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ from serve.settings import ServeSettings
 ROLL_CALL_SECONDS = 1.0  # between two
 ROLL_CALL_TIMEOUT_SECONDS = 5.0  # longer than a batch on a CPU, behind which the answer may wait
 NUM_TOKENIZER_THREADS = 2  # a long text holds one up for a second
+
+DRAIN_LOOK_SECONDS = 0.2
+SHUTTING_DOWN = "the server is shutting down"
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ class ScoringService:
         self._tokenizer: ChatTokenizer | None = None
         self._batcher: Batcher | None = None
         self._task: asyncio.Task[None] | None = None
+        self._draining = False
+        self._num_unanswered = 0  # requests
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -64,8 +69,26 @@ class ScoringService:
         if self._task is not None and self._task.done():
             raise RuntimeError("the batcher has ended")
 
+    async def drain(self) -> None:
+        """Refuses what comes, and returns when what was accepted is answered."""
+        self._draining = True
+        while self._num_unanswered:
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        await asyncio.sleep(DRAIN_LOOK_SECONDS)  # the last answers are on their way
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Around everything that is done for one request."""
+        self._num_unanswered += 1
+        try:
+            yield
+        finally:
+            self._num_unanswered -= 1
+
     def why_unready(self) -> str | None:
         """None when every scorer has answered the last roll call."""
+        if self._draining:
+            return SHUTTING_DOWN
         if self.description is None:
             return "no scorer is warm yet"
         if self.num_ready < self.settings.num_replicas:
@@ -114,6 +137,8 @@ class ScoringService:
 
     def require_room(self) -> None:
         """Raises RequestError where a request would be refused however small: before it is read."""
+        if self._draining:
+            raise RequestError("unavailable", SHUTTING_DOWN, retry_after_seconds=5)
         if self._batcher is not None:
             with self._batcher.accepted(0):
                 pass

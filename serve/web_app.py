@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import selectmoe
-from selectmoe.calibration import described
+from selectmoe.calibration import as_json
 from serve.error_responses import (
     RequestError,
     error_response,
@@ -75,9 +75,10 @@ def _add_scoring(app: FastAPI, service: ScoringService) -> None:
     @app.post("/score")
     async def score(request: Request) -> Response:
         service.require_room()
-        body = await _read_body(request, service.settings.max_body_bytes)
-        parsed = parse_request(body, max_samples=service.settings.max_samples_per_request)
-        return json_response(await _while_connected(request, service.score(parsed)))
+        with service.answering():
+            body = await _read_body(request, service.settings.max_body_bytes)
+            parsed = parse_request(body, max_samples=service.settings.max_samples_per_request)
+            return json_response(await _while_connected(request, service.score(parsed)))
 
 
 def _add_reports(app: FastAPI, service: ScoringService, siblings: Siblings) -> None:
@@ -235,7 +236,7 @@ def information(service: ScoringService) -> dict[str, Any]:
         "device": description.device,
         "dtype": description.dtype,
         "num_layers": description.num_layers,
-        "calibration": None if calibration is None else described(calibration),
+        "calibration": None if calibration is None else as_json(calibration),
         "limits": {
             "max_sequence_length": description.max_sequence_length,
             "max_batch_tokens": description.max_batch_tokens,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from selectmoe.calibration import as_json
 from selectmoe.data.rows import RowPlace, parse_row
 from selectmoe.model.checkpoint import hash_weights
 from selectmoe.paths import EMBEDDED_SELECTOR
@@ -48,6 +49,7 @@ class ScoreServer:
             "weights_hash": hash_weights(str(EMBEDDED_SELECTOR), None),
             "formula": "answer_margin",
             "dtype": "float32",
+            "calibration": self.engine.calibration and as_json(self.engine.calibration),
             "limits": {
                 "max_samples_per_request": self.max_samples,
                 "max_body_bytes": self.max_body_bytes,

@@ -27,6 +27,7 @@ from selectmoe.training.warmup_rows import WarmupRows, read_warmup_rows
 from selectmoe.training.warmup_settings import corpus_specs
 
 ROWS_PER_BLOCK = 512
+ROWS_NAME = "rows.parquet"
 REJECTED_NAME = "rejected.jsonl"
 ROWS_SCHEMA = pa.schema(
     [
@@ -103,7 +104,7 @@ def load_warmup_rows(folder: Path) -> WarmupRows:
     """What `prepare_warmup_rows` wrote, without the rejected rows."""
     samples: list[Sample] = []
     tokenized: list[TokenizedSample] = []
-    for batch in pq.ParquetFile(folder / "rows.parquet").iter_batches(ROWS_PER_BLOCK):
+    for batch in pq.ParquetFile(folder / ROWS_NAME).iter_batches(ROWS_PER_BLOCK):
         for sample, tokens in _rows_of(batch):
             samples.append(sample)
             tokenized.append(tokens)
@@ -145,7 +146,7 @@ def rows_of_corpus(
 
 def write_rows(rows: TrainingRows, folder: Path) -> None:
     (folder / "summary.json").unlink(missing_ok=True)
-    with whole_file(folder / "rows.parquet") as file, pq.ParquetWriter(file, ROWS_SCHEMA) as writer:
+    with whole_file(folder / ROWS_NAME) as file, pq.ParquetWriter(file, ROWS_SCHEMA) as writer:
         for start in range(0, len(rows.samples), ROWS_PER_BLOCK):
             block = slice(start, start + ROWS_PER_BLOCK)
             writer.write_table(_table(rows.samples[block], rows.tokenized[block]))

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from selectmoe.calibration import described
 from selectmoe.config import WarmupConfig
 from selectmoe.config_loading import from_values
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
@@ -92,7 +93,12 @@ def test_two_workers_give_the_gates_of_one_and_lose_one_of_them_on_the_way(
     assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-50", "checkpoint-60"}
     assert (output / "checkpoint-60" / "rng_state_1.pth").is_file()
     assert list((output / "tensorboard").glob("events*"))
-    ScoringEngine.from_pretrained(weights=output)  # stage 2 takes the folder as it is
+    # Stage 2 takes the folder as it is.
+    calibration = ScoringEngine.from_pretrained(weights=output).calibration
+    assert calibration.num_samples == manifest["num_samples"]
+    assert manifest["calibration"] == described(calibration)
+    assert f"calibrated on {calibration.num_samples} rows of the corpus" in printed
+    assert printed.count("calibrating: ") == 1
 
 
 def test_a_killed_run_is_resumed_to_the_same_gates(pretrain, undisturbed, tmp_path):

@@ -11,7 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from selectmoe.calibration import described
 from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.scoring import ScoringEngine
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -50,6 +52,12 @@ def test_exactly_k_are_kept_and_every_row_is_accounted_for(finished):
     scores = scored["score"]
     kept = sorted(scores, reverse=True)[:24]
     assert sorted((row["score"] for row in rows), reverse=True) == pytest.approx(kept, abs=1e-7)
+    calibration = ScoringEngine.from_pretrained(device="cpu").calibration
+    percentiles = calibration.percentiles([row["score"] for row in rows]).tolist()
+    assert [row["percentile"] for row in rows] == percentiles
+    assert manifest(output)["thresholds"]["*"]["percentile"] == min(percentiles)
+    assert manifest(output)["calibration"] == described(calibration)
+    assert f"threshold at percentile {min(percentiles):.1f} of " in printed
     assert "all" in printed.split()
     assert str(output / "selected_data.jsonl") in printed
 
@@ -67,6 +75,7 @@ def test_two_actors_and_a_corpus_in_other_files_give_the_same_bytes(
 
 def test_scores_are_cut_again_without_scoring(job, finished, tmp_path):
     job.run("--scored", finished[0], "--pct", "0.1", "--per-dataset", "--output", tmp_path / "cut")
+    assert manifest(tmp_path / "cut")["calibration"] == manifest(finished[0])["calibration"]
     datasets = manifest(tmp_path / "cut")["datasets"]
     for counts in datasets.values():
         assert counts["num_selected"] == max(1, counts["num_scored"] // 10)

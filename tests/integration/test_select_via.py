@@ -16,6 +16,7 @@ import pytest
 from jobs.remote_scorers import ServerScorer
 from jobs.scoring_places import find_place, require_agreement
 from jobs.shard_scorer import ShardScorer
+from selectmoe.calibration import as_json
 from selectmoe.client import ScoreClient
 from selectmoe.config import ScoringConfig, SelectConfig
 from selectmoe.data.readers import read_corpora
@@ -30,6 +31,7 @@ from tests.job import Job
 from tests.local_server import LocalScorers, local_server
 from tests.ray_head import free_port, ray_head
 from tests.score_server import ScoreServer, Trouble, running
+from tests.serve_process import PATIENCE
 
 # The first test that needs it starts a cluster and a server, too.
 pytestmark = pytest.mark.timeout(300)
@@ -186,6 +188,8 @@ def test_a_server_that_scores_otherwise_than_the_configuration_says_is_refused(s
 def test_the_model_is_the_servers_where_none_is_given(server):
     place = find_place(SelectConfig(via=server.url))
     assert place.model == "embedded"
+    own = find_place(SelectConfig()).read_calibration()
+    assert as_json(place.read_calibration()) == as_json(own)
     assert place.weights_sha256 == hash_weights(str(EMBEDDED_SELECTOR), None)
 
 
@@ -210,6 +214,7 @@ def cluster(repository, tmp_path_factory):
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "PYTHONPATH": str(repository),
         "SELECTMOE_API_KEY": "key-of-the-test",
+        **PATIENCE,
     }
     with ray_head(
         folder, "--include-dashboard=false", "--num-cpus=2", port=port,
@@ -259,7 +264,7 @@ def manifest(output: Path) -> dict:
 def assert_same_run(output: Path, reference: Path) -> None:
     assert selected(output) == selected(reference)
     assert tables(output / "scored") == tables(reference / "scored")
-    for key in ("total", "datasets", "thresholds", "score_quantiles"):
+    for key in ("total", "datasets", "thresholds", "score_quantiles", "calibration"):
         assert manifest(output)[key] == manifest(reference)[key]
     ours, theirs = manifest(output)["scoring"], manifest(reference)["scoring"]
     assert ours["weights_sha256"] == theirs["weights_sha256"]

@@ -11,6 +11,7 @@ from selectmoe.gate_scores import (
     layer_scores,
     sample_scores,
     scored_tokens,
+    token_scores,
 )
 
 # Two layers, one sample, three tokens of which the last two are the answer.
@@ -38,6 +39,16 @@ def test_formula_gives_the_number_worked_out_by_hand(name):
     mask_BT = scored_tokens(ANSWER_BT, ALL_BT, formula.tokens)
     [score] = sample_scores(layer_scores(MARGINS_LBT, mask_BT, formula), formula).tolist()
     assert score == pytest.approx(EXPECTED[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SCORE_FORMULAS)
+def test_scores_of_the_tokens_that_count_average_to_the_score(name):
+    formula = SCORE_FORMULAS[name]
+    mask_BT = scored_tokens(ANSWER_BT, ALL_BT, formula.tokens)
+    counted = token_scores(MARGINS_LBT, formula)[mask_BT]
+    averages_margins = formula.average == "margin"
+    again = counted.logit().mean().sigmoid() if averages_margins else counted.mean()
+    assert again.item() == pytest.approx(EXPECTED[name], abs=1e-6)
 
 
 def test_margin_is_the_logit_of_the_good_probability():

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from selectmoe.calibration import calibrate, described, save_calibration
 from selectmoe.data.shards import read_shard, write_shards
 from selectmoe.errors import TooManyRejectedError
 from selectmoe.records import Message, RejectedRow, Sample
@@ -101,7 +102,26 @@ def test_a_row_is_written_as_it_was_read_with_its_score(run):
             {"role": "assistant", "content": "answer 39"},
         ],
         "score": 0.09,
+        "percentile": None,
     }
+
+
+def test_with_a_calibration_in_the_run_each_kept_row_has_its_percentile(run):
+    calibration = calibrate(
+        [0.02, 0.04, 0.06, 0.095],
+        formula="answer_margin",
+        max_sequence_length=64,
+        weights_hash="abc",
+        corpus={"warm": 4},
+    )
+    save_calibration(run.root, calibration)
+    selected = cut_run(run, run.root, selection_percentage=0.5, per_dataset=False)
+    assert described(selected.calibration) == described(calibration)
+    lines = (run.root / "selected_data.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len({row["score"] for row in rows}) > 2
+    for row in rows:  # the score as the file has it has the percentile that stands beside it
+        assert row["percentile"] == calibration.percentile(row["score"])
 
 
 def test_too_many_rows_without_a_score_stop_the_cut(run):

@@ -104,9 +104,14 @@ def test_the_report_says_where_the_weights_are(capsys):
     report = {
         "num_samples": 1_200, "num_rejected": 3, "num_parameters_trained": 65_600,
         "num_steps": 100, "weights": str(Path("/runs/full_rank_weights.safetensors")),
+        "calibration": {"num_samples": 1_190},
     }  # fmt: skip
     print_report(report, wall_seconds=42.0)
     printed = capsys.readouterr().out
     assert "1,200 (3 rows rejected)" in printed
     assert "100 in 42 s" in printed
+    assert "scores   calibrated on 1,190 rows of the corpus" in printed
     assert "/runs/full_rank_weights.safetensors" in printed
+    uncalibrated = {"calibration": None, "calibration_failure": "the model has no tensor 'x'"}
+    print_report(report | uncalibrated, wall_seconds=42.0)
+    assert "not calibrated: the model has no tensor 'x'" in capsys.readouterr().out

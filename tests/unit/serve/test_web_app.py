@@ -1,5 +1,6 @@
 """What a client sees, over real HTTP with the embedded selector, without Ray."""
 
+import asyncio
 import concurrent.futures
 import json
 import logging
@@ -114,7 +115,7 @@ def test_tokens_cover_the_conversation_and_say_who_speaks(client):
     assert len(tokens) == result["num_tokens"]
     answer = "".join(token["text"] for token in tokens if token["is_answer"])
     assert answer.startswith(GOOD["response"])
-    assert all(0 < token["score"] < 1 for token in tokens)
+    assert all(0 <= token["score"] <= 1 for token in tokens)
     places = [(token["start"], token["end"]) for token in tokens]
     assert places == sorted(places)
 
@@ -163,6 +164,27 @@ def test_a_client_that_left_is_not_scored(client, server):
         while server.service._batcher.num_accepted:
             time.sleep(0.01)
     assert server.scorers.num_batches <= before + 1  # what was on its way already
+
+
+def test_a_server_that_drains_answers_what_it_has_and_refuses_the_rest(scorers):
+    with (
+        local_server(ServeSettings(), scorers) as running,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        httpx.Client(base_url=running.url, timeout=30) as client,
+    ):
+        loop = running.server.servers[0].get_loop()
+        with scorers.held():
+            waiting = pool.submit(post, client, GOOD)
+            while not running.service._batcher.num_accepted:
+                time.sleep(0.01)
+            draining = asyncio.run_coroutine_threadsafe(running.service.drain(), loop)
+            while client.get("/health/ready").status_code == 200:
+                time.sleep(0.01)
+            refused = client.post("/score", json={"samples": GOOD})
+            assert (refused.status_code, refused.json()["error_type"]) == (503, "unavailable")
+            assert not draining.done()
+        assert waiting.result()["results"][0]["score"] > 0
+        draining.result(timeout=30)
 
 
 def test_ready_says_no_while_a_scorer_is_missing(client, server):

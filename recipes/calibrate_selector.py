@@ -1,0 +1,69 @@
+"""Calibrate a selector: write calibration.json beside its weights, so that scores have percentiles.
+
+    python recipes/calibrate_selector.py --selector DIR --corpus DIR
+    python recipes/calibrate_selector.py --selector MODEL --weights RUN_OF_STAGE_1 --corpus DIR
+
+The corpus should be the one that the gates were warmed up with; jobs/pretrain.py does this by
+itself. Of its rows, the tenth that recipes hold out is left out, and at most 4,000 of the others
+are scored.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from recipes.train_tiny_base import is_held_out  # noqa: E402
+from selectmoe.calibration import save_calibration  # noqa: E402
+from selectmoe.data.readers import read_corpora  # noqa: E402
+from selectmoe.gate_scores import SCORE_FORMULAS  # noqa: E402
+from selectmoe.model.checkpoint import calibration_folder, weights_file  # noqa: E402
+from selectmoe.paths import EMBEDDED_SELECTOR  # noqa: E402
+from selectmoe.records import Sample  # noqa: E402
+from selectmoe.scoring import ScoringEngine  # noqa: E402
+from selectmoe.training.warmup_calibration import calibrate_on, sampled_positions  # noqa: E402
+
+
+def training_rows(corpora: list[str]) -> list[Sample]:
+    """What the recipes train on: all but the tenth that is held out."""
+    rows = (row for row in read_corpora(corpora) if isinstance(row, Sample))
+    return [row for row in rows if not is_held_out(row.sample_id)]
+
+
+def calibrate_selector(
+    selector: Path, training: list[Sample], *, seed: int, weights: Path | None = None,
+    formula: str = "answer_margin",
+) -> Path:  # fmt: skip
+    """Scores rows of `training` and writes calibration.json; returns where."""
+    engine = ScoringEngine.from_pretrained(selector, weights=weights, formula=formula)
+    positions = sampled_positions(len(training), seed=seed)
+    calibration = calibrate_on(engine, [training[position] for position in positions])
+    stage_1 = None if weights is None else weights_file(weights)
+    return save_calibration(calibration_folder(str(selector), stage_1), calibration)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--selector", type=Path, default=EMBEDDED_SELECTOR)
+    parser.add_argument("--weights", type=Path, help="what stage 1 wrote for it")
+    parser.add_argument("--corpus", nargs="+", required=True)
+    parser.add_argument("--formula", choices=sorted(SCORE_FORMULAS), default="answer_margin")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    training = training_rows(args.corpus)
+    file = calibrate_selector(
+        args.selector, training, seed=args.seed, weights=args.weights, formula=args.formula
+    )
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
