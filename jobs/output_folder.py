@@ -84,11 +84,17 @@ def absolute_model(model: str, key: str) -> str:
     return str(absolute_path(model, key)) if Path(model).expanduser().is_dir() else model
 
 
-def claim_run(config: RunConfig, *, free: Sequence[str], resume: bool) -> Path:
-    """The run's folder, claimed by its settings; those of `free` may differ when it is resumed."""
+def claim_run(
+    config: RunConfig, *, free: Sequence[str], resume: bool, changeable: Sequence[str] = ()
+) -> Path:
+    """The run's folder, claimed by its settings.
+
+    Those of `free` are not kept there. Those of `changeable` are, and hold for a resumed run that
+    is given no others.
+    """
     output = new_output_folder(config.stage, output=config.output, output_root=config.output_root)
     settings = {key: value for key, value in resolved(config).items() if key not in free}
-    claim_output_folder(output, settings, resume=resume)
+    claim_output_folder(output, settings, resume=resume, changeable=changeable)
     logger.info("output: %s", output)
     return output
 
@@ -103,8 +109,11 @@ def telling_how_to_resume(output: Path) -> Iterator[None]:
         raise
 
 
-def claim_output_folder(folder: Path, settings: dict[str, object], *, resume: bool) -> None:
-    """Writes `config.json` into a new folder, or checks that the folder's is the same run.
+def claim_output_folder(
+    folder: Path, settings: dict[str, object], *, resume: bool, changeable: Sequence[str] = ()
+) -> None:
+    """Writes `config.json` into a new folder, or checks that the folder's is the same run but for
+    the settings named in `changeable`.
 
     Raises ResumeError where the folder belongs to another run, or to this one without `resume`.
     """
@@ -118,7 +127,8 @@ def claim_output_folder(folder: Path, settings: dict[str, object], *, resume: bo
     if not file.is_file():
         raise ResumeError(f"{folder}: output folder is not empty and has no config.json of a run")
     saved = json.loads(file.read_text(encoding="utf-8"))
-    different = sorted(key for key in {*saved, *settings} if saved.get(key) != settings.get(key))
+    fixed = {*saved, *settings}.difference(changeable)
+    different = sorted(key for key in fixed if saved.get(key) != settings.get(key))
     if different:
         key = different[0]
         raise ResumeError(

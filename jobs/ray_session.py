@@ -23,7 +23,8 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 def start_ray(*worker_modules: ModuleType) -> None:
-    """Connects to a cluster or starts a local Ray; says which, and how long it took.
+    """Connects to a cluster or starts a local Ray; says how large, and how long it took. Does
+    neither a second time.
 
     worker_modules: modules of `jobs` whose classes run on workers. They travel with the pickles,
     since `jobs` is in no wheel and a worker's path need not hold the checkout.
@@ -38,8 +39,9 @@ def start_ray(*worker_modules: ModuleType) -> None:
 
         for module in worker_modules:
             ray.cloudpickle.register_pickle_by_value(module)
-        if not ray.is_initialized():
-            _connect_or_start(ray)
+        if ray.is_initialized():
+            return
+        _connect_or_start(ray)
     resources = ray.cluster_resources()
     logger.info(
         "Ray is ready: %d CPUs, %d GPUs on %d node(s) (%.1f s)",

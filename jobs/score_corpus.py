@@ -8,23 +8,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import shard_scorer
 from jobs.command_line import user_mistake
 from jobs.progress import ScoringProgress
 from jobs.ray_session import start_ray, without_restart_notice
+from jobs.scoring_places import WORKER_MODULES, ScoringPlace
 from jobs.shard_scorer import ShardScorer, normalize_corpus
-from selectmoe.calibration import fitting, load_calibration, save_calibration
+from selectmoe.calibration import save_calibration
 from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary, read_summary
 from selectmoe.data.writers import write_json
-from selectmoe.errors import ModelError, ResumeError, SelectMoeError, TooManyRejectedError
-from selectmoe.model.checkpoint import (
-    calibration_folder,
-    hash_weights,
-    weights_file,
-    weights_size,
-)
-from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
+from selectmoe.errors import ResumeError, SelectMoeError, TooManyRejectedError
+from selectmoe.paths import DEMO_CORPUS
 from selectmoe.scored_shards import RunFolder
 from selectmoe.selected_data import write_rejected
 
@@ -33,7 +27,6 @@ logger = logging.getLogger(__name__)
 MODEL_NAME = "model.json"  # written when a run has begun: the hash of the weights that score
 # Blocks of shards per actor: enough for even loads, few enough for a million shards.
 BLOCKS_PER_ACTOR = 64
-ACTOR_BYTES = 1_200_000_000  # 0.7 GB with torch, transformers and Ray, and as much for activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +43,11 @@ class ScoringReport:
     tokens_per_second: float
 
 
-def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
+def score_corpus(config: SelectConfig, folder: RunFolder, place: ScoringPlace) -> ScoringReport:
     """Scores whatever of the corpus has no scores yet; each file in `folder` is whole or absent."""
-    config = with_defaults(config)
-    assert config.model is not None
-    stage_1 = weights_file(config.model_checkpoint_path) if config.model_checkpoint_path else None
-    weights_sha256 = hash_weights(config.model, stage_1)
-    keep_calibration(
-        folder,
-        calibration_folder(config.model, stage_1),
-        formula=config.scoring.formula,
-        weights_sha256=weights_sha256,
-    )
-    require_same_weights(folder, weights_sha256)
-    start_ray(shard_scorer)
+    keep_calibration(folder, place)
+    require_same_weights(folder, place.weights_sha256)
+    start_ray(*WORKER_MODULES)
     summary = read_summary(folder.corpus) or normalize(config, folder)
     check_rejected(summary, config.max_rejected, folder)
     shards = folder.unscored_shards()
@@ -75,10 +59,10 @@ def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
         num_rows_done=min(num_reused * config.rows_per_shard, summary.num_read),
     )
     if shards:
-        score_shards(config, folder, shards, progress)
+        score_shards(place, folder, shards, progress)
     return ScoringReport(
-        model=config.model,
-        weights_sha256=weights_sha256,
+        model=place.model,
+        weights_sha256=place.weights_sha256,
         num_shards=summary.num_shards,
         num_shards_reused=num_reused,
         num_duplicate_ids=summary.num_duplicate_ids,
@@ -88,22 +72,18 @@ def score_corpus(config: SelectConfig, folder: RunFolder) -> ScoringReport:
     )
 
 
-def with_defaults(config: SelectConfig) -> SelectConfig:
-    """The embedded selector and demo corpus in the places that are still empty."""
-    dataset = config.dataset
-    if not dataset.paths:
-        dataset = dataclasses.replace(dataset, paths=(str(DEMO_CORPUS),))
-    return dataclasses.replace(
-        config, model=config.model or str(EMBEDDED_SELECTOR), dataset=dataset
-    )
-
-
 def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
+    """Of the demo corpus, where none is named."""
     import ray
 
+    if not config.dataset.paths:
+        dataset = dataclasses.replace(config.dataset, paths=(str(DEMO_CORPUS),))
+        config = dataclasses.replace(config, dataset=dataset)
     started = time.perf_counter()
+    # Replicas may hold every CPU of a cluster for good, and a task that asks for one would wait.
+    num_cpus = 1 if config.via == "actors" else 0
     summary: CorpusSummary = ray.get(
-        ray.remote(num_cpus=1)(normalize_corpus).remote(config, folder.corpus)
+        ray.remote(num_cpus=num_cpus)(normalize_corpus).remote(config, folder.corpus)
     )
     logger.info(
         "corpus: %s rows in %d shards, %d rejected, %d duplicate ids (%.1f s)",
@@ -116,15 +96,12 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
     return summary
 
 
-def keep_calibration(
-    folder: RunFolder, weights_folder: Path, *, formula: str, weights_sha256: str
-) -> None:
+def keep_calibration(folder: RunFolder, place: ScoringPlace) -> None:
     """Copies the weights' calibration into a run that begins. The one beside the weights may be
     made anew, and a resumed run must give the bytes of one that was never interrupted."""
     if (folder.root / MODEL_NAME).is_file():
         return
-    stored = load_calibration(weights_folder)
-    calibration = fitting(stored, formula=formula, weights_hash=lambda: weights_sha256)
+    calibration = place.read_calibration()
     if calibration is not None:
         save_calibration(folder.root, calibration)
 
@@ -156,14 +133,13 @@ def check_rejected(summary: CorpusSummary, max_rejected: float, folder: RunFolde
 
 
 def score_shards(
-    config: SelectConfig, folder: RunFolder, shards: list[Path], progress: ScoringProgress
+    place: ScoringPlace, folder: RunFolder, shards: list[Path], progress: ScoringProgress
 ) -> None:
     """Ray Data maps shard names to counts; the actors write the scores themselves."""
     import ray
 
-    resources = ray.cluster_resources()
-    num_gpus = int(resources.get("GPU", 0))
-    num_actors = min(config.num_actors or default_num_actors(config, resources), len(shards))
+    pool = place.pool(ray.cluster_resources())
+    num_actors = min(pool.num_actors, len(shards))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -175,18 +151,19 @@ def score_shards(
     )
     counts = names.map_batches(
         ShardScorer,
-        fn_constructor_args=(config, folder.scored),
-        batch_size=1,
+        fn_constructor_args=(place.open_scorer, folder.scored),
+        fn_constructor_kwargs={"shards_in_flight": pool.shards_in_flight},
+        batch_size=pool.shards_per_batch,
         compute=ray.data.ActorPoolStrategy(size=num_actors),
-        num_gpus=1 if num_gpus else None,
-        num_cpus=None if num_gpus else config.num_threads_per_actor,
+        num_gpus=pool.num_gpus,
+        num_cpus=pool.num_cpus,
     )
     logger.info("scoring %d shards on %d actors", len(shards), num_actors)
     try:
         with without_restart_notice():
             for row in counts.iter_rows():
                 if row["failure"]:
-                    raise ModelError(row["failure"])
+                    raise ScoringError(failure_message(row["failure"], folder))
                 progress.add(num_rows=row["num_rows"], num_tokens=row["num_tokens"])
     except ray.exceptions.RayError as error:
         raise user_mistake(error) or ScoringError(stop_message(error, folder)) from error
@@ -199,23 +176,11 @@ def score_shards(
         )
 
 
-def default_num_actors(config: SelectConfig, resources: dict[str, float]) -> int:
-    """One for each GPU; without any, one for each CPU, as far as memory holds their models."""
-    if resources.get("GPU", 0) >= 1:
-        return int(resources["GPU"])
-    by_cpu = max(int(resources.get("CPU", 1)) // config.num_threads_per_actor, 1)
-    # On a CPU the model is float32, and its files most likely bfloat16.
-    num_bytes = ACTOR_BYTES + 2 * weights_size(str(config.model))
-    by_memory = max(int(resources.get("memory", 0) // num_bytes), 1)
-    if by_memory < by_cpu:
-        logger.info(
-            "%d actors instead of %d: each needs %.1f GB, and the cluster has %.1f GB for them",
-            by_memory,
-            by_cpu,
-            num_bytes / 1e9,
-            resources.get("memory", 0) / 1e9,
-        )
-    return min(by_cpu, by_memory)
+def failure_message(failure: str, folder: RunFolder) -> str:
+    """What a worker said, and how to go on where that helps."""
+    if not folder.scored_shards():
+        return failure  # a model that cannot be loaded cannot be loaded by a resumed run either
+    return f"{failure}; go on with --resume {folder.root}"
 
 
 def stop_message(error: Exception, folder: RunFolder) -> str:

@@ -20,6 +20,9 @@ from selectmoe.errors import ConfigError
 
 # These change where, how fast and whether a run goes on, not what comes out of it.
 FREE_ON_RESUME = ("max_rejected", "num_actors", "output", "output_root", "resume")
+# A resumed run goes on where it was scored, unless it is told to score elsewhere: a server may
+# have moved.
+CHANGEABLE_ON_RESUME = ("via", "shards_in_flight")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,15 +32,17 @@ def main(arguments: Sequence[str]) -> None:
 
     # Only now: --help and a mistyped option must not wait for the imports below.
     from jobs.score_corpus import score_corpus
+    from jobs.scoring_places import find_place
     from jobs.select_report import print_table, write_manifest
     from selectmoe.scored_shards import RunFolder
     from selectmoe.selected_data import cut_run
 
     require_inputs(config)
+    place = None if config.scored else find_place(config)
     output = claim_output(config)
     scored_run = RunFolder(Path(config.scored) if config.scored else output)
     with telling_how_to_resume(output):
-        scoring = None if config.scored else score_corpus(config, scored_run)
+        scoring = None if place is None else score_corpus(config, scored_run, place)
     selected = cut_run(
         scored_run,
         output,
@@ -59,6 +64,7 @@ def parse(arguments: Sequence[str]) -> SelectConfig:
         "dataset.paths": options.data,
         "model": options.model,
         "output": options.output,
+        "via": options.via,
         "num_actors": options.num_actors,
         "scored": options.scored,
         "per_dataset": options.per_dataset or None,
@@ -80,6 +86,9 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--model", help="Select-MoE folder or hub name")
     parser.add_argument("--output", metavar="DIR", help="folder of this run")
+    parser.add_argument(
+        "--via", metavar="WHO", help="who scores: actors (default), serve or http://HOST:PORT"
+    )
     parser.add_argument("--num-actors", type=int, help="scoring actors; default one a CPU or GPU")
     parser.add_argument("--scored", metavar="DIR", help="cut the scores of this run again")
     parser.add_argument("--per-dataset", action="store_true", help="keep --pct of each data set")
@@ -127,4 +136,9 @@ def require_inputs(config: SelectConfig) -> None:
 
 
 def claim_output(config: SelectConfig) -> Path:
-    return claim_run(config, free=FREE_ON_RESUME, resume=config.resume is not None)
+    return claim_run(
+        config,
+        free=FREE_ON_RESUME,
+        resume=config.resume is not None,
+        changeable=CHANGEABLE_ON_RESUME,
+    )

@@ -1,6 +1,8 @@
 """What runs on Ray's workers in the select job: shells around `selectmoe`, nothing more."""
 
 import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ import numpy as np
 from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary
 from selectmoe.errors import SelectMoeError
+from selectmoe.scored_shards import Scorer, ShardCounts
+
+COUNTS = ("shard", "num_rows", "num_tokens", "num_truncated", "num_unscored", "seconds")
 
 
 def normalize_corpus(config: SelectConfig, folder: Path) -> CorpusSummary:
@@ -23,52 +28,62 @@ def normalize_corpus(config: SelectConfig, folder: Path) -> CorpusSummary:
     return write_shards(rows, folder, rows_per_shard=config.rows_per_shard)
 
 
+def open_engine(config: SelectConfig) -> Scorer:
+    """The model in this process."""
+    import torch
+
+    from selectmoe.scoring import ScoringEngine
+
+    # One thread an actor, whatever the machine: a sum split over other threads rounds
+    # otherwise, and the same corpus would not give the same bytes.
+    torch.set_num_threads(config.num_threads_per_actor)
+    settings = config.scoring
+    return ScoringEngine.from_pretrained(
+        str(config.model),
+        weights=config.model_checkpoint_path,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        experts_implementation=settings.experts_implementation,
+        formula=settings.formula,
+        max_sequence_length=config.dataset.max_sequence_length,
+        max_tokens_per_batch=settings.max_tokens_per_batch,
+    )
+
+
 class ShardScorer:
-    """An actor with one engine; scores a shard at a time and skips those that have scores."""
+    """An actor with one scorer; scores shards and skips those that have scores."""
 
-    def __init__(self, config: SelectConfig, scored: Path) -> None:
-        import torch
-
-        from selectmoe.scoring import ScoringEngine
-
-        # One thread an actor, whatever the machine: a sum split over other threads rounds
-        # otherwise, and the same corpus would not give the same bytes.
-        torch.set_num_threads(config.num_threads_per_actor)
-        settings = config.scoring
+    def __init__(
+        self, open_scorer: Callable[[], Scorer], scored: Path, *, shards_in_flight: int
+    ) -> None:
         self.failure: SelectMoeError | None = None
         try:
-            self.engine = ScoringEngine.from_pretrained(
-                str(config.model),
-                weights=config.model_checkpoint_path,
-                dtype=settings.dtype,
-                attn_implementation=settings.attn_implementation,
-                experts_implementation=settings.experts_implementation,
-                formula=settings.formula,
-                max_sequence_length=config.dataset.max_sequence_length,
-                max_tokens_per_batch=settings.max_tokens_per_batch,
-            )
+            self.scorer = open_scorer()
         except SelectMoeError as error:
             # Told by every call: Ray would try a failing start again, and print it in full.
             self.failure = error
         self.scored = scored
+        # An engine stays in the thread that it was opened in: torch counts threads by thread.
+        self.executor = ThreadPoolExecutor(shards_in_flight) if shards_in_flight > 1 else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        try:
+            if self.failure is not None:
+                raise self.failure
+            counts = [asdict(entry) for entry in self.score(map(Path, map(str, batch["shard"])))]
+        except SelectMoeError as error:
+            # As a row, since an exception arrives at the driver as a text of stack traces.
+            counts = [dict.fromkeys(COUNTS, 0) | {"failure": str(error)}]
+        columns = {key: [entry[key] for entry in counts] for key in COUNTS}
+        failures = [entry.get("failure", "") for entry in counts]
+        return columns | {"pid": [os.getpid()] * len(counts), "failure": failures}
+
+    def score(self, shards: Iterable[Path]) -> list[ShardCounts]:
+        """A retry after a lost worker gets its whole block again, with finished shards in it."""
         from selectmoe.scored_shards import score_shard
 
-        keys = ("shard", "num_rows", "num_tokens", "num_truncated", "num_unscored", "seconds")
-        if self.failure is not None:
-            # As a row, since an exception arrives at the driver as a text of stack traces.
-            return {key: [0] for key in keys} | {
-                "pid": [os.getpid()],
-                "failure": [str(self.failure)],
-            }
-        counts = []
-        for shard in batch["shard"]:
-            path = Path(str(shard))
-            # A retry after a lost worker gets its whole block again, with finished shards in it.
-            if not (self.scored / path.name).exists():
-                counts.append(asdict(score_shard(self.engine, path, self.scored)))
-        return {key: [entry[key] for entry in counts] for key in keys} | {
-            "pid": [os.getpid()] * len(counts),
-            "failure": [""] * len(counts),
-        }
+        def score(shard: Path) -> ShardCounts:
+            return score_shard(self.scorer, shard, self.scored)
+
+        left = [shard for shard in shards if not (self.scored / shard.name).exists()]
+        return list((self.executor.map if self.executor else map)(score, left))

@@ -131,13 +131,28 @@ def calibrate(
 
 def save_calibration(folder: Path, calibration: Calibration) -> Path:
     """Writes `calibration.json`, whole or not at all; returns where."""
-    content = described(calibration) | {
+    file = folder / CALIBRATION_NAME
+    write_json(file, as_json(calibration))
+    return file
+
+
+def as_json(calibration: Calibration) -> dict[str, Any]:
+    """All of it, for a file or a wire."""
+    return described(calibration) | {
         # The shortest decimals that are these scores again: 9 digits instead of 17.
         "quantiles": [float(str(quantile)) for quantile in calibration.quantiles.astype(np.float32)]
     }
-    file = folder / CALIBRATION_NAME
-    write_json(file, content)
-    return file
+
+
+def from_json(content: object) -> Calibration:
+    """What `as_json` made. Raises DataError, with key, rule and value, for anything else."""
+    if not isinstance(content, dict):
+        raise DataError(f"must hold a JSON object, got {type(content).__name__}")
+    keys = {field.name for field in fields(Calibration)}
+    if wrong := sorted(keys ^ content.keys()):
+        what = "lacks the key" if wrong[0] in keys else "has the unknown key"
+        raise DataError(f"{what} {wrong[0]!r}")
+    return Calibration(**content | {"quantiles": _quantiles(content["quantiles"])})
 
 
 def load_calibration(folder: Path) -> Calibration | None:
@@ -152,14 +167,8 @@ def load_calibration(folder: Path) -> Calibration | None:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: must hold a JSON object, got {type(content).__name__}")
-    keys = {field.name for field in fields(Calibration)}
-    if wrong := sorted(keys ^ content.keys()):
-        what = "lacks the key" if wrong[0] in keys else "has the unknown key"
-        raise ModelError(f"{file}: {what} {wrong[0]!r}")
     try:
-        return Calibration(**content | {"quantiles": _quantiles(content["quantiles"])})
+        return from_json(content)
     except DataError as error:
         raise ModelError(f"{file}: {error}") from error
 

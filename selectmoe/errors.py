@@ -8,6 +8,10 @@
     ├── ModelError (ValueError)             a model folder is not what the command needs
     │   └── ParityError                     a converted model does not compute what its base does
     ├── ResumeError (RuntimeError)          an output folder belongs to another run
+    ├── ScoreRejectedError (ValueError)     a score server has no score for a sample, and says why
+    ├── ScoreRequestError (RuntimeError)    a score server refused, or gave no scores
+    │   ├── UnauthorizedError               it got no API key, or a wrong one
+    │   └── ServerUnavailableError          it was not there, not ready or overloaded
     ├── TrainingStoppedError (RuntimeError) training cannot lead anywhere: a loss that is no number
     ├── ClusterError (RuntimeError)         no cluster answers, or it has not what a run needs
     ├── ScoringError (RuntimeError)         scoring ended with shards left
@@ -46,3 +50,28 @@ class ParityError(ModelError):
 
 class ResumeError(SelectMoeError, RuntimeError):
     """An output folder belongs to another run."""
+
+
+class ScoreRejectedError(SelectMoeError, ValueError):
+    """A score server has no score for a sample, and says why."""
+
+    def __init__(self, message: str, *, error_type: str = "") -> None:
+        super().__init__(message)
+        self.error_type = error_type  # a key for programs: "validation", "chat_template", …
+
+
+class ScoreRequestError(SelectMoeError, RuntimeError):
+    """A score server refused a request, or gave an answer without scores."""
+
+    def __init__(self, message: str, *, status: int | None = None, error_type: str = "") -> None:
+        super().__init__(message)
+        self.status = status  # None where nothing came that has one
+        self.error_type = error_type  # a key for programs: "too_large", "validation", …
+
+
+class UnauthorizedError(ScoreRequestError):
+    """A score server got no API key, or a wrong one."""
+
+
+class ServerUnavailableError(ScoreRequestError):
+    """In the time given a score server was not there, not ready or overloaded."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,6 @@ import pyarrow.parquet as pq
 from selectmoe.data.shards import read_shard
 from selectmoe.data.writers import write_parquet
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
-
-if TYPE_CHECKING:  # torch loads where a shard is scored, not where its scores are read
-    from selectmoe.scoring import ScoringEngine
 
 SCORED_SCHEMA = pa.schema(
     [
@@ -86,11 +83,19 @@ class ShardCounts:
     seconds: float
 
 
-def score_shard(engine: "ScoringEngine", shard: Path, scored: Path) -> ShardCounts:
+class Scorer(Protocol):
+    """What scores a shard: a ScoringEngine, or something that asks one elsewhere."""
+
+    def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
+        """One answer a sample, in the order given."""
+        ...
+
+
+def score_shard(scorer: Scorer, shard: Path, scored: Path) -> ShardCounts:
     """Scores one corpus shard into `scored`, whole or not at all, and notes it as finished."""
     started = time.perf_counter()
     rows = read_shard(shard)
-    outcomes = engine.score([sample for _, sample in rows])
+    outcomes = scorer.score([sample for _, sample in rows])
     table = scored_table(rows, outcomes)
     scored.mkdir(parents=True, exist_ok=True)
     write_parquet(scored / shard.name, table)

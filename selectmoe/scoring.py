@@ -184,12 +184,16 @@ class ScoringEngine:
             return [outcome for sample in samples for outcome in self.tokenize([sample])]
 
     def score_tokenized(
-        self, samples: Sequence[TokenizedSample]
+        self,
+        samples: Sequence[TokenizedSample],
+        *,
+        packer: Callable[..., Iterator[PackedBatch]] | None = None,
     ) -> list[ScoredSample | UnscoredSample]:
-        """As `score`, for samples that are token ids already."""
+        """As `score`, for samples that are token ids already; `packer` in place of the usual."""
         if not samples:
             return []
-        batches = list(self.packer(samples, max_tokens_per_batch=self.max_tokens_per_batch))
+        packer = packer or self.packer
+        batches = list(packer(samples, max_tokens_per_batch=self.max_tokens_per_batch))
         # Every batch is queued before the first number is fetched: a GPU never waits for Python.
         answers = torch.cat([self._score_batch(batch) for batch in batches]).cpu().numpy()
         by_position = np.empty_like(answers)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from selectmoe.data.packing import pack
 from selectmoe.records import ScoredSample, ScoredTokens, TokenizedSample, UnscoredSample
 from serve.error_responses import RequestError
 
@@ -32,6 +33,7 @@ class BatchRequest:
 
     samples: tuple[TokenizedSample, ...]
     with_tokens: tuple[bool, ...]  # whose scores of single tokens are wanted
+    is_rectangle: bool = False  # to be scored in one forward pass, as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class _Waiting:
     sample: TokenizedSample
     with_tokens: bool
     answer: asyncio.Future[Outcome]
+    rectangle: object | None = None  # the batch of its request's own that it belongs to
     arrived: float = field(default_factory=time.monotonic)
     num_failures: int = 0
 
@@ -117,21 +120,31 @@ class Batcher:
             self.num_accepted -= num_samples
 
     async def score(
-        self, samples: Sequence[TokenizedSample], *, with_tokens: bool
+        self, samples: Sequence[TokenizedSample], *, with_tokens: bool, batching: str = "shared"
     ) -> list[Outcome]:
         """One outcome a sample, in order; when the caller is cancelled, they leave the queue.
 
+        batching: "own" makes the batches that the select job makes of these samples, and lets no
+        others into them. A score depends on its batch mates in the last digit.
         Raises RequestError("unavailable") where no scorer answered.
         """
         loop = asyncio.get_running_loop()
         entries = [_Waiting(sample, with_tokens, loop.create_future()) for sample in samples]
-        self._waiting.extend(entries)
+        self._waiting.extend(entries if batching == "shared" else self._in_rectangles(entries))
         self._changed.set()
         try:
             return await asyncio.gather(*(entry.answer for entry in entries))
         finally:
             for entry in entries:
                 entry.answer.cancel()
+
+    def _in_rectangles(self, entries: Sequence[_Waiting]) -> Iterator[_Waiting]:
+        samples = [entry.sample for entry in entries]
+        for batch in pack(samples, max_tokens_per_batch=self.max_batch_tokens):
+            rectangle = object()
+            for position in batch.positions:
+                entries[position].rectangle = rectangle
+                yield entries[position]
 
     async def run(self) -> None:
         """Sends batches as scorers are free for them."""
@@ -179,8 +192,9 @@ class Batcher:
                 self._waiting.popleft()
                 continue
             num_tokens += len(entry.sample.token_ids)
-            alone = entry.num_failures > 0
-            if batch and (alone or num_tokens > self.max_batch_tokens):
+            alone = entry.num_failures > 0 and entry.rectangle is None
+            is_other = bool(batch) and entry.rectangle is not batch[0].rectangle
+            if batch and (alone or is_other or num_tokens > self.max_batch_tokens):
                 break
             batch.append(self._waiting.popleft())
             if alone:
@@ -209,7 +223,9 @@ class Batcher:
             waits=[now - entry.arrived for entry in batch],
         )
         request = BatchRequest(
-            tuple(entry.sample for entry in batch), tuple(entry.with_tokens for entry in batch)
+            tuple(entry.sample for entry in batch),
+            tuple(entry.with_tokens for entry in batch),
+            is_rectangle=batch[0].rectangle is not None,
         )
         try:
             answer = await self.send(request)

@@ -1,9 +1,11 @@
 """What Serve's replicas hold: the scorer one engine, the ingress the web app. No maths, no HTTP."""
 
 import asyncio
+import contextlib
+import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,10 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from selectmoe.errors import ScoreRequestError
 from selectmoe.records import Message, Sample, TokenizedSample, UnscoredSample
 from serve.batching import BatchAnswer, BatchRequest, Outcome, ScorerLostError
+from serve.error_responses import STATUS_BY_ERROR_TYPE, RequestError
 from serve.metrics import Snapshot
 from serve.model_description import ModelDescription
 from serve.settings import ServeSettings
@@ -106,8 +110,13 @@ def _describe(engine: "ScoringEngine", settings: ServeSettings) -> ModelDescript
 
 def _score_apart(engine: "ScoringEngine", request: BatchRequest) -> list[Outcome]:
     """Samples that want scores of tokens, and the rest, each in as few passes as they need."""
+    from selectmoe.data.packing import pack
+
+    together: Any = engine.score_tokenized
+    if request.is_rectangle:
+        together = functools.partial(together, packer=pack)  # gives the rectangle that it is
     outcomes: list[Outcome | None] = [None] * len(request.samples)
-    for with_tokens, score in ((False, engine.score_tokenized), (True, engine.score_each_token)):
+    for with_tokens, score in ((False, together), (True, engine.score_each_token)):
         places = [place for place, wants in enumerate(request.with_tokens) if wants == with_tokens]
         chosen = [request.samples[place] for place in places]
         for place, outcome in zip(places, _score_or_single_out(score, chosen), strict=True):
@@ -188,6 +197,18 @@ class Ingress:
 
         return build_web_app(self._service, siblings=_sibling_metrics)
 
+    async def score_many(self, samples: list[Sample]) -> list[Outcome]:
+        """For the handle of a job on this cluster: samples as it has them, without HTTP."""
+        with _told_to_jobs():
+            return await self._service.score_samples(samples)
+
+    def info(self) -> dict[str, Any]:
+        """For the handle: GET /info."""
+        from serve.web_app import information
+
+        with _told_to_jobs():
+            return information(self._service)
+
     def check_health(self) -> None:
         self._service.check_health()
 
@@ -198,6 +219,16 @@ class Ingress:
     def metrics(self) -> Snapshot:
         """This replica's own numbers."""
         return self._service.metrics_snapshot()
+
+
+@contextlib.contextmanager
+def _told_to_jobs() -> Iterator[None]:
+    """Errors as jobs know them, who import nothing from here."""
+    try:
+        yield
+    except RequestError as error:
+        status = STATUS_BY_ERROR_TYPE[error.error_type]
+        raise ScoreRequestError(str(error), status=status, error_type=error.error_type) from None
 
 
 async def _sibling_metrics() -> list[Snapshot]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +12,7 @@ from selectmoe.records import RejectedRow, Sample
 from serve.error_responses import RequestError
 
 Detail = Literal["sample", "layers", "tokens"]
+Batching = Literal["shared", "own"]
 PAIR_FIELDS = ("text_1", "text_2", "query", "documents")
 _PAIR_POINTER = (
     "this endpoint scores single samples, each an instruction with its answer; it does not compare "
@@ -65,6 +66,11 @@ class ScoreRequest(WireModel):
     detail: Detail = Field(
         "sample", description="Adds the scores of each layer, or of each token, to the results."
     )
+    batching: Batching = Field(
+        "shared",
+        description="own keeps the samples of other requests out of this one's forward passes: "
+        "scores then repeat to the last digit, whatever the traffic, and short lists take longer.",
+    )
 
 
 class TokenResult(WireModel):
@@ -89,6 +95,7 @@ class SampleResult(WireModel):
         description="Smallest percentage of the calibration corpus that still holds this score."
     )
     num_tokens: int
+    num_answer_tokens: int = Field(description="Of these, the assistant's.")
     truncated: bool = Field(description="Whether the model read only the sample's beginning.")
     layers: list[float] | None = Field(None, description='With "detail": "layers".')
     tokens: list[TokenResult] | None = Field(None, description='With "detail": "tokens".')
@@ -100,6 +107,7 @@ class SampleError(WireModel):
     id: str | None
     error: str
     error_type: Literal["validation", "internal"]
+    reason: str = Field(description="As in rejected.jsonl of the select job: chat_template, …")
 
 
 class CalibrationInfo(WireModel):
@@ -137,6 +145,7 @@ class ParsedSample:
 class ParsedRequest:
     samples: tuple[ParsedSample, ...]
     detail: Detail
+    batching: Batching
     is_list: bool
 
 
@@ -149,13 +158,12 @@ def parse_request(body: bytes, *, max_samples: int) -> ParsedRequest:
     content = _json(body)
     if not isinstance(content, dict):
         raise _invalid(f"the body must be a JSON object with 'samples', got {_type_of(content)}")
-    _refuse_unknown_fields(content, ("samples", "detail"), place="")
-    detail = content.get("detail", "sample")
-    if detail not in ("sample", "layers", "tokens"):
-        raise _invalid("detail must be one of sample, layers, tokens")
+    _refuse_unknown_fields(content, ("samples", "detail", "batching"), place="")
+    detail = _choice(content, "detail", get_args(Detail))
+    batching = _choice(content, "batching", get_args(Batching))
     samples = content.get("samples")
     if isinstance(samples, dict):
-        return ParsedRequest((_parse_single(samples),), detail, is_list=False)
+        return ParsedRequest((_parse_single(samples),), detail, batching, is_list=False)
     if not isinstance(samples, list):
         got = "nothing" if "samples" not in content else _type_of(samples)
         raise _invalid(f"samples must be a sample or a list of samples, got {got}")
@@ -166,7 +174,15 @@ def parse_request(body: bytes, *, max_samples: int) -> ParsedRequest:
             "too_large",
             f"samples must be at most {max_samples:,} in one request, got {len(samples):,}",
         )
-    return ParsedRequest(_parse_list(samples), detail, is_list=True)
+    return ParsedRequest(_parse_list(samples), detail, batching, is_list=True)
+
+
+def _choice(content: Mapping[str, Any], key: str, words: Sequence[str]) -> Any:  # noqa: ANN401 (a Literal)
+    """The first of the words where none is given."""
+    word = content.get(key, words[0])
+    if word not in words:
+        raise _invalid(f"{key} must be one of {', '.join(words)}")
+    return word
 
 
 def _parse_list(samples: Sequence[object]) -> tuple[ParsedSample, ...]:

@@ -100,7 +100,26 @@ class ScoringService:
 
     async def score(self, request: ParsedRequest) -> dict[str, Any]:
         """The answer as JSON holds it; raises RequestError where there is none."""
-        batcher, tokenizer, description = self._ready_parts()
+        _, tokenizer, description = self._ready_parts()
+        outcomes = await self._score(request)
+        if not request.is_list and isinstance(outcomes[0], UnscoredSample):
+            raise RequestError(_error_type(outcomes[0]), f"samples: {outcomes[0].detail}")
+        results = await self._results(tokenizer, description, request, outcomes)
+        return {
+            "results": results,
+            "model": description.model,
+            "revision": description.revision,
+            "calibration": calibration_info(description),
+            "usage": {"tokens": sum(result.get("num_tokens", 0) for result in results)},
+        }
+
+    async def score_samples(self, samples: Sequence[Sample]) -> list[Outcome]:
+        """One outcome a sample, by batches of their own: for jobs on this cluster."""
+        parsed = tuple(ParsedSample(None, sample) for sample in samples)
+        return await self._score(ParsedRequest(parsed, "sample", "own", is_list=True))
+
+    async def _score(self, request: ParsedRequest) -> list[Outcome]:
+        batcher, tokenizer, _ = self._ready_parts()
         with batcher.accepted(len(request.samples)):
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
@@ -111,18 +130,10 @@ class ScoringService:
                 raise RequestError(
                     "unavailable", f"no answer within {seconds:g} s", retry_after_seconds=1
                 ) from None
-        if not request.is_list and isinstance(outcomes[0], UnscoredSample):
-            raise RequestError(_error_type(outcomes[0]), f"samples: {outcomes[0].detail}")
-        results = await self._results(tokenizer, description, request, outcomes)
-        for result in results:
-            self.metrics.count("samples_total", outcome=result.get("error_type", "scored"))
-        return {
-            "results": results,
-            "model": description.model,
-            "revision": description.revision,
-            "calibration": calibration_info(description),
-            "usage": {"tokens": sum(result.get("num_tokens", 0) for result in results)},
-        }
+        for outcome in outcomes:
+            kind = _error_type(outcome) if isinstance(outcome, UnscoredSample) else "scored"
+            self.metrics.count("samples_total", outcome=kind)
+        return outcomes
 
     def require_room(self) -> None:
         """Raises RequestError where a request would be refused however small: before it is read."""
@@ -164,7 +175,8 @@ class ScoringService:
         request: ParsedRequest,
     ) -> list[Outcome]:
         good = [entry for entry in tokenized if isinstance(entry, TokenizedSample)]
-        scored = iter(await batcher.score(good, with_tokens=request.detail == "tokens"))
+        with_tokens = request.detail == "tokens"
+        scored = iter(await batcher.score(good, with_tokens=with_tokens, batching=request.batching))
         return [entry if isinstance(entry, UnscoredSample) else next(scored) for entry in tokenized]
 
     async def _results(
@@ -182,6 +194,7 @@ class ScoringService:
                         "id": parsed.wire_id,
                         "error": outcome.detail,
                         "error_type": _error_type(outcome),
+                        "reason": outcome.reason,
                     }
                 )
                 continue
@@ -260,6 +273,7 @@ def _scored_result(
         "percentile": percentile,
         "keep_at_pct": None if calibration is None else calibration.keep_at_pct(scored.score),
         "num_tokens": scored.num_tokens,
+        "num_answer_tokens": scored.num_answer_tokens,
         "truncated": scored.truncated,
     }
 

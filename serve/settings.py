@@ -57,7 +57,7 @@ class ServeSettings:
     once."""
     max_queued_samples: int = 2_048
     """Samples accepted and not yet answered, of one ingress replica; above, requests get 429."""
-    max_samples_per_request: int = 256
+    max_samples_per_request: int = 512
     """Samples in one request; above, 413."""
     max_body_bytes: int = 4 * 1024 * 1024
     """Bytes of one request; above, 413."""

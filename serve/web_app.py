@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import selectmoe
-from selectmoe.calibration import described
+from selectmoe.calibration import as_json
 from serve.error_responses import (
     RequestError,
     error_response,
@@ -95,7 +95,7 @@ def _add_reports(app: FastAPI, service: ScoringService, siblings: Siblings) -> N
 
     @app.get("/info")
     async def info() -> Response:
-        return json_response(_information(service))
+        return json_response(information(service))
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -222,7 +222,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _information(service: ScoringService) -> dict[str, Any]:
+def information(service: ScoringService) -> dict[str, Any]:
+    """What GET /info answers; raises RequestError before a scorer is warm."""
     settings, description = service.settings, service.description
     if description is None:
         raise RequestError("unavailable", "no scorer is warm yet", retry_after_seconds=2)
@@ -235,7 +236,7 @@ def _information(service: ScoringService) -> dict[str, Any]:
         "device": description.device,
         "dtype": description.dtype,
         "num_layers": description.num_layers,
-        "calibration": None if calibration is None else described(calibration),
+        "calibration": None if calibration is None else as_json(calibration),
         "limits": {
             "max_sequence_length": description.max_sequence_length,
             "max_batch_tokens": description.max_batch_tokens,

@@ -13,6 +13,14 @@ import psutil
 
 from tests.ray_head import stop
 
+# A busy machine needs longer than Ray's 30 s until a node is registered, and longer than Serve's 5
+# and 10 s until a proxy that starts has answered; it would be killed.
+PATIENCE = {
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
+}
+
 
 class ServeProcess:
     def __init__(self, process: subprocess.Popen, url: str, log: Path) -> None:
@@ -54,17 +62,10 @@ def serve_run(
 ) -> Iterator[ServeProcess]:
     """Ready when it is entered; at the end none of its processes is left."""
     log = folder / "serve.log"
-    # A busy machine needs longer than Ray's 30 s until a node is registered, and longer than
-    # Serve's 5 and 10 s until a proxy that starts has answered; it would be killed.
-    patience = {
-        "RAY_raylet_start_wait_time_s": "120",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
-    }
     with log.open("w") as file:
         process = subprocess.Popen(
             [Path(sys.executable).with_name("serve"), "run", str(target)],
-            env={**os.environ, **patience, **environment},
+            env={**os.environ, **PATIENCE, **environment},
             stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.scoring",
         "selectmoe.scored_shards",
         "selectmoe.selected_data",
+        "selectmoe.client",
     ),
     (
         "selectmoe.data",
@@ -32,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.gate_scores",
         "selectmoe.selection",
         "selectmoe.calibration",
+        "selectmoe.score_requests",
     ),
     (
         "selectmoe.records",
@@ -48,6 +50,7 @@ NOT_IN_THE_PACKAGE = ("ray", "fastapi", "jobs", "serve")
 WITHOUT_TORCH = (
     "selectmoe",
     "selectmoe.calibration",
+    "selectmoe.client",
     "selectmoe.config_loading",
     "selectmoe.errors",
     "selectmoe.records",

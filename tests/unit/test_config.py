@@ -192,6 +192,7 @@ def test_resolved_settings_survive_json() -> None:
         ("selection_percentage=1.5", "selection_percentage (--pct) must be in (0, 1], got 1.5"),
         ("selection_percentage=0.1,0.2", "must be a finite number, got '0.1,0.2'"),
         ("rows_per_shard=1.5", "rows_per_shard must be a whole number, got 1.5"),
+        ("via=localhost:8000", "via must be actors, serve or a URL (http://HOST:PORT), got 'local"),
         ("rows_per_shard=true", "rows_per_shard must be a whole number, got True"),
         ("rows_per_shard=null", "rows_per_shard must be a whole number, got None"),
         ("rows_per_shard=0", "rows_per_shard must be at least 1, got 0"),

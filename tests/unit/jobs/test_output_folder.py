@@ -9,6 +9,7 @@ from jobs.output_folder import (
     absolute_path,
     claim_output_folder,
     new_output_folder,
+    saved_settings,
     telling_how_to_resume,
     values_given,
 )
@@ -93,3 +94,11 @@ def test_whoever_interrupts_a_run_is_told_how_to_go_on(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt), telling_how_to_resume(tmp_path):
         raise KeyboardInterrupt
     assert caplog.messages == [f"go on with --resume {tmp_path}"]
+
+
+def test_what_may_change_holds_for_a_resumed_run_until_it_is_changed(tmp_path):
+    claim_output_folder(tmp_path, {"via": "http://a", "pct": 1}, resume=False, changeable=["via"])
+    assert saved_settings(tmp_path)["via"] == "http://a"
+    claim_output_folder(tmp_path, {"via": "serve", "pct": 1}, resume=True, changeable=["via"])
+    with pytest.raises(ResumeError, match="pct is 1 there and 2 here"):
+        claim_output_folder(tmp_path, {"via": "serve", "pct": 2}, resume=True, changeable=["via"])

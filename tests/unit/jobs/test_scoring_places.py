@@ -1,4 +1,4 @@
-from jobs.score_corpus import default_num_actors
+from jobs.scoring_places import default_num_actors
 from selectmoe.config import SelectConfig
 from selectmoe.paths import EMBEDDED_SELECTOR
 

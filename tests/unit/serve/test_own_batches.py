@@ -1,0 +1,107 @@
+"""What a request asks for with "batching": "own"."""
+
+import asyncio
+import contextlib
+
+import numpy as np
+import pytest
+
+from selectmoe.data.packing import pack
+from selectmoe.records import ScoredSample, TokenizedSample
+from serve.batching import BatchAnswer, Batcher, ScorerLostError
+from serve.error_responses import RequestError
+from serve.schemas import parse_request
+
+MAX_BATCH_TOKENS = 60
+LENGTHS = (7, 30, 12, 5, 28, 9, 16, 61, 3, 12)
+
+
+def samples(prefix):
+    return [
+        TokenizedSample(
+            f"{prefix}{number}", np.arange(length, dtype=np.int32), np.ones(length, bool), False
+        )
+        for number, length in enumerate(LENGTHS)
+    ]
+
+
+class Scorers:
+    """Answers with each sample's length as its score, and keeps what it was sent."""
+
+    def __init__(self, num_lost=0):
+        self.num_lost = num_lost
+        self.batches = []
+
+    async def __call__(self, request):
+        self.batches.append(request)
+        is_lost = len(self.batches) <= self.num_lost
+        await asyncio.sleep(0.002)  # others are sent meanwhile
+        if is_lost:
+            raise ScorerLostError
+        outcomes = [
+            ScoredSample(s.sample_id, float(len(s.token_ids)), 1, 1, False, np.zeros(1))
+            for s in request.samples
+        ]
+        return BatchAnswer(tuple(outcomes), 0.002)
+
+    def names(self, *, is_rectangle):
+        return [
+            tuple(sample.sample_id for sample in batch.samples)
+            for batch in self.batches
+            if batch.is_rectangle == is_rectangle
+        ]
+
+
+def scores_of(scorers, *calls):
+    """The answers of several requests that arrive together: (samples, batching) each."""
+
+    async def score():
+        batcher = Batcher(
+            scorers, max_batch_tokens=MAX_BATCH_TOKENS, max_wait_seconds=0.01,
+            max_queued_samples=1_000,
+        )  # fmt: skip
+        task = asyncio.create_task(batcher.run())
+        try:
+            return await asyncio.gather(
+                *(
+                    batcher.score(samples, with_tokens=False, batching=batching)
+                    for samples, batching in calls
+                )
+            )
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    return asyncio.run(score())
+
+
+def rectangles(samples):
+    batches = pack(samples, max_tokens_per_batch=MAX_BATCH_TOKENS)
+    return [tuple(samples[n].sample_id for n in batch.positions) for batch in batches]
+
+
+def test_the_batches_are_those_of_the_select_job_whoever_else_asks():
+    scorers, own = Scorers(), samples("own")
+    answers = scores_of(scorers, (samples("a"), "shared"), (own, "own"), (samples("b"), "shared"))
+    assert scorers.names(is_rectangle=True) == rectangles(own)
+    assert not any("own" in name for batch in scorers.names(is_rectangle=False) for name in batch)
+    for outcomes in answers:
+        assert [outcome.score for outcome in outcomes] == list(LENGTHS)
+
+
+def test_a_batch_whose_scorer_is_lost_goes_to_another_as_it_was():
+    scorers, own = Scorers(num_lost=1), samples("own")
+    [outcomes] = scores_of(scorers, (own, "own"))
+    assert [outcome.score for outcome in outcomes] == list(LENGTHS)
+    sent = scorers.names(is_rectangle=True)
+    assert sorted(sent) == sorted([*rectangles(own), sent[0]])
+
+
+def test_the_request_says_it_and_says_what_it_may_say():
+    body = b'{"samples": {"text": "Hi"}%s}'
+    assert parse_request(body % b"", max_samples=1).batching == "shared"
+    assert parse_request(body % b', "batching": "own"', max_samples=1).batching == "own"
+    for wrong in (b'"alone"', b"null", b"[]", b"{}", b"1"):
+        with pytest.raises(RequestError, match="batching must be one of shared, own"):
+            parse_request(body % (b', "batching": ' + wrong), max_samples=1)
