@@ -32,8 +32,9 @@ from selectmoe.selection import (
 ALL_DATASETS = "*"
 NUM_QUANTILE_BINS = 10_000
 MAX_THREADS = 4  # more wait for each other: what is small here is Python's
-SHARDS_PER_CALL = 64
-CALLS_AHEAD = 2  # per thread
+MAX_SHARDS_PER_CALL = 64
+CALLS_PER_THREAD = 8  # or more; for even loads
+CALLS_AHEAD = 2  # of each thread: what is done and not yet taken waits in memory
 T = TypeVar("T")
 
 
@@ -147,12 +148,12 @@ def kept_rows(cuts: Mapping[str, Cut], shard: Path) -> tuple[np.ndarray, np.ndar
 def map_in_threads(a_pass: Callable[[Sequence[Path]], T], shards: Sequence[Path]) -> Iterator[T]:
     """A ShardMap in this process: reading and counting run beside each other."""
     num_threads = min(os.cpu_count() or 1, MAX_THREADS)
-    size = max(1, min(SHARDS_PER_CALL, len(shards) // num_threads))
+    size = max(1, min(MAX_SHARDS_PER_CALL, len(shards) // (num_threads * CALLS_PER_THREAD)))
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(num_threads) as executor:
         for start in range(0, len(shards), size):
             pending.append(executor.submit(a_pass, shards[start : start + size]))
-            if len(pending) > CALLS_AHEAD * num_threads:  # what is done waits in memory
+            if len(pending) > CALLS_AHEAD * num_threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
