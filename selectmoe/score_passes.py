@@ -17,6 +17,7 @@ import numpy as np
 
 from selectmoe.score_blocks import Rows, ScoreBlock, score_blocks
 from selectmoe.selection import (
+    MAX_CANDIDATES,
     Bucket,
     Buckets,
     Candidates,
@@ -83,6 +84,7 @@ def find_cuts(
     selection_percentage: float,
     per_dataset: bool,
     map_shards: ShardMap,
+    max_candidates: int = MAX_CANDIDATES,
 ) -> dict[str, Cut]:
     """One cut for the whole corpus under "*", or one for each data set; all in the same passes.
 
@@ -101,7 +103,7 @@ def find_cuts(
             _add_up(totals, counts)
         return totals
 
-    buckets = narrow(first_buckets, count)
+    buckets = narrow(first_buckets, count, max_candidates=max_candidates)
     candidates: dict[str, list[Candidates]] = {name: [] for name in buckets}
     for found in map_shards(partial(find_candidates, buckets), shards):
         for name, rows in found:
