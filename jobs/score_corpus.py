@@ -89,9 +89,10 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
     import ray
 
     started = time.perf_counter()
-    summary: CorpusSummary = ray.get(
-        ray.remote(num_cpus=1)(normalize_corpus).remote(config, folder.corpus)
-    )
+    pending = ray.remote(num_cpus=1)(normalize_corpus).remote(config, folder.corpus)
+    import ray.data  # here, while a worker reads the corpus: else the actors' start waits for it
+
+    summary: CorpusSummary = ray.get(pending)
     logger.info(
         "corpus: %s rows in %d shards, %d rejected, %d duplicate ids (%.1f s)",
         f"{summary.num_read:,}",
