@@ -212,10 +212,10 @@ def measure_sizes(scratch: Path, args: argparse.Namespace) -> dict[str, object]:
     measured: dict[str, object] = {}
     by_size: dict[str, dict[str, object]] = {}
     sort_failed = False
-    for num_rows in sorted({*args.sizes, *SORT_SIZES}):
+    for num_rows in sorted({*args.sizes, *args.sort_sizes}):
         folder = scratch / str(num_rows)
         ways = ["threads", "ray"] if num_rows in args.sizes else []
-        ways += ["sort"] if num_rows in SORT_SIZES and not sort_failed else []
+        ways += ["sort"] if num_rows in args.sort_sizes and not sort_failed else []
         if not ways:
             continue
         write_scores(folder, num_rows // divisor, ROWS_PER_FILE // divisor, decimals=None)
@@ -243,6 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="sizes a hundred times smaller")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--sort-sizes", type=int, nargs="*", default=list(SORT_SIZES))
     parser.add_argument("--sort-timeout", type=float, default=600.0, help="seconds a way may take")
     parser.add_argument("--way", choices=sorted(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
