@@ -76,21 +76,22 @@ class Histogram:
     @classmethod
     def total(cls, histograms: Iterable["Histogram"]) -> "Histogram":
         """Of all rows together; parts are added up before they fill memory."""
-        values, counts = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        pending, num_pending = [cls.of(np.empty(0, dtype=np.int64))], 0
         for histogram in histograms:
-            values.append(histogram.values)
-            counts.append(histogram.counts)
-            if sum(map(len, values)) > MAX_PENDING_VALUES:
-                merged = cls._merged(values, counts)
-                values, counts = [merged.values], [merged.counts]
-        return cls._merged(values, counts)
+            pending.append(histogram)
+            num_pending += len(histogram.values)
+            if num_pending > MAX_PENDING_VALUES:
+                pending, num_pending = [cls._merged(pending)], 0
+        return cls._merged(pending)
 
     @classmethod
-    def _merged(cls, values: list[np.ndarray], counts: list[np.ndarray]) -> "Histogram":
-        found, places = np.unique(np.concatenate(values), return_inverse=True)
-        sums = np.zeros(len(found), dtype=np.int64)
-        np.add.at(sums, places, np.concatenate(counts))
-        return cls(found, sums)
+    def _merged(cls, parts: list["Histogram"]) -> "Histogram":
+        values, places = np.unique(
+            np.concatenate([part.values for part in parts]), return_inverse=True
+        )
+        counts = np.zeros(len(values), dtype=np.int64)
+        np.add.at(counts, places, np.concatenate([part.counts for part in parts]))
+        return cls(values, counts)
 
 
 @dataclass(frozen=True, slots=True)
