@@ -156,7 +156,9 @@ def run_child(way: str, folder: Path, timeout_seconds: float) -> dict[str, objec
         sampler.join()
     if process.returncode:
         return {"failure": (complaint.strip().splitlines() or ["killed"])[-1][:200]}
-    measured: dict[str, object] = json.loads(printed.strip().splitlines()[-1])
+    # Ray Data prints to standard output too, even after its last row.
+    [answer] = [line for line in printed.splitlines() if line.startswith('{"seconds"')]
+    measured: dict[str, object] = json.loads(answer)
     return {**measured, "peak_pss_of_all_mb": round(peaks[0])}
 
 
