@@ -82,9 +82,10 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
     started = time.perf_counter()
     # Replicas may hold every CPU of a cluster for good, and a task that asks for one would wait.
     num_cpus = 1 if config.via == "actors" else 0
-    summary: CorpusSummary = ray.get(
-        ray.remote(num_cpus=num_cpus)(normalize_corpus).remote(config, folder.corpus)
-    )
+    pending = ray.remote(num_cpus=num_cpus)(normalize_corpus).remote(config, folder.corpus)
+    import ray.data  # here, while a worker reads the corpus: else the actors' start waits for it
+
+    summary: CorpusSummary = ray.get(pending)
     logger.info(
         "corpus: %s rows in %d shards, %d rejected, %d duplicate ids (%.1f s)",
         f"{summary.num_read:,}",

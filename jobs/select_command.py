@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     started = time.perf_counter()
 
     # Only now: --help and a mistyped option must not wait for the imports below.
+    from jobs.ray_passes import shard_map
     from jobs.score_corpus import score_corpus
     from jobs.scoring_places import find_place
     from jobs.select_report import print_table, write_manifest
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         selection_percentage=config.selection_percentage,
         per_dataset=config.per_dataset,
         max_rejected=config.max_rejected,
+        map_shards=shard_map(scored_run),
     )
     manifest = write_manifest(
         config, output, selected, scoring, wall_seconds=time.perf_counter() - started

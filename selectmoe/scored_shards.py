@@ -12,14 +12,12 @@ selected_data.jsonl  rejected/rejected.jsonl  manifest.json
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from selectmoe.data.shards import read_shard
 from selectmoe.data.writers import write_parquet
@@ -40,9 +38,6 @@ SCORED_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-
-# Of each row no text is read after scoring, until it is selected.
-SCORE_COLUMNS = ["row_key", "dataset", "score", "num_tokens", "truncated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,33 +136,3 @@ def scored_table(
             record |= {"reason": outcome.reason, "detail": outcome.detail}
         records.append(record)
     return pa.Table.from_pylist(records, schema=SCORED_SCHEMA)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScoreBlock:
-    """The scored rows of one shard, column by column; N of them."""
-
-    shard: Path
-    row_numbers: np.ndarray  # int64 (N,), position in the corpus shard
-    row_keys: np.ndarray  # str (N,)
-    datasets: np.ndarray  # str (N,)
-    scores: np.ndarray  # float32 (N,)
-    num_tokens: np.ndarray  # int32 (N,), that the model read
-    truncated: np.ndarray  # bool (N,), True where that was only the beginning
-
-
-def score_blocks(folder: RunFolder) -> Iterator[ScoreBlock]:
-    """The scores of a run, shard by shard: constant memory, and no text."""
-    for shard in folder.scored_shards():
-        table = pq.read_table(shard, columns=SCORE_COLUMNS)
-        valid = table["score"].is_valid()
-        table = table.filter(valid)
-        yield ScoreBlock(
-            shard=shard,
-            row_numbers=np.flatnonzero(valid.to_numpy()),
-            row_keys=np.array(table["row_key"].to_pylist(), dtype=np.str_),
-            datasets=np.array(table["dataset"].to_pylist(), dtype=np.str_),
-            scores=table["score"].to_numpy(),
-            num_tokens=table["num_tokens"].to_numpy(),
-            truncated=table["truncated"].to_numpy(),
-        )

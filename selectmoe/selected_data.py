@@ -5,19 +5,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from selectmoe.calibration import Calibration, load_calibration
-from selectmoe.data.shards import read_shard
+from selectmoe.data.shards import read_rows
 from selectmoe.data.writers import write_jsonl
 from selectmoe.errors import TooManyRejectedError
-from selectmoe.scored_shards import RunFolder, ScoreBlock, score_blocks
-from selectmoe.selection import Cut, find_cut, num_to_keep
+from selectmoe.score_passes import ALL_DATASETS as ALL_DATASETS
+from selectmoe.score_passes import (
+    NUM_QUANTILE_BINS,
+    ShardMap,
+    Survey,
+    find_cuts,
+    kept_rows,
+    map_in_threads,
+    survey,
+)
+from selectmoe.scored_shards import RunFolder
+from selectmoe.selection import Cut
 
-ALL_DATASETS = "*"
-NUM_QUANTILE_BINS = 10_000
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
@@ -54,6 +63,7 @@ def cut_run(
     selection_percentage: float,
     per_dataset: bool,
     max_rejected: float = 1.0,
+    map_shards: ShardMap = map_in_threads,
 ) -> SelectedData:
     """Writes `selected_data.jsonl` and `rejected/rejected.jsonl` into `output`.
 
@@ -65,8 +75,9 @@ def cut_run(
     """
     num_rejected: dict[str, Counter[str]] = {}
     rejected_file = write_rejected(folder, output, num_rejected)
-    scored, histogram = count_scores(folder)
-    num_scored = scored["rows"]
+    shards = folder.scored_shards()
+    found = Survey.total(map_shards(survey, shards))
+    num_scored = found.num_rows
     total_rejected = sum(reasons.total() for reasons in num_rejected.values())
     total_read = num_scored.total() + total_rejected
     if total_rejected > max_rejected * total_read:
@@ -77,7 +88,11 @@ def cut_run(
     if not num_scored:
         raise TooManyRejectedError(f"no row has a score; each with its reason: {rejected_file}")
     cuts = find_cuts(
-        folder, num_scored, selection_percentage=selection_percentage, per_dataset=per_dataset
+        shards,
+        found.first_digits,
+        selection_percentage=selection_percentage,
+        per_dataset=per_dataset,
+        map_shards=map_shards,
     )
     num_selected: Counter[str] = Counter()
     calibration = load_calibration(folder.root)
@@ -89,34 +104,12 @@ def cut_run(
             num_scored=num_scored[dataset],
             num_rejected=dict(num_rejected.get(dataset, Counter())),
             num_selected=num_selected[dataset],
-            num_tokens=scored["tokens"][dataset],
-            num_truncated=scored["truncated"][dataset],
+            num_tokens=found.num_tokens[dataset],
+            num_truncated=found.num_truncated[dataset],
         )
         for dataset in sorted({*num_scored, *num_rejected})
     }
-    return SelectedData(counts, cuts, quantiles(histogram), calibration)
-
-
-def find_cuts(
-    folder: RunFolder,
-    num_scored: Counter[str],
-    *,
-    selection_percentage: float,
-    per_dataset: bool,
-) -> dict[str, Cut]:
-    """One cut for the whole corpus under "*", or one for each data set."""
-    sizes = dict(num_scored) if per_dataset else {ALL_DATASETS: num_scored.total()}
-    cuts = {}
-    for dataset, size in sorted(sizes.items()):
-
-        def blocks(dataset: str = dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for block in score_blocks(folder):
-                mask = belongs_to(block, dataset)
-                yield block.scores[mask], block.row_keys[mask]
-
-        if size:
-            cuts[dataset] = find_cut(blocks, num_kept=num_to_keep(size, selection_percentage))
-    return cuts
+    return SelectedData(counts, cuts, quantiles(found.quantile_bins), calibration)
 
 
 def selected_rows(
@@ -127,17 +120,13 @@ def selected_rows(
 ) -> Iterator[dict[str, object]]:
     """The kept samples with their scores and percentiles (null without a calibration); counts them
     by data set on the way."""
-    for block in score_blocks(folder):
-        kept = np.zeros(len(block.scores), dtype=bool)
-        for dataset, cut in cuts.items():
-            kept |= belongs_to(block, dataset) & cut.keeps(block.scores, block.row_keys)
-        if not kept.any():
+    for shard in folder.scored_shards():
+        row_numbers, scores = kept_rows(cuts, shard)
+        if not len(row_numbers):
             continue
-        rows = read_shard(folder.corpus / block.shard.name)
-        row_numbers, scores = block.row_numbers[kept], block.scores[kept]
+        samples = read_rows(folder.corpus / shard.name, row_numbers)
         percentiles = calibration.percentiles(scores).tolist() if calibration else repeat(None)
-        for row_number, score, percentile in zip(row_numbers, scores, percentiles, strict=False):
-            _, sample = rows[row_number]
+        for sample, score, percentile in zip(samples, scores, percentiles, strict=False):
             num_selected[sample.dataset] += 1
             yield {
                 "dataset": sample.dataset,
@@ -172,42 +161,22 @@ def _unread_and_unscored(folder: RunFolder) -> Iterator[dict[str, object]]:
             row["id"] = row.pop("sample_id")
             yield row
     for shard in folder.scored_shards():
-        table = pq.read_table(shard, columns=["dataset", "id", "source", "reason", "detail"])
-        for row in table.filter(table["reason"].is_valid()).to_pylist():
+        for row in _unscored(shard):
             file, _, number = row.pop("source").rpartition(":")
             yield {"file": file, "row": int(number or 0), **row}
 
 
-def belongs_to(block: ScoreBlock, dataset: str) -> np.ndarray:
-    if dataset == ALL_DATASETS:
-        return np.ones(len(block.scores), dtype=bool)
-    mask: np.ndarray = block.datasets == dataset
-    return mask
-
-
-def count_scores(folder: RunFolder) -> tuple[dict[str, Counter[str]], np.ndarray]:
-    """Scored "rows", their "tokens" and the "truncated" ones, each by data set, and the histogram
-    of all scores over (0, 1)."""
-    counts: dict[str, Counter[str]] = {
-        "rows": Counter(),
-        "tokens": Counter(),
-        "truncated": Counter(),
-    }
-    histogram = np.zeros(NUM_QUANTILE_BINS, dtype=np.int64)
-    for block in score_blocks(folder):
-        names, codes = np.unique(block.datasets, return_inverse=True)
-        for key, weights in (
-            ("rows", np.ones(len(codes))),
-            ("tokens", block.num_tokens),
-            ("truncated", block.truncated),
-        ):
-            sums = np.bincount(codes, weights=weights, minlength=len(names)).astype(np.int64)
-            counts[key].update(dict(zip(names.tolist(), sums.tolist(), strict=True)))
-        bins = np.clip(
-            (block.scores * NUM_QUANTILE_BINS).astype(np.int64), 0, NUM_QUANTILE_BINS - 1
-        )
-        histogram += np.bincount(bins, minlength=NUM_QUANTILE_BINS)
-    return counts, histogram
+def _unscored(shard: Path) -> Iterator[dict[str, Any]]:
+    """Rows with a reason; row groups without any, which are most, are not read."""
+    with pq.ParquetFile(shard) as file:
+        reason = file.schema.names.index("reason")
+        for number in range(file.num_row_groups):
+            row_group = file.metadata.row_group(number)
+            statistics = row_group.column(reason).statistics
+            if statistics is None or statistics.null_count < row_group.num_rows:
+                columns = ["dataset", "id", "source", "reason", "detail"]
+                table = file.read_row_group(number, columns=columns)
+                yield from table.filter(table["reason"].is_valid()).to_pylist()
 
 
 def quantiles(histogram: np.ndarray) -> dict[str, float]:

@@ -4,19 +4,25 @@ Rows are ordered by score, highest first, then by row key. A row key begins with
 so ties are settled the same way however the corpus was split. Nothing is sorted or gathered but
 the rows around the cut: a row's place in the order is read as a number of 16-bit digits, two from
 the score and eight from the key, and a histogram of one digit a pass says in which bucket the last
-kept row lies, until that bucket is small enough to look at.
+kept row lies, until that bucket is small enough to look at. Histograms of parts of the rows add up
+to that of all, so a pass may be made anywhere and in any order; row keys are asked for only where
+scores do not tell.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
-# Shape letters: N = rows of a block.
+# Shape letters: N = rows of a block, M = some of them, V = different values of a digit.
 
 Blocks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 """Called once a pass; gives (scores float32 (N,), row_keys str (N,)), block by block."""
+ReadKeys = Callable[[np.ndarray], np.ndarray]
+"""Row numbers in a block, int64 (M,) -> their row keys, str (M,)."""
+Candidates = tuple[np.ndarray, np.ndarray]
+"""Scores float32 (M,) and row_keys str (M,) of the rows in a bucket."""
 
 BITS_PER_DIGIT = 16
 NUM_SCORE_DIGITS = 2
@@ -24,6 +30,7 @@ HEX_PER_DIGIT = 4
 HASH_HEX_LENGTH = 32  # a row key begins with two hashes of 64 bits
 NUM_DIGITS = NUM_SCORE_DIGITS + HASH_HEX_LENGTH // HEX_PER_DIGIT
 MAX_CANDIDATES = 100_000  # rows looked at one by one: about 15 MB of keys
+MAX_PENDING_VALUES = 1 << 19  # of histograms that are added up at once: 8 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +43,143 @@ class Cut:
 
     def keeps(self, scores: np.ndarray, row_keys: np.ndarray) -> np.ndarray:
         """bool (N,): exactly `num_kept` are True over all the blocks that the cut was found on."""
+        return self.keeps_of(scores, row_keys.__getitem__)
+
+    def keeps_of(self, scores: np.ndarray, read_keys: ReadKeys) -> np.ndarray:
+        """The same, reading the keys of rows at the threshold only."""
         threshold = np.float32(self.score)
         kept: np.ndarray = scores > threshold
         tied = np.flatnonzero(scores == threshold)
-        kept[tied] = row_keys[tied] <= self.row_key
+        if len(tied):
+            kept[tied] = read_keys(tied) <= self.row_key
         return kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histogram:
+    """How many rows have each value; it holds only values that occur."""
+
+    values: np.ndarray  # int64 (V,), ascending
+    counts: np.ndarray  # int64 (V,)
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Histogram":
+        """Of values below 2**32; fastest where they lie close together."""
+        lowest = int(values.min()) if len(values) else 0
+        if len(values) and int(values.max()) - lowest > 4 * len(values):
+            found, counts = np.unique(values, return_counts=True)
+            return cls(found.astype(np.int64), counts)
+        counts = np.bincount(values.astype(np.int64) - lowest)
+        found = np.flatnonzero(counts)
+        return cls(found + lowest, counts[found])
+
+    @classmethod
+    def total(cls, histograms: Iterable["Histogram"]) -> "Histogram":
+        """Of all rows together; parts are added up before they fill memory."""
+        pending, num_pending = [cls.of(np.empty(0, dtype=np.int64))], 0
+        for histogram in histograms:
+            pending.append(histogram)
+            num_pending += len(histogram.values)
+            if num_pending > MAX_PENDING_VALUES:
+                pending, num_pending = [cls._merged(pending)], 0
+        return cls._merged(pending)
+
+    @classmethod
+    def _merged(cls, parts: list["Histogram"]) -> "Histogram":
+        values, places = np.unique(
+            np.concatenate([part.values for part in parts]), return_inverse=True
+        )
+        counts = np.zeros(len(values), dtype=np.int64)
+        np.add.at(counts, places, np.concatenate([part.counts for part in parts]))
+        return cls(values, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Where the last kept row lies: among the rows whose places begin with `digits`."""
+
+    num_kept: int
+    digits: tuple[int, ...]
+    rank: int  # of the last kept row within the bucket, from 1
+    num_rows: int | None  # None where nobody has counted yet
+
+    @classmethod
+    def of_all_rows(cls, num_kept: int) -> "Bucket":
+        if num_kept < 1:
+            raise ValueError(f"num_kept must be at least 1, got {num_kept}")
+        return cls(num_kept, (), num_kept, None)
+
+    @property
+    def key_range(self) -> tuple[int, int]:
+        """The first and the last of the `descending_keys` that scores in the bucket have."""
+        first = self._score_prefix << self._unknown_bits
+        return first, first + (1 << self._unknown_bits) - 1
+
+    def is_wide(self, max_candidates: int) -> bool:
+        """Whether it holds too many rows to look at, and another digit tells them apart."""
+        too_many = self.num_rows is None or self.num_rows > max_candidates
+        return too_many and len(self.digits) < NUM_DIGITS
+
+    def narrowed(self, histogram: Histogram) -> "Bucket":
+        """The part that holds the last kept row, by the histogram of the next digit."""
+        totals = np.cumsum(histogram.counts)
+        num_rows = int(totals[-1]) if len(totals) else 0
+        if self.rank > num_rows:
+            raise ValueError(f"cannot keep {self.rank} of {num_rows} rows")
+        index = int(np.searchsorted(totals, self.rank))
+        num_before = int(totals[index] - histogram.counts[index])
+        return Bucket(
+            self.num_kept,
+            (*self.digits, int(histogram.values[index])),
+            self.rank - num_before,
+            int(histogram.counts[index]),
+        )
+
+    def next_digits(self, scores: np.ndarray, read_keys: ReadKeys) -> np.ndarray:
+        """(M,), below 65,536: of the rows of a block that lie in the bucket, the next digit."""
+        position = len(self.digits)
+        if position >= NUM_SCORE_DIGITS:
+            return _key_digits(self.candidates(scores, read_keys)[1], position)
+        if position == 0:
+            return first_digits(scores)
+        keys = descending_keys(scores)
+        digits: np.ndarray = keys[keys >> BITS_PER_DIGIT == self._score_prefix] & np.uint32(0xFFFF)
+        return digits
+
+    def candidates(self, scores: np.ndarray, read_keys: ReadKeys) -> Candidates:
+        """The rows of a block that lie in the bucket."""
+        # As int64: NumPy leaves a shift of 32-bit numbers by 32 undefined.
+        keys = descending_keys(scores).astype(np.int64)
+        held = np.flatnonzero(keys >> self._unknown_bits == self._score_prefix)
+        row_keys = read_keys(held)
+        for position in range(NUM_SCORE_DIGITS, len(self.digits)):
+            same = _key_digits(row_keys, position) == self.digits[position]
+            held, row_keys = held[same], row_keys[same]
+        return scores[held], row_keys
+
+    def cut(self, candidates: Iterable[Candidates]) -> Cut:
+        """The last kept row, of all the rows in the bucket."""
+        parts = list(candidates)
+        scores = np.concatenate([part[0] for part in parts])
+        row_keys = np.concatenate([part[1] for part in parts])
+        last = np.lexsort((row_keys, descending_keys(scores)))[self.rank - 1]
+        return Cut(float(scores[last]), str(row_keys[last]), self.num_kept)
+
+    @property
+    def _score_prefix(self) -> int:
+        prefix = 0
+        for digit in self.digits[:NUM_SCORE_DIGITS]:
+            prefix = prefix << BITS_PER_DIGIT | digit
+        return prefix
+
+    @property
+    def _unknown_bits(self) -> int:
+        """Of the score's 32 bits."""
+        return BITS_PER_DIGIT * max(NUM_SCORE_DIGITS - len(self.digits), 0)
+
+
+Buckets = Mapping[str, Bucket]
+"""By the name of what is cut: a data set, or all of them."""
 
 
 def num_to_keep(num_scored: int, selection_percentage: float) -> int:
@@ -54,24 +193,45 @@ def find_cut(blocks: Blocks, *, num_kept: int, max_candidates: int = MAX_CANDIDA
     Row keys differ and begin with 32 lower-case hex digits. Raises ValueError for a score that is
     not finite and where there are fewer than `num_kept` rows.
     """
-    if num_kept < 1:
-        raise ValueError(f"num_kept must be at least 1, got {num_kept}")
-    prefix: list[int] = []
-    rank = num_kept
-    while len(prefix) < NUM_DIGITS:
-        histogram = np.zeros(1 << BITS_PER_DIGIT, dtype=np.int64)
-        for scores, row_keys in _rows_below(blocks, prefix):
-            # add.at, not bincount: a block may be far smaller than the histogram.
-            np.add.at(histogram, _digits(scores, row_keys, len(prefix)), 1)
-        bucket, rank = _bucket_of(histogram, rank)
-        prefix.append(bucket)
-        if histogram[bucket] <= max_candidates:
-            break
-    candidates = list(_rows_below(blocks, prefix))
-    scores = np.concatenate([block[0] for block in candidates])
-    row_keys = np.concatenate([block[1] for block in candidates])
-    last = np.lexsort((row_keys, descending_keys(scores)))[rank - 1]
-    return Cut(float(scores[last]), str(row_keys[last]), num_kept)
+
+    def count(buckets: Buckets) -> dict[str, Histogram]:
+        return {
+            name: Histogram.total(
+                Histogram.of(bucket.next_digits(scores, row_keys.__getitem__))
+                for scores, row_keys in blocks()
+            )
+            for name, bucket in buckets.items()
+        }
+
+    [bucket] = narrow(
+        {"": Bucket.of_all_rows(num_kept)}, count, max_candidates=max_candidates
+    ).values()
+    return bucket.cut(
+        bucket.candidates(scores, row_keys.__getitem__) for scores, row_keys in blocks()
+    )
+
+
+def narrow(
+    buckets: Buckets,
+    count: Callable[[Buckets], Mapping[str, Histogram]],
+    *,
+    max_candidates: int = MAX_CANDIDATES,
+) -> dict[str, Bucket]:
+    """Buckets that together hold few rows, at one pass a digit for all of them.
+
+    count: a pass; gives the histogram of the next digit of the rows in each bucket.
+    """
+    narrowed = dict(buckets)
+    limit = max_candidates // max(len(buckets), 1)
+    while wide := {name: bucket for name, bucket in narrowed.items() if bucket.is_wide(limit)}:
+        histograms = count(wide)
+        narrowed |= {name: bucket.narrowed(histograms[name]) for name, bucket in wide.items()}
+    return narrowed
+
+
+def first_digits(scores: np.ndarray) -> np.ndarray:
+    """(N,), below 65,536: the first digit of each row's place."""
+    return descending_keys(scores) >> BITS_PER_DIGIT
 
 
 def descending_keys(scores: np.ndarray) -> np.ndarray:
@@ -85,33 +245,11 @@ def descending_keys(scores: np.ndarray) -> np.ndarray:
     return np.where(bits & sign, bits, ~(bits | sign))
 
 
-def _rows_below(blocks: Blocks, prefix: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One pass over the rows whose first digits are `prefix`."""
-    for scores, row_keys in blocks():
-        for position, digit in enumerate(prefix):
-            same = _digits(scores, row_keys, position) == digit
-            scores, row_keys = scores[same], row_keys[same]
-        if len(scores):
-            yield scores, row_keys
-
-
-def _digits(scores: np.ndarray, row_keys: np.ndarray, position: int) -> np.ndarray:
-    """The digit at `position` of each row's place in the order: (N,), below 65,536."""
-    if position < NUM_SCORE_DIGITS:
-        shift = BITS_PER_DIGIT * (NUM_SCORE_DIGITS - 1 - position)
-        return (descending_keys(scores) >> np.uint32(shift)) & np.uint32(0xFFFF)
+def _key_digits(row_keys: np.ndarray, position: int) -> np.ndarray:
+    """The digit at `position` of each row's place, below 65,536; the first two are the score's."""
     first = HEX_PER_DIGIT * (position - NUM_SCORE_DIGITS)
     letters = row_keys.astype(f"U{HASH_HEX_LENGTH}").view(np.uint32)
     letters = letters.reshape(len(row_keys), HASH_HEX_LENGTH)[:, first : first + HEX_PER_DIGIT]
     values = letters.astype(np.int64) - np.where(letters > ord("9"), ord("a") - 10, ord("0"))
     assert ((values >= 0) & (values < 16)).all(), "a row key begins with 32 hex digits"
     return values @ 16 ** np.arange(HEX_PER_DIGIT - 1, -1, -1)
-
-
-def _bucket_of(histogram: np.ndarray, rank: int) -> tuple[int, int]:
-    """The bucket that holds the row of `rank` (from 1), and that row's rank within the bucket."""
-    totals = np.cumsum(histogram)
-    if rank > totals[-1]:
-        raise ValueError(f"cannot keep {rank} of {totals[-1]} rows")
-    bucket = int(np.searchsorted(totals, rank))
-    return bucket, rank - int(totals[bucket] - histogram[bucket])

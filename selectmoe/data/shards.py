@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -122,18 +123,20 @@ def read_summary(directory: Path) -> CorpusSummary | None:
 
 def read_shard(path: Path) -> list[KeyedSample]:
     """The samples of one shard with their keys, in their order."""
-    return [
-        (
-            row["row_key"],
-            Sample(
-                row["dataset"],
-                row["id"],
-                tuple(Message(**message) for message in row["messages"]),
-                row["source"],
-            ),
-        )
-        for row in pq.read_table(path).to_pylist()
-    ]
+    return _keyed_samples(pq.read_table(path))
+
+
+def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
+    """Some rows of a shard, by ascending positions; row groups without any are not read."""
+    with pq.ParquetFile(path) as file:
+        first_row = 0
+        for number in range(file.num_row_groups):
+            end = first_row + file.metadata.row_group(number).num_rows
+            wanted = row_numbers[(row_numbers >= first_row) & (row_numbers < end)] - first_row
+            first_row = end
+            if len(wanted):
+                table = file.read_row_group(number).take(wanted)
+                yield from (sample for _, sample in _keyed_samples(table))
 
 
 def row_key(sample: Sample) -> str:
@@ -168,6 +171,21 @@ def _digest(parts: Sequence[str]) -> str:
         encoded = part.encode()
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()
+
+
+def _keyed_samples(table: pa.Table) -> list[KeyedSample]:
+    return [
+        (
+            row["row_key"],
+            Sample(
+                row["dataset"],
+                row["id"],
+                tuple(Message(**message) for message in row["messages"]),
+                row["source"],
+            ),
+        )
+        for row in table.to_pylist()
+    ]
 
 
 def _num_characters(sample: Sample) -> int:

@@ -22,6 +22,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.evaluation",
         "selectmoe.scoring",
         "selectmoe.scored_shards",
+        "selectmoe.score_blocks",
+        "selectmoe.score_passes",
         "selectmoe.selected_data",
         "selectmoe.client",
     ),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +18,7 @@ from selectmoe.data.readers import read_corpora
 from selectmoe.data.shards import (
     CorpusSummary,
     keep_subset,
+    read_rows,
     read_shard,
     read_summary,
     row_key,
@@ -71,6 +73,17 @@ def test_every_sample_is_in_one_shard_unchanged_and_in_the_order_of_its_key(tmp_
     ]
     assert summary == CorpusSummary(250, 0, 3, 0, {"d0": 84, "d1": 83, "d2": 83}, "")
     assert read_summary(tmp_path / "c") == summary
+
+
+@pytest.mark.parametrize("row_group_size", [1, 3, 25])
+def test_some_rows_of_a_shard_are_read_by_their_positions(tmp_path, row_group_size):
+    write_shards(samples(25), tmp_path / "c", rows_per_shard=25)
+    shard = tmp_path / "c" / "shard-000000.parquet"
+    rows = [sample for _, sample in read_shard(shard)]
+    pq.write_table(pq.read_table(shard), shard, row_group_size=row_group_size)
+    for positions in ([], [0], [24], [0, 1, 2, 9, 24], list(range(25))):
+        found = list(read_rows(shard, np.array(positions, dtype=np.int64)))
+        assert found == [rows[position] for position in positions]
 
 
 @pytest.mark.parametrize("max_rows_in_memory", [2, 7, 100, 249, 250, 251, 1_000])

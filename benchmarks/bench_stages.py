@@ -1,0 +1,119 @@
+"""What each part of a selection but the model takes of one CPU core, by itself.
+
+    python benchmarks/bench_stages.py --data ../shared/data/instructions/dolly.jsonl
+
+Seconds of CPU, not of a clock, in one thread: what docs/operations.md multiplies by rows and
+divides by cores. The passes over scores, which read many rows at once, are in bench_topk.py; here
+is what opening a shard costs them.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Before anything makes a thread pool of its own.
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import numpy as np
+import pyarrow as pa
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.results import describe_run, write_result  # noqa: E402
+from selectmoe.data.readers import read_corpus  # noqa: E402
+from selectmoe.data.shards import read_shard, write_shards  # noqa: E402
+from selectmoe.data.writers import write_jsonl, write_parquet  # noqa: E402
+from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
+from selectmoe.records import Sample, ScoredSample  # noqa: E402
+from selectmoe.score_passes import survey  # noqa: E402
+from selectmoe.scored_shards import RunFolder, scored_table  # noqa: E402
+from selectmoe.scoring import ScoringEngine  # noqa: E402
+from selectmoe.selected_data import selected_rows  # noqa: E402
+from selectmoe.selection import Cut  # noqa: E402
+
+NUM_LAYERS = 16  # of OLMoE-1B-7B: a score each in every row
+KEEP_ALL = {"*": Cut(score=0.0, row_key="g", num_kept=0)}
+
+
+class Stopwatch:
+    """CPU seconds by part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measuring(self, part: str) -> Iterator[None]:
+        started = time.process_time()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.process_time() - started
+
+
+def scores_of(samples: list[Sample], rng: np.random.Generator) -> list[ScoredSample]:
+    layer_scores = rng.random((len(samples), NUM_LAYERS), dtype=np.float32)
+    scores = rng.random(len(samples)).astype(np.float32).tolist()
+    return [
+        ScoredSample(sample.sample_id, score, 300, 200, False, layers)
+        for sample, score, layers in zip(samples, scores, layer_scores, strict=True)
+    ]
+
+
+def measure(data: str, model: str, folder: RunFolder, rows_per_shard: int) -> dict[str, object]:
+    watch, rng = Stopwatch(), np.random.default_rng(0)
+    tokenizer = ScoringEngine.from_pretrained(model, device="cpu").tokenizer
+    with watch.measuring("read_and_normalise"):
+        summary = write_shards(read_corpus(data), folder.corpus, rows_per_shard=rows_per_shard)
+    folder.scored.mkdir()
+    num_tokens = 0
+    for shard in folder.corpus_shards():
+        with watch.measuring("read_shard"):
+            rows = read_shard(shard)
+        with watch.measuring("tokenise"):
+            tokenised = tokenizer.tokenize([sample for _, sample in rows])
+        num_tokens += sum(len(sample.token_ids) for sample in tokenised)
+        outcomes = scores_of([sample for _, sample in rows], rng)
+        with watch.measuring("write_scores"):
+            write_parquet(folder.scored / shard.name, scored_table(rows, outcomes))
+    with watch.measuring("survey_of_shards"):
+        survey(folder.scored_shards())
+    with watch.measuring("write_selected"):
+        num_rows = write_jsonl(
+            folder.root / "selected_data.jsonl", selected_rows(folder, KEEP_ALL, Counter())
+        )
+    seconds = {part: round(s, 3) for part, s in watch.seconds.items()}
+    scored_bytes = sum(shard.stat().st_size for shard in folder.scored_shards())
+    return {
+        "num_rows": num_rows,
+        "num_tokens": num_tokens,
+        "cpu_seconds": seconds,
+        "rows_per_cpu_second": {part: round(num_rows / s) for part, s in watch.seconds.items()},
+        "tokens_per_cpu_second": round(num_tokens / watch.seconds["tokenise"]),
+        "survey_cpu_ms_per_shard": round(1e3 * seconds["survey_of_shards"] / summary.num_shards, 2),
+        "scored_bytes_per_row": round(scored_bytes / num_rows),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default=str(DEMO_CORPUS))
+    parser.add_argument("--model", default=str(EMBEDDED_SELECTOR), help="its tokenizer is measured")
+    parser.add_argument("--rows-per-shard", type=int, nargs="+", default=[512, 4_096])
+    args = parser.parse_args()
+    pa.set_cpu_count(1)
+    measured = {}
+    for rows_per_shard in args.rows_per_shard:
+        with tempfile.TemporaryDirectory() as folder:
+            measured[f"{rows_per_shard}_rows_per_shard"] = measure(
+                args.data, args.model, RunFolder(Path(folder)), rows_per_shard
+            )
+    write_result("bench_stages", {**describe_run(), **measured})
+
+
+if __name__ == "__main__":
+    main()
