@@ -84,7 +84,7 @@ def measure(data: str, model: str, folder: RunFolder, rows_per_shard: int) -> di
         survey(folder.scored_shards())
     with watch.measuring("write_selected"):
         num_rows = write_jsonl(
-            folder.root / "selected_data.jsonl", selected_rows(folder, KEEP_ALL, Counter())
+            folder.root / "selected_data.jsonl", selected_rows(folder, KEEP_ALL, Counter(), None)
         )
     seconds = {part: round(s, 3) for part, s in watch.seconds.items()}
     scored_bytes = sum(shard.stat().st_size for shard in folder.scored_shards())
