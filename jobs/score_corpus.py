@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from jobs.progress import ScoringProgress
 from jobs.ray_session import start_ray, without_restart_notice
 from jobs.scoring_places import WORKER_MODULES, ScoringPlace
 from jobs.shard_scorer import ShardScorer, normalize_corpus
-from selectmoe.calibration import save_calibration
+from selectmoe.calibration import Calibration, save_calibration
 from selectmoe.config import SelectConfig
 from selectmoe.data.shards import CorpusSummary, read_summary
 from selectmoe.data.writers import write_json
@@ -45,7 +46,7 @@ class ScoringReport:
 
 def score_corpus(config: SelectConfig, folder: RunFolder, place: ScoringPlace) -> ScoringReport:
     """Scores whatever of the corpus has no scores yet; each file in `folder` is whole or absent."""
-    keep_calibration(folder, place)
+    keep_calibration(folder, place.read_calibration)
     require_same_weights(folder, place.weights_sha256)
     start_ray(*WORKER_MODULES)
     summary = read_summary(folder.corpus) or normalize(config, folder)
@@ -97,12 +98,12 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
     return summary
 
 
-def keep_calibration(folder: RunFolder, place: ScoringPlace) -> None:
+def keep_calibration(folder: RunFolder, read: Callable[[], Calibration | None]) -> None:
     """Copies the weights' calibration into a run that begins. The one beside the weights may be
     made anew, and a resumed run must give the bytes of one that was never interrupted."""
     if (folder.root / MODEL_NAME).is_file():
         return
-    calibration = place.read_calibration()
+    calibration = read()
     if calibration is not None:
         save_calibration(folder.root, calibration)
 

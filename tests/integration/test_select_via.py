@@ -58,13 +58,13 @@ def server():
 
 @pytest.fixture
 def shards(tmp_path):
-    """Six shards of 20 rows; three rows are refused by REFUSING_TEMPLATE."""
-    lines = DEMO_CORPUS.read_text("utf-8").splitlines()[::5][:117]
+    """Six shards of 8 rows; three rows are refused by REFUSING_TEMPLATE."""
+    lines = DEMO_CORPUS.read_text("utf-8").splitlines()[::13][:45]
     turns = [{"role": "system", "content": "Be."}, {"role": "assistant", "content": "I am."}]
     lines += [json.dumps({"id": f"system-{n}", "messages": turns}) for n in range(3)]
     file = tmp_path / "corpus.jsonl"
     file.write_text("\n".join(lines), "utf-8")
-    write_shards(read_corpora([str(file)]), tmp_path / "corpus", rows_per_shard=20)
+    write_shards(read_corpora([str(file)]), tmp_path / "corpus", rows_per_shard=8)
     return sorted((tmp_path / "corpus").glob("shard-*.parquet"))
 
 
@@ -154,7 +154,7 @@ def test_rows_that_a_server_takes_for_no_samples_end_the_run(server, shards, tmp
 
 
 def test_shards_beyond_the_servers_limit_are_scored_in_parts(server, shards, tmp_path):
-    server.max_samples = 8
+    server.max_samples = 3
     asking = ShardScorer(
         lambda: ServerScorer(server.url, None), tmp_path / "parts", shards_in_flight=1
     )

@@ -3,7 +3,10 @@
 import pytest
 
 from jobs.score_corpus import MODEL_NAME, keep_calibration
+from jobs.scoring_places import own_actors
 from selectmoe.calibration import calibrate, load_calibration, save_calibration
+from selectmoe.config import ScoringConfig, SelectConfig
+from selectmoe.model.checkpoint import hash_weights
 from selectmoe.scored_shards import RunFolder
 
 
@@ -16,17 +19,16 @@ def folder(tmp_path):
     return RunFolder(tmp_path / "run")
 
 
-def calibrated(tmp_path, scores):
+def calibrated(tmp_path, scores, *, weights_hash="abc"):
     calibration = calibrate(
-        scores, formula="answer_margin", max_sequence_length=64, weights_hash="abc",
+        scores, formula="answer_margin", max_sequence_length=64, weights_hash=weights_hash,
         corpus={"warm": len(scores)},
     )  # fmt: skip
     save_calibration(tmp_path / "weights", calibration)
 
 
-def keep(folder, *, formula="answer_margin", weights_sha256="abc"):
-    weights = folder.root.parent / "weights"
-    keep_calibration(folder, weights, formula=formula, weights_sha256=weights_sha256)
+def keep(folder):
+    keep_calibration(folder, lambda: load_calibration(folder.root.parent / "weights"))
     return load_calibration(folder.root)
 
 
@@ -44,6 +46,10 @@ def test_a_run_that_began_without_a_calibration_goes_on_without(folder):
 
 
 def test_a_calibration_of_other_weights_or_another_formula_is_not_kept(folder, caplog):
-    assert keep(folder, weights_sha256="xyz") is None
-    assert keep(folder, formula="original") is None
+    weights = folder.root.parent / "weights"
+    assert own_actors(SelectConfig(model=str(weights))).read_calibration() is None
+    calibrated(weights.parent, [0.5], weights_hash=hash_weights(str(weights), None))
+    assert own_actors(SelectConfig(model=str(weights))).read_calibration().num_samples == 1
+    other = SelectConfig(model=str(weights), scoring=ScoringConfig(formula="original"))
+    assert own_actors(other).read_calibration() is None
     assert caplog.text.count("no percentiles: calibration.json was made for ") == 2
