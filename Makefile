@@ -71,12 +71,12 @@ bench: install  ## the benchmarks of speed and memory; numbers go to benchmarks/
 		echo "$$file"; $(BIN)/python $$file $(BENCH_FLAGS); done
 
 bench-quality: DATA ?= ../shared/data
-bench-quality: install  ## what the score is good for, beside others: half an hour; FLAGS=--quick
+bench-quality: install  ## what the score is good for, beside others; FLAGS=--quick: on the demo corpus
 	$(BIN)/python benchmarks/bench_quality.py --data $(DATA) $(FLAGS)
 
 # What the three recipes do, and from which data, is told in the card of the selector.
 selector: WORK := outputs/tiny_selector
-selector: install  ## the embedded selector from nothing, two hours: TEXT=DIR INSTRUCTIONS=DIR
+selector: install  ## the embedded selector from nothing, for hours: TEXT=DIR INSTRUCTIONS=DIR
 	$(BIN)/python recipes/train_tiny_base.py --text $(TEXT) --instructions $(INSTRUCTIONS) \
 		--save-path $(WORK)/base --num-tokens 15.5 --stop-after 7.3
 	$(BIN)/python recipes/contrast_tiny_base.py --instructions $(INSTRUCTIONS) \

@@ -3,7 +3,7 @@
     python benchmarks/bench_quality.py --data DIR [--selector DIR] [--quick]
 
 DIR of --data holds instructions/ (.jsonl files of the data sets cot, dolly, flan_v2 and oasst1)
-and quality/ (answers that people or a model rated); where it is absent, as with --quick, the demo
+and quality/ (answers that people or a model rated); without it, or with --quick, the demo
 corpus stands in, and what needs ratings stays empty.
 
 The rows are half of the tenth of the conversations that no recipe trains on; the other half was
@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with instructions/ and quality/")
     parser.add_argument("--selector", type=Path, default=EMBEDDED_SELECTOR)
-    parser.add_argument("--quick", action="store_true", help="the demo corpus, few minutes")
+    parser.add_argument("--quick", action="store_true", help="on the demo corpus")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(arguments)

@@ -8,8 +8,8 @@ features of quality from pre-training alone; three million parameters have other
 the whole base learns with the contrastive loss of the warm-up, through gates that are thrown away
 afterwards, beside its language-model loss. What is saved is a plain OLMoE.
 
-The schedule follows the tokens, so the same command on the same machine gives the same base; on two
-cores a million tokens take about two minutes.
+The schedule follows the tokens, so the same command on the same machine gives the same base; on one
+core a million tokens took three minutes.
 """
 
 import argparse
