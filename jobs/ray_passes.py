@@ -1,12 +1,11 @@
 """Passes over the scores of a run as Ray Data maps, for more scores than one machine reads fast."""
 
-import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.ray_session import start_ray
+from jobs.ray_session import quiet_ray_data, start_ray
 from selectmoe.data.shards import read_summary
 from selectmoe.score_passes import ShardMap, map_in_threads
 from selectmoe.scored_shards import RunFolder
@@ -39,10 +38,7 @@ def map_on_ray(a_pass: Callable[[Sequence[Path]], T], shards: Sequence[Path]) ->
         [part] = parts["shards"]
         return {"answer": [pickle.dumps(a_pass([Path(shard) for shard in part]))]}
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    quiet_ray_data()
     num_calls = CALLS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
     size = max(1, min(MAX_SHARDS_PER_CALL, len(shards) // num_calls))
     parts = [

@@ -172,3 +172,14 @@ def _forward(reader: int, terminal: int) -> None:
         os.write(terminal, _NOTICE.sub(b"", chunk))
     os.close(reader)
     os.close(terminal)
+
+
+def quiet_ray_data() -> None:
+    """No bars, no plan, and of errors only what is raised."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # It logs an actor's exception at a hundred lines before it raises it.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.command_line import user_mistake
 from jobs.progress import ScoringProgress
-from jobs.ray_session import start_ray, without_restart_notice
+from jobs.ray_session import quiet_ray_data, start_ray, without_restart_notice
 from jobs.scoring_places import WORKER_MODULES, ScoringPlace
 from jobs.shard_scorer import ShardScorer, normalize_corpus
 from selectmoe.calibration import Calibration, save_calibration
@@ -142,11 +142,7 @@ def score_shards(
 
     pool = place.pool(ray.cluster_resources())
     num_actors = min(pool.num_actors, len(shards))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Ray Data logs an actor's exception at a hundred lines before it raises it.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    quiet_ray_data()
     names = ray.data.from_items(
         [{"shard": str(shard)} for shard in shards],
         override_num_blocks=min(len(shards), BLOCKS_PER_ACTOR * num_actors),
