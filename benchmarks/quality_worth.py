@@ -12,19 +12,17 @@ random draws, since the losses after 126 rows had a standard deviation of .005 t
 """
 
 import logging
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 
 from benchmarks.paired_tests import sign_flip_p, t_test_p
+from benchmarks.worker_tasks import Task, run_tasks
 from selectmoe.config_loading import load_config
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.corruptions import CORRUPTIONS, corrupt
@@ -256,27 +254,16 @@ def run_all(
     report = progress_lines(runs, num_held_out=len(held_out))
     # Longest first, so that in the end no worker waits long for another's last.
     order = sorted(range(len(runs)), key=lambda number: -len(runs[number].positions))
-    found: dict[int, list[AnswerLoss]] = {}
-    with ProcessPoolExecutor(
-        settings.num_workers,
-        # Not fork: a forked process may hang in torch's thread pool.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    ) as workers:
-        futures = {}
-        for number in order:
-            rows = [pool[position] for position in runs[number].positions]
-            futures[workers.submit(run_one, rows, runs[number].seed, held_out, settings)] = number
-        try:
-            for future in as_completed(futures):
-                number = futures[future]
-                found[number] = future.result()
-                report(runs[number], found[number])
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [found[number] for number in range(len(runs))]
+    tasks: dict[str, Task] = {}
+    for number in order:
+        rows = [pool[position] for position in runs[number].positions]
+        tasks[str(number)] = (run_one, (rows, runs[number].seed, held_out, settings))
+    found = run_tasks(
+        tasks,
+        num_workers=settings.num_workers,
+        on_done=lambda number, losses: report(runs[int(number)], losses),
+    )
+    return [found[str(number)] for number in range(len(runs))]
 
 
 def run_one(
