@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from recipes.train_tiny_base import is_held_out  # noqa: E402
 from selectmoe.calibration import save_calibration  # noqa: E402
 from selectmoe.data.readers import read_corpora  # noqa: E402
+from selectmoe.errors import SelectMoeError  # noqa: E402
 from selectmoe.gate_scores import SCORE_FORMULAS  # noqa: E402
 from selectmoe.model.checkpoint import calibration_folder, weights_file  # noqa: E402
 from selectmoe.paths import EMBEDDED_SELECTOR  # noqa: E402
@@ -58,10 +59,13 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
-    training = training_rows(args.corpus)
-    file = calibrate_selector(
-        args.selector, training, seed=args.seed, weights=args.weights, formula=args.formula
-    )
+    try:
+        training = training_rows(args.corpus)
+        file = calibrate_selector(
+            args.selector, training, seed=args.seed, weights=args.weights, formula=args.formula
+        )
+    except SelectMoeError as error:
+        sys.exit(f"error: {error}")
     print(file)
 
 

@@ -3,13 +3,15 @@
 Settings are SELECTMOE_* variables, which settings.py lists; serve.yaml is the production form.
 """
 
+import sys
 from typing import Any
 
 from ray import serve
 
+from selectmoe.errors import ConfigError
 from serve.batching import CALLS_PER_REPLICA
 from serve.deployments import Ingress, Scorer
-from serve.local_ray import prepare_local_ray
+from serve.local_ray import is_serve_run, prepare_local_ray
 from serve.settings import ServeSettings
 
 OPTIONS: dict[str, Any] = {
@@ -60,5 +62,15 @@ def _scale(settings: ServeSettings) -> dict[str, Any]:
     return {"autoscaling_config": autoscaling}
 
 
+def settings_of_environment() -> ServeSettings:
+    """In a terminal a wrong value is one line; elsewhere Serve reports the exception."""
+    try:
+        return ServeSettings.from_environment()
+    except ConfigError as error:
+        if is_serve_run():
+            sys.exit(f"error: {error}")
+        raise
+
+
 prepare_local_ray()
-app = build(ServeSettings.from_environment())
+app = build(settings_of_environment())

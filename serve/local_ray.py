@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 def prepare_local_ray() -> None:
     """Before Ray starts; what the user has set stays. Does nothing outside of `serve run`."""
-    if Path(sys.argv[0]).name != "serve" or sys.argv[1:2] != ["run"]:
+    if not is_serve_run():
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -39,6 +39,11 @@ def prepare_local_ray() -> None:
     signal.signal(signal.SIGALRM, _handle_signals_once_ray_runs)
     signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
     atexit.register(_stop_looking)  # an interpreter that ends has no handler, and an alarm kills it
+
+
+def is_serve_run() -> bool:
+    """True in the process of `serve run`, whose standard error a person reads."""
+    return Path(sys.argv[0]).name == "serve" and sys.argv[1:2] == ["run"]
 
 
 def _handle_signals_once_ray_runs(_: int, __: FrameType | None) -> None:
