@@ -43,13 +43,7 @@ from benchmarks.quality_warmups import (
     warmups_for_stability,
     warmups_without_kinds,
 )
-from benchmarks.quality_worth import QUICK as QUICK_WORTH
-from benchmarks.quality_worth import (
-    WorthRow,
-    WorthSettings,
-    corrupted_pool,
-    measure_worth,
-)
+from benchmarks.quality_worth import WorthRow, WorthSettings, corrupted_pool, measure_worth
 from benchmarks.results import describe_run, write_result
 from benchmarks.worker_tasks import Task, run_tasks
 from recipes.held_out_auroc import Copies, auroc
@@ -57,15 +51,35 @@ from selectmoe.errors import SelectMoeError
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Sample
 
-FULL = Sizes(num_per_family=40, num_held_out=100, num_training=2_000, num_pool=3_000)
-QUICK = Sizes(num_per_family=30, num_held_out=30, num_training=300, num_pool=300)
-NUM_STEPS, NUM_STEPS_QUICK = 100, 8
 PROBE, LOSSES = "linear probe", "losses"
 BY_THEMSELVES = ("gate", "untrained gate", "length", "random")
 CORRUPTED_SHARE = 0.3
 NUM_PARAGRAPHS = 200
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extent:
+    """How much is measured."""
+
+    sizes: Sizes
+    num_steps: int
+    """Of each warm-up."""
+    worth: WorthSettings
+
+
+FULL = Extent(
+    sizes=Sizes(num_per_family=40, num_held_out=100, num_training=2_000, num_pool=3_000),
+    num_steps=100,
+    worth=WorthSettings(only={0.20: ("gate",)}),
+)
+# Of the demo corpus, which the target has never seen: a few steps of learning, three times over.
+QUICK = Extent(
+    sizes=Sizes(num_per_family=30, num_held_out=30, num_training=300, num_pool=300),
+    num_steps=8,
+    worth=WorthSettings(fractions=(0.05,), seeds=(0,), overrides=("preset=tiny",)),
+)
 
 
 class ScoreBook:
@@ -102,9 +116,13 @@ def scored_rows(rows: QualityRows, extra: Sequence[Sample]) -> list[Sample]:
 
 
 def score_everything(
-    selector: Selector, rows: QualityRows, samples: Sequence[Sample], args: argparse.Namespace
+    selector: Selector,
+    rows: QualityRows,
+    samples: Sequence[Sample],
+    *,
+    num_steps: int,
+    num_workers: int,
 ) -> Scores:
-    num_steps = NUM_STEPS_QUICK if args.quick else NUM_STEPS
     stable = warmups_for_stability(rows.training, num_steps=num_steps)
     without = warmups_without_kinds(rows.training, num_steps=num_steps)
     asked = {warmup.name: asked_without(rows, warmup.name) for warmup in without}
@@ -119,7 +137,7 @@ def score_everything(
     for warmup in stable:
         arguments = (selector, warmup, natural_rows(rows))
         tasks[f"gates of {warmup.name}"] = (scores_after_warmup, arguments)
-    found = run_tasks(tasks, num_workers=args.workers)
+    found = run_tasks(tasks, num_workers=num_workers)
     of_probe = found[PROBE]
     by_scorer = {PROBE: of_probe[""], **found[LOSSES], **{n: found[n] for n in BY_THEMSELVES}}
     of_gates = {name: ScoreBook(asked[name], found[f"gates without: {name}"]) for name in LEFT_OUT}
@@ -265,28 +283,31 @@ def worth_of_choices(
     return [asdict(row) for row in found]
 
 
-def worth_settings(data: Path | None, selector: Selector, folder: Path) -> WorthSettings:
-    """Where there are books, with a target in `folder` that still has something to learn."""
-    if data is None:
-        return QUICK_WORTH
-    settings = WorthSettings(model=str(selector.folder), only={0.20: ("gate",)})
-    books = data / "text" / "books.txt.gz"
-    if not books.is_file():
+def with_target(
+    settings: WorthSettings, data: Path | None, selector: Selector, folder: Path
+) -> WorthSettings:
+    """Where there are books, the target is one in `folder` that still has something to learn."""
+    settings = replace(settings, model=str(selector.folder))
+    books = data and data / "text" / "books.txt.gz"
+    if books is None or not books.is_file():
         return settings
     texts = read_paragraphs(books, num_paragraphs=NUM_PARAGRAPHS)
     return replace(settings, model=str(plain_text_target(texts, settings, folder)))
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace, extent: Extent) -> dict[str, Any]:
     data = None if args.quick else args.data
-    rows = read_rows(data, QUICK if data is None else FULL, seed=args.seed)
+    rows = read_rows(data, extent.sizes, seed=args.seed)
     selector = Selector(folder=args.selector, seed=args.seed)
     dirty = corrupted_pool(rows.pool, share=CORRUPTED_SHARE, seed=args.seed)
     samples = scored_rows(rows, dirty[0])
     logger.info("%d rows to score, %d to learn from", len(samples), len(rows.training))
-    scores = score_everything(selector, rows, samples, args)
+    scores = score_everything(
+        selector, rows, samples, num_steps=extent.num_steps, num_workers=args.workers
+    )
     with TemporaryDirectory() as folder:
-        settings = worth_settings(data, selector, Path(folder))
+        settings = replace(extent.worth, num_workers=args.workers)
+        settings = with_target(settings, data, selector, Path(folder))
         worth, worth_corrupted = (
             worth_of_choices(settings, rows.held_out, pool, scores)
             for pool in ((rows.pool, None), dirty)
@@ -317,11 +338,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        result = measure(args)
+        result = measure(args, QUICK if args.quick or args.data is None else FULL)
     except SelectMoeError as error:
         sys.exit(f"error: {error}")
-    write_result("quality_quick" if args.quick else "quality", result)
-    print(table(result))
+    name = "quality_quick" if args.quick else "quality"
+    write_result(name, result, printed=False)
+    print(f"{table(result)}\n\nevery kind and every finetuning: benchmarks/results/{name}.json")
 
 
 if __name__ == "__main__":

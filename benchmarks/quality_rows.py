@@ -102,8 +102,8 @@ def _demo_rows(sizes: Sizes, *, seed: int) -> QualityRows:
         seen=copies_by_kind(real),
         unseen=copies_by_kind(real, UNSEEN_CORRUPTIONS),
         held_out=real,
-        training=training,
-        pool=training,
+        training=training[: sizes.num_training],
+        pool=training[: sizes.num_pool],
         pairs=None,
         rated=None,
     )

@@ -78,10 +78,6 @@ class WorthSettings:
         return load_config(FinetuneConfig, self.overrides, values=given)
 
 
-# Of the demo corpus, which the target has never seen: a few steps of learning, three times over.
-QUICK = WorthSettings(fractions=(0.05,), seeds=(0,), overrides=("preset=tiny",))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorthRow:
     """What one scorer's choice was worth; losses are mean nats per answer token."""

@@ -41,10 +41,11 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def write_result(name: str, result: dict[str, object]) -> None:
+def write_result(name: str, result: dict[str, object], *, printed: bool = True) -> None:
     """Prints the numbers and keeps them in benchmarks/results/<name>.json."""
     text = json.dumps(result, indent=1)
-    print(text)
+    if printed:
+        print(text)
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
