@@ -80,11 +80,9 @@ selector: install  ## the embedded selector from nothing, for hours: TEXT=DIR IN
 	$(BIN)/python recipes/train_tiny_base.py --text $(TEXT) --instructions $(INSTRUCTIONS) \
 		--save-path $(WORK)/base --num-tokens 15.5 --stop-after 7.3
 	$(BIN)/python recipes/contrast_tiny_base.py --instructions $(INSTRUCTIONS) \
-		--base $(WORK)/base --save-path $(WORK)/base_2 --num-tokens 18
-	$(BIN)/python recipes/contrast_tiny_base.py --instructions $(INSTRUCTIONS) \
-		--base $(WORK)/base_2 --save-path $(WORK)/base_3 --num-tokens 18 --learning-rate 1e-3 --seed 2
+		--base $(WORK)/base --save-path $(WORK)/taught_base --num-tokens 68
 	$(BIN)/python recipes/train_tiny_selector.py --instructions $(INSTRUCTIONS) \
-		--base $(WORK)/base_3
+		--base $(WORK)/taught_base
 
 clean:  ## the environment and every cache; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist
