@@ -44,8 +44,9 @@ def load_subject(shape: str, *, data: str, num_rows: int, device: str, model: Pa
     samples = [row for row in read_corpus(data) if isinstance(row, Sample)][:num_rows]
     rows = ChatTokenizer(tokenizer, max_sequence_length=MAX_SEQUENCE_LENGTH).tokenize(samples)
     if shape == "embedded":
-        loaded = SelectMoeForCausalLM.from_pretrained(model, dtype=torch.float32).to(device)
-        return Subject(model=loaded.eval(), tokenizer=tokenizer, samples=samples, rows=rows)
+        loaded: Any = SelectMoeForCausalLM.from_pretrained(model, dtype=torch.float32)
+        loaded = loaded.to(device).eval()
+        return Subject(model=loaded, tokenizer=tokenizer, samples=samples, rows=rows)
     config = SelectMoeConfig(**OLMOE_1B_7B)
     if shape == "tiny":
         config = SelectMoeConfig.from_pretrained(EMBEDDED_SELECTOR)
