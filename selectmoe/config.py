@@ -49,7 +49,7 @@ class ScoringConfig:
     free memory takes, at most 65,536."""
     row_layout: Literal["padded", "packed"] | None = None
     """How rows lie in a batch: padded to the longest, or packed end to end in a forward pass made
-    for scoring; null is packed on a GPU and padded on a CPU."""
+    for scoring; null is packed on a GPU (Ampere or newer) and padded elsewhere."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the model's numbers; null is bfloat16 on a GPU and float32 on a CPU."""
     attn_implementation: str = "sdpa"

@@ -138,6 +138,11 @@ class PackedScorer:
         return copy_to(array, self.device)
 
 
+def packs_rows(device: torch.device) -> bool:
+    """Whether rows lie end to end there by default: grouped products need an Ampere or newer."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def fitting_tokens(model: SelectMoeModel) -> int:
     """The default budget: on a GPU the largest power of two whose pass fits in 80 % of the free
     memory, by `bytes_per_token`, and at most 65,536.
@@ -145,7 +150,7 @@ def fitting_tokens(model: SelectMoeModel) -> int:
     A power of two and a limit, so that GPUs of one kind, and larger ones, make the same batches: a
     score depends on those in its last digit.
     """
-    if model.device.type == "cpu":
+    if model.device.type != "cuda":
         return CPU_TOKENS
     free, _ = torch.cuda.mem_get_info(model.device)
     # What torch holds for itself, and has given to nobody, is free as well.

@@ -32,7 +32,7 @@ from selectmoe.model.checkpoint import (
 )
 from selectmoe.model.modeling_select_moe import SelectMoeModel
 from selectmoe.model.packed_attention import copy_to
-from selectmoe.packed_scoring import PackedScorer
+from selectmoe.packed_scoring import PackedScorer, packs_rows
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
     FlatBatch,
@@ -74,9 +74,9 @@ class ScoringEngine:
         max_sequence_length: longer samples are scored on their first so many tokens.
         max_tokens_per_batch: tokens of one forward pass, padding included; default 4,096 on a
         CPU, whose caches they fit, and at most 65,536 on a GPU, by its free memory.
-        packer: how samples become batches; `pack_end_to_end`, the default on a GPU, also means the
-        forward pass of `PackedForward` instead of the model's own. `pack` is the default on a CPU;
-        `pack_closely` suits a server, which has few samples at a time.
+        packer: how samples become batches; `pack_end_to_end`, the default on a GPU from Ampere on,
+        also means the forward pass of `PackedForward` instead of the model's own. `pack` is the
+        default elsewhere; `pack_closely` suits a server, which has few samples at a time.
         """
         if formula not in SCORE_FORMULAS:
             raise ConfigError(
@@ -90,7 +90,7 @@ class ScoringEngine:
         self._files: tuple[str, Path | None] | None = None  # the model, and stage 1's weights
         self._stored_calibration: Calibration | None = None
         on_cpu = self.device.type == "cpu"
-        self.packer: Packer = packer or (pack if on_cpu else pack_end_to_end)
+        self.packer: Packer = packer or (pack_end_to_end if packs_rows(self.device) else pack)
         self.max_tokens_per_batch = max_tokens_per_batch or (4_096 if on_cpu else 65_536)
         self.packed: PackedScorer | None = None
         if self.packer is pack_end_to_end:

@@ -14,6 +14,7 @@ from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ModelError
 from selectmoe.gate_scores import SCORE_FORMULAS
 from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.packed_scoring import largest_budget
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Message, Sample, ScoredSample, TokenizedSample, UnscoredSample
 from selectmoe.scoring import TOKENIZED_TOGETHER, ScoringEngine
@@ -220,6 +221,13 @@ def test_a_batch_that_does_not_fit_is_cut_in_two_and_so_are_those_that_follow(
     del tried[:]
     scores(engine, samples)
     assert max(tried) <= budget
+
+
+def test_the_budget_is_a_power_of_two_that_fits_in_four_fifths_of_the_memory():
+    assert largest_budget(10_000_000, 1_000) == 4_096  # 8,000 would fit
+    assert largest_budget(10_240_000, 1_000) == 8_192
+    assert largest_budget(10**12, 1_000) == 65_536  # more is of no use
+    assert largest_budget(10, 1_000) == 1
 
 
 def test_a_row_that_does_not_fit_alone_is_named_with_the_setting_to_lower(samples):
