@@ -44,6 +44,7 @@ INFO_TIMEOUT_SECONDS = 10.0
 # Batches of an actor that only asks: the last shards of a batch leave the server less to do.
 ROUNDS_PER_BATCH = 4
 SETTINGS_OF_ACTORS = (
+    "scoring.row_layout",
     "scoring.attn_implementation",
     "scoring.experts_implementation",
     "num_threads_per_actor",

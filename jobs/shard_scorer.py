@@ -32,7 +32,7 @@ def open_engine(config: SelectConfig) -> Scorer:
     """The model in this process."""
     import torch
 
-    from selectmoe.scoring import ScoringEngine
+    from selectmoe.scoring import ROW_LAYOUTS, ScoringEngine
 
     # One thread an actor, whatever the machine: a sum split over other threads rounds
     # otherwise, and the same corpus would not give the same bytes.
@@ -47,6 +47,7 @@ def open_engine(config: SelectConfig) -> Scorer:
         formula=settings.formula,
         max_sequence_length=config.dataset.max_sequence_length,
         max_tokens_per_batch=settings.max_tokens_per_batch,
+        packer=ROW_LAYOUTS[settings.row_layout] if settings.row_layout else None,
     )
 
 

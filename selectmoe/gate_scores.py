@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-# Shape letters: L = layers, B = samples, T = tokens; a gate has 2 logits, index 0 is "good".
+# Shape letters: L = layers, B = samples, T = tokens of a sample, N = tokens of all samples end to
+# end; a gate has 2 logits, index 0 is "good".
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,32 @@ def layer_scores(margins_LBT: Tensor, mask_BT: Tensor, formula: ScoreFormula) ->
     weights_BT = mask_BT.to(averaged_LBT.dtype)
     sums_BL = torch.einsum("lbt,bt->bl", averaged_LBT, weights_BT)
     return sums_BL / weights_BT.sum(dim=1, keepdim=True)
+
+
+def counted_tokens(answer_mask: np.ndarray, tokens: str) -> np.ndarray:
+    """As `scored_tokens`, of one sample."""
+    return answer_mask if tokens == "answer" and answer_mask.any() else np.ones_like(answer_mask)
+
+
+def flat_layer_scores(
+    margins_LN: Tensor, counts_N: Tensor, row_starts_B: Tensor, formula: ScoreFormula
+) -> Tensor:
+    """As `layer_scores`, of samples end to end: [B, L]. A row without a token gives no number.
+
+    counts_N: 1 for a token that counts, else 0, in the type of the margins.
+    """
+    averaged_LN = margins_LN.sigmoid() if formula.average == "probability" else margins_LN
+    summed = torch.cat([averaged_LN, torch.ones_like(margins_LN[:1])]).T.contiguous()
+    # A sum for each bag, in the order of the tokens: scatter-adds on CUDA have none, so two runs
+    # would differ.
+    sums = functional.embedding_bag(
+        torch.arange(len(summed), device=summed.device),
+        summed,
+        row_starts_B,
+        mode="sum",
+        per_sample_weights=counts_N,
+    )
+    return sums[:, :-1] / sums[:, -1:]
 
 
 def sample_scores(layer_scores_BL: Tensor, formula: ScoreFormula) -> Tensor:

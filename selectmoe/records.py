@@ -1,6 +1,6 @@
 """The nouns of the pipeline: a sample changes its type when it changes its meaning.
 
-Sample -> TokenizedSample -> PackedBatch -> ScoredSample
+Sample -> TokenizedSample -> PackedBatch or FlatBatch -> ScoredSample
 RejectedRow     instead of a Sample, when a row of the corpus breaks the input contract
 UnscoredSample  instead of a ScoredSample, when the model has no number for it
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Shape letters: B = rows of a batch, T = tokens, L = layers.
+# Shape letters: B = rows of a batch, T = tokens of a row, N = tokens of a batch, L = layers.
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,17 @@ class PackedBatch:
     token_ids: np.ndarray  # int64 (B, T)
     attention_mask: np.ndarray  # bool (B, T), False on padding
     answer_mask: np.ndarray  # bool (B, T), False on padding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlatBatch:
+    """Samples end to end, in their order, without padding."""
+
+    samples: tuple[TokenizedSample, ...]
+    positions: np.ndarray  # int64 (B,), where each stood in what was packed
+    token_ids: np.ndarray  # int64 (N,)
+    places: np.ndarray  # int64 (N,), of each token in its row
+    row_edges: np.ndarray  # int32 (B + 1,): 0, the end of the first row, …, N
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,19 +2,19 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from selectmoe.calibration import Calibration, fitting, load_calibration
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import pack
-from selectmoe.errors import ConfigError, DataError, ModelError
+from selectmoe.data.packing import pack, pack_end_to_end
+from selectmoe.errors import ConfigError, DataError
 from selectmoe.gate_scores import (
     SCORE_FORMULAS,
     ScoreFormula,
@@ -25,18 +25,17 @@ from selectmoe.gate_scores import (
     token_scores,
 )
 from selectmoe.model.checkpoint import (
-    ADAPTER_WEIGHTS_NAME,
     calibration_folder,
     hash_weights,
     require_select_moe,
     weights_file,
 )
-from selectmoe.model.gate_weights import load_gate_weights
-from selectmoe.model.merged_adapter import merge_adapter
-from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
-from selectmoe.model.quiet_loading import quiet_transformers
+from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.model.packed_attention import copy_to
+from selectmoe.packed_scoring import PackedScorer, packs_rows
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
+    FlatBatch,
     PackedBatch,
     Sample,
     ScoredSample,
@@ -44,8 +43,11 @@ from selectmoe.records import (
     TokenizedSample,
     UnscoredSample,
 )
+from selectmoe.scoring_model import load_scoring_model
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Packer = Callable[..., Iterator[PackedBatch] | Iterator[FlatBatch]]
+ROW_LAYOUTS: dict[str, Packer] = {"padded": pack, "packed": pack_end_to_end}
+TOKENIZED_TOGETHER = 256  # samples; a thread has so many ready in a few hundredths of a second
 
 
 class ScoringEngine:
@@ -65,14 +67,16 @@ class ScoringEngine:
         formula: str = "answer_margin",
         max_sequence_length: int = 1_024,
         max_tokens_per_batch: int | None = None,
-        packer: Callable[..., Iterator[PackedBatch]] = pack,
+        packer: Packer | None = None,
     ) -> None:
         """`model` is put into evaluation mode and loses the experts of its last layer.
 
         max_sequence_length: longer samples are scored on their first so many tokens.
         max_tokens_per_batch: tokens of one forward pass, padding included; default 4,096 on a
-        CPU, whose caches they fit, and 65,536 on a GPU, which they fill.
-        packer: how samples become batches; `pack_closely` suits a server, which has few at a time.
+        CPU, whose caches they fit, and at most 65,536 on a GPU, by its free memory.
+        packer: how samples become batches; `pack_end_to_end`, the default on a GPU from Ampere on,
+        also means the forward pass of `PackedForward` instead of the model's own. `pack` is the
+        default elsewhere; `pack_closely` suits a server, which has few samples at a time.
         """
         if formula not in SCORE_FORMULAS:
             raise ConfigError(
@@ -86,8 +90,14 @@ class ScoringEngine:
         self._files: tuple[str, Path | None] | None = None  # the model, and stage 1's weights
         self._stored_calibration: Calibration | None = None
         on_cpu = self.device.type == "cpu"
+        self.packer: Packer = packer or (pack_end_to_end if packs_rows(self.device) else pack)
         self.max_tokens_per_batch = max_tokens_per_batch or (4_096 if on_cpu else 65_536)
-        self.packer = packer
+        self.packed: PackedScorer | None = None
+        if self.packer is pack_end_to_end:
+            self.packed = PackedScorer(
+                model, self.formula, max_tokens_per_batch=max_tokens_per_batch
+            )
+            self.max_tokens_per_batch = self.packed.max_tokens_per_batch
         limit = min(max_sequence_length, model.config.max_position_embeddings)
         self.tokenizer = ChatTokenizer(tokenizer, max_sequence_length=limit)
 
@@ -106,41 +116,24 @@ class ScoringEngine:
         """Loads a Select-MoE from a folder or hub name, and stage 1's gates or adapter (`weights`).
 
         device: default cuda where there is one. dtype: float32 (default on a CPU) or bfloat16.
+        attn_implementation, experts_implementation: of transformers, for padded rows; where one is
+        given, rows are padded on a GPU, too.
         settings: the keyword arguments of the constructor.
         Raises ModelError where the model is no Select-MoE or the weights do not fit it.
         """
         require_select_moe(str(model))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        on_cpu = device == "cpu"
-        dtype = dtype or ("float32" if on_cpu else "bfloat16")
-        # A loop over experts is the faster one on a CPU, and a stall for each expert on a GPU.
-        experts_implementation = experts_implementation or ("eager" if on_cpu else "grouped_mm")
+        if attn_implementation != "sdpa" or experts_implementation is not None:
+            settings["packer"] = settings.get("packer") or pack
         stage_1 = None if weights is None else weights_file(weights)
-        is_adapter = stage_1 is not None and stage_1.name == ADAPTER_WEIGHTS_NAME
-        # An adapter names its tensors by those of the whole model that it was trained on.
-        model_class: Any = SelectMoeForCausalLM if is_adapter else SelectMoeModel
-        with quiet_transformers():
-            try:
-                # With output_loading_info it returns a pair, which its annotation leaves out.
-                pair: Any = model_class.from_pretrained(
-                    model,
-                    dtype=DTYPES[dtype],
-                    attn_implementation=attn_implementation,
-                    experts_implementation=experts_implementation,
-                    output_loading_info=True,
-                )
-                tokenizer = AutoTokenizer.from_pretrained(model)
-            except (OSError, ValueError, ImportError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise ModelError(f"{model}: cannot be loaded: {reason}") from error
-        loaded, report = pair
-        if report["missing_keys"]:
-            raise ModelError(f"{model}: lacks the tensors {sorted(report['missing_keys'])[:3]}")
-        if stage_1 is not None and is_adapter:
-            loaded = merge_adapter(loaded, stage_1).model
-        elif stage_1 is not None:
-            load_gate_weights(loaded, stage_1)
-        engine = cls(loaded.to(device), tokenizer, **settings)
+        loaded, tokenizer = load_scoring_model(
+            str(model),
+            stage_1,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            experts_implementation=experts_implementation,
+        )
+        engine = cls(loaded, tokenizer, **settings)
         engine._files = str(model), stage_1
         engine._stored_calibration = load_calibration(calibration_folder(str(model), stage_1))
         return engine
@@ -163,16 +156,26 @@ class ScoringEngine:
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
         """One answer a sample, in the order given; a sample's score does not depend on the rest."""
-        tokenized: list[TokenizedSample] = []
         answers: list[ScoredSample | UnscoredSample | None] = []
-        for sample, outcome in zip(samples, self.tokenize(samples), strict=True):
-            if isinstance(outcome, DataError):
-                answers.append(UnscoredSample(sample.sample_id, "chat_template", str(outcome)))
-            else:
-                answers.append(None)
-                tokenized.append(outcome)
-        scored = iter(self.score_tokenized(tokenized))
+
+        def tokenized() -> Iterator[TokenizedSample]:
+            for sample, outcome in zip(samples, self._tokenize_in_parts(samples), strict=True):
+                if isinstance(outcome, DataError):
+                    answers.append(UnscoredSample(sample.sample_id, "chat_template", str(outcome)))
+                else:
+                    answers.append(None)
+                    yield outcome
+
+        scored = iter(self.score_tokenized(tokenized()))
         return [next(scored) if answer is None else answer for answer in answers]
+
+    def _tokenize_in_parts(
+        self, samples: Sequence[Sample]
+    ) -> Iterator[TokenizedSample | DataError]:
+        """Packed rows are scored while the next part is tokenised; padded ones wait for all."""
+        size = TOKENIZED_TOGETHER if self.packed else max(len(samples), 1)
+        for start in range(0, len(samples), size):
+            yield from self.tokenize(samples[start : start + size])
 
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample | DataError]:
         """One result a sample; the template's refusal of one leaves its neighbours alone."""
@@ -185,15 +188,19 @@ class ScoringEngine:
 
     def score_tokenized(
         self,
-        samples: Sequence[TokenizedSample],
+        samples: Iterable[TokenizedSample],
         *,
-        packer: Callable[..., Iterator[PackedBatch]] | None = None,
+        packer: Packer | None = None,
     ) -> list[ScoredSample | UnscoredSample]:
-        """As `score`, for samples that are token ids already; `packer` in place of the usual."""
+        """As `score`, for samples that are token ids already; `packer` in place of the usual, where
+        rows are padded."""
+        if self.packed:
+            return self._score_packed(self.packed, samples)
+        samples = list(samples)
         if not samples:
             return []
         packer = packer or self.packer
-        batches = list(packer(samples, max_tokens_per_batch=self.max_tokens_per_batch))
+        batches: list[Any] = list(packer(samples, max_tokens_per_batch=self.max_tokens_per_batch))
         # Every batch is queued before the first number is fetched: a GPU never waits for Python.
         answers = torch.cat([self._score_batch(batch) for batch in batches]).cpu().numpy()
         by_position = np.empty_like(answers)
@@ -202,22 +209,38 @@ class ScoringEngine:
             _scored_sample(sample, row) for sample, row in zip(samples, by_position, strict=True)
         ]
 
+    @staticmethod
+    def _score_packed(
+        packed: PackedScorer, samples: Iterable[TokenizedSample]
+    ) -> list[ScoredSample | UnscoredSample]:
+        # As above: the loop queues every pass before the first number is fetched.
+        passes = [(scores.samples, scores.rows) for scores in packed.score(samples)]
+        return [
+            _scored_sample(sample, row)
+            for part, rows_BL in passes
+            for sample, row in zip(part, rows_BL.cpu().numpy(), strict=True)
+        ]
+
     def score_each_token(
         self, samples: Sequence[TokenizedSample]
     ) -> list[ScoredTokens | UnscoredSample]:
         """As `score_tokenized`, with the scores of single tokens beside those of samples."""
+        if self.packed:
+            return [
+                _scored_tokens(sample, row, tokens)
+                for scores in self.packed.score(samples)
+                for sample, row, tokens in zip(*scores.by_sample(), strict=True)
+            ]
         answers: dict[int, ScoredTokens | UnscoredSample] = {}
-        for batch in self.packer(samples, max_tokens_per_batch=self.max_tokens_per_batch):
+        batches: Iterator[Any] = self.packer(
+            samples, max_tokens_per_batch=self.max_tokens_per_batch
+        )
+        for batch in batches:
             rows_BL, tokens_BT = (part.cpu().numpy() for part in self._score_tokens(batch))
             for position, row, tokens in zip(
                 batch.positions.tolist(), rows_BL, tokens_BT, strict=True
             ):
-                sample = samples[position]
-                scored = _scored_sample(sample, row)
-                if isinstance(scored, ScoredSample):
-                    answers[position] = ScoredTokens(scored, tokens[: len(sample.token_ids)].copy())
-                else:
-                    answers[position] = scored
+                answers[position] = _scored_tokens(samples[position], row, tokens)
         return [answers[position] for position in range(len(samples))]
 
     @torch.inference_mode()
@@ -247,10 +270,7 @@ class ScoringEngine:
         return margins_LBT, scored_tokens(answer_mask_BT, attention_mask_BT, self.formula.tokens)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # only a copy from pinned memory is asynchronous
-        return tensor.to(self.device, non_blocking=True)
+        return copy_to(array, self.device)
 
 
 def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | UnscoredSample:
@@ -266,3 +286,12 @@ def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | U
         truncated=sample.truncated,
         layer_scores=row[1:],
     )
+
+
+def _scored_tokens(
+    sample: TokenizedSample, row: np.ndarray, tokens: np.ndarray
+) -> ScoredTokens | UnscoredSample:
+    scored = _scored_sample(sample, row)
+    if isinstance(scored, UnscoredSample):
+        return scored
+    return ScoredTokens(scored, tokens[: len(sample.token_ids)].copy())

@@ -14,7 +14,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from selectmoe.data.packing import pack
-from selectmoe.records import ScoredSample, ScoredTokens, TokenizedSample, UnscoredSample
+from selectmoe.records import (
+    FlatBatch,
+    PackedBatch,
+    ScoredSample,
+    ScoredTokens,
+    TokenizedSample,
+    UnscoredSample,
+)
 from serve.error_responses import RequestError
 
 Outcome = ScoredSample | ScoredTokens | UnscoredSample
@@ -76,12 +83,15 @@ class Batcher:
         max_batch_tokens: int,
         max_wait_seconds: float,
         max_queued_samples: int,
+        packer: Callable[..., Iterator[PackedBatch] | Iterator[FlatBatch]] = pack,
         observer: BatchObserver | None = None,
     ) -> None:
+        """packer: the scorers', which makes the batches of the select job."""
         self.send = send
         self.max_batch_tokens = max_batch_tokens
         self.max_wait_seconds = max_wait_seconds
         self.max_queued_samples = max_queued_samples
+        self.packer = packer
         self.observer = observer or BatchObserver()
         self.num_replicas = 1
         self.num_accepted = 0  # samples accepted and not yet answered
@@ -140,7 +150,7 @@ class Batcher:
 
     def _in_rectangles(self, entries: Sequence[_Waiting]) -> Iterator[_Waiting]:
         samples = [entry.sample for entry in entries]
-        for batch in pack(samples, max_tokens_per_batch=self.max_batch_tokens):
+        for batch in self.packer(samples, max_tokens_per_batch=self.max_batch_tokens):
             rectangle = object()
             for position in batch.positions:
                 entries[position].rectangle = rectangle

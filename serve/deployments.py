@@ -77,15 +77,16 @@ def _load_engine(settings: ServeSettings) -> "ScoringEngine":
     from selectmoe.scoring import ScoringEngine
 
     torch.set_num_threads(settings.num_cpus_per_replica)
+    device = settings.device or ("cuda" if settings.num_gpus_per_replica else "cpu")
     engine = ScoringEngine.from_pretrained(
         settings.model,
         weights=settings.weights,
-        device=settings.device or ("cuda" if settings.num_gpus_per_replica else "cpu"),
+        device=device,
         dtype=settings.dtype,
         formula=settings.formula,
         max_sequence_length=settings.max_sequence_length,
         max_tokens_per_batch=settings.max_batch_tokens,
-        packer=pack_closely,
+        packer=pack_closely if device == "cpu" else None,  # on a GPU rows lie end to end
     )
     [outcome] = engine.score([WARM_UP])
     if isinstance(outcome, UnscoredSample):
@@ -104,6 +105,7 @@ def _describe(engine: "ScoringEngine", settings: ServeSettings) -> ModelDescript
         num_layers=engine.model.config.num_hidden_layers,
         max_sequence_length=engine.tokenizer.max_sequence_length,
         max_batch_tokens=engine.max_tokens_per_batch,
+        rows_end_to_end=engine.packed is not None,
         calibration=engine.calibration,
     )
 
@@ -113,7 +115,7 @@ def _score_apart(engine: "ScoringEngine", request: BatchRequest) -> list[Outcome
     from selectmoe.data.packing import pack
 
     together: Any = engine.score_tokenized
-    if request.is_rectangle:
+    if request.is_rectangle and engine.packed is None:
         together = functools.partial(together, packer=pack)  # gives the rectangle that it is
     outcomes: list[Outcome | None] = [None] * len(request.samples)
     for with_tokens, score in ((False, together), (True, engine.score_each_token)):

@@ -18,4 +18,5 @@ class ModelDescription:
     num_layers: int
     max_sequence_length: int  # the setting's, or the model's where it is less
     max_batch_tokens: int
+    rows_end_to_end: bool  # without padding, as on a GPU
     calibration: Calibration | None

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from selectmoe.data.chat import ChatTokenizer
+from selectmoe.data.packing import pack, pack_end_to_end
 from selectmoe.errors import DataError
 from selectmoe.records import Sample, ScoredSample, ScoredTokens, TokenizedSample, UnscoredSample
 from serve.batching import BatchAnswer, Batcher, BatchRequest, Outcome
@@ -235,6 +236,7 @@ class ScoringService:
             max_batch_tokens=description.max_batch_tokens,
             max_wait_seconds=self.settings.max_wait_milliseconds / 1_000,
             max_queued_samples=self.settings.max_queued_samples,
+            packer=pack_end_to_end if description.rows_end_to_end else pack,
             observer=self.metrics,
         )
         self.description = description

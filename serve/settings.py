@@ -51,7 +51,7 @@ class ServeSettings:
 
     max_batch_tokens: int | None = None
     """Tokens of one call of a scorer, and of a forward pass with its padding; null is 4,096 on a
-    CPU and 65,536 on a GPU."""
+    CPU, and on a GPU what its free memory takes, at most 65,536."""
     max_wait_milliseconds: float = 5.0
     """How long a sample waits for company while every scorer is busy; an idle one gets it at
     once."""

@@ -1,10 +1,10 @@
-"""Samples of similar length side by side, as many as a token budget allows."""
+"""Samples side by side in rectangles, or end to end, as many as a token budget allows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from selectmoe.records import PackedBatch, TokenizedSample
+from selectmoe.records import FlatBatch, PackedBatch, TokenizedSample
 
 # Shape letters: B = rows of a batch, T = tokens of its longest row.
 
@@ -74,3 +74,39 @@ def collate(samples: Sequence[TokenizedSample], positions: np.ndarray) -> Packed
         attention_mask[index, kept] = True
         answer_mask[index, kept] = row.answer_mask
     return PackedBatch(positions, token_ids, attention_mask, answer_mask)
+
+
+def pack_end_to_end(
+    samples: Iterable[TokenizedSample], *, max_tokens_per_batch: int
+) -> Iterator[FlatBatch]:
+    """Yields every sample once, in order, in batches of at most `max_tokens_per_batch` tokens.
+
+    There is no padding to count, and attention costs what each row costs, so nothing is sorted: a
+    batch is full when the next sample does not fit, and is yielded before that one is looked at
+    further. A single sample longer than the budget is a batch of its own. The batches depend on the
+    lengths and their order alone. Lengths 9, 3, 8, 3 under a budget of 18 give (9, 3) and (8, 3).
+    """
+    batch: list[TokenizedSample] = []
+    num_tokens = first = 0
+    for sample in samples:
+        length = len(sample.token_ids)
+        if batch and num_tokens + length > max_tokens_per_batch:
+            yield lay_end_to_end(batch, first=first)
+            first += len(batch)
+            batch, num_tokens = [], 0
+        batch.append(sample)
+        num_tokens += length
+    if batch:
+        yield lay_end_to_end(batch, first=first)
+
+
+def lay_end_to_end(samples: Sequence[TokenizedSample], *, first: int = 0) -> FlatBatch:
+    """`first`: the position of the first."""
+    lengths = [len(sample.token_ids) for sample in samples]
+    return FlatBatch(
+        samples=tuple(samples),
+        positions=np.arange(first, first + len(samples), dtype=np.int64),
+        token_ids=np.concatenate([sample.token_ids for sample in samples]).astype(np.int64),
+        places=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
+        row_edges=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+    )

@@ -21,6 +21,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "selectmoe.training",
         "selectmoe.evaluation",
         "selectmoe.scoring",
+        "selectmoe.scoring_model",
+        "selectmoe.packed_scoring",
         "selectmoe.scored_shards",
         "selectmoe.score_blocks",
         "selectmoe.score_passes",

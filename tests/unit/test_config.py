@@ -301,3 +301,15 @@ def test_importing_the_settings_and_their_help_loads_no_heavy_library() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert finished.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("scoring.experts_implementation=eager", "experts_implementation must be null with"),
+        ("scoring.attn_implementation=eager", "attn_implementation must be sdpa with"),
+    ],
+)
+def test_packed_rows_take_no_implementation_of_padded_ones(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(SelectConfig, ["scoring.row_layout=packed", override])

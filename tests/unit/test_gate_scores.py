@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from selectmoe.gate_scores import (
     SCORE_FORMULAS,
+    counted_tokens,
+    flat_layer_scores,
     good_margins,
     layer_scores,
     sample_scores,
@@ -60,3 +63,23 @@ def test_a_sample_without_answer_tokens_is_scored_on_all_its_tokens():
     attention_BT = torch.tensor([[True, True, False]])
     mask = scored_tokens(torch.zeros(1, 3, dtype=torch.bool), attention_BT, "answer")
     assert mask.tolist() == attention_BT.tolist()
+
+
+@pytest.mark.parametrize("name", SCORE_FORMULAS)
+def test_samples_end_to_end_have_the_layer_scores_of_padded_ones(name):
+    formula = SCORE_FORMULAS[name]
+    shorter_LBT = torch.tensor([[[1.0, -3.0, 0.0]], [[2.0, 5.0, 0.0]]])
+    margins_LBT = torch.cat([MARGINS_LBT, shorter_LBT], dim=1)
+    attention_BT = torch.tensor([[True, True, True], [True, True, False]])
+    answer_BT = torch.tensor([[False, True, True], [False, False, False]])
+    expected = layer_scores(
+        margins_LBT, scored_tokens(answer_BT, attention_BT, formula.tokens), formula
+    )
+    counts = [
+        counted_tokens(answer_BT[row, :length].numpy(), formula.tokens)
+        for row, length in ((0, 3), (1, 2))
+    ]
+    margins_LN = torch.cat([margins_LBT[:, 0], margins_LBT[:, 1, :2]], dim=1)
+    counts_N = torch.from_numpy(np.concatenate(counts)).float()
+    found = flat_layer_scores(margins_LN, counts_N, torch.tensor([0, 3]), formula)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

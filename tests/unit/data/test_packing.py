@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from selectmoe.data.packing import pack, pack_closely
+from selectmoe.data.packing import pack, pack_closely, pack_end_to_end
 from selectmoe.records import TokenizedSample
 
 
@@ -110,3 +110,34 @@ def test_the_types_are_those_a_model_takes():
     arrays = (batch.positions, batch.token_ids, batch.attention_mask, batch.answer_mask)
     assert [array.dtype.name for array in arrays] == ["int64", "int64", "bool", "bool"]
     assert batch.token_ids.tolist() == [[1, 2, 3], [1, 2, 0]]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 7, 18, 64, 10_000])
+def test_end_to_end_every_sample_lies_once_in_order_and_under_the_budget(max_tokens):
+    samples = [sample_of(length) for length in (9, 3, 8, 3, 1, 30, 0, 9, 2)]
+    batches = list(pack_end_to_end(samples, max_tokens_per_batch=max_tokens))
+    assert [sample for batch in batches for sample in batch.samples] == samples
+    assert np.concatenate([batch.positions for batch in batches]).tolist() == list(range(9))
+    for batch in batches:
+        assert len(batch.token_ids) <= max_tokens or len(batch.samples) == 1
+        for start, end, sample in zip(
+            batch.row_edges, batch.row_edges[1:], batch.samples, strict=False
+        ):
+            np.testing.assert_array_equal(batch.token_ids[start:end], sample.token_ids)
+            assert batch.places[start:end].tolist() == list(range(len(sample.token_ids)))
+        assert batch.row_edges[-1] == len(batch.token_ids) == len(batch.places)
+
+
+def test_end_to_end_a_batch_is_made_before_the_next_sample_but_one_is_asked_for():
+    asked = []
+
+    def samples():
+        for length in (9, 3, 8, 3):
+            asked.append(length)
+            yield sample_of(length)
+
+    batches = pack_end_to_end(samples(), max_tokens_per_batch=18)
+    assert next(batches).row_edges.tolist() == [0, 9, 12]
+    assert asked == [9, 3, 8]
+    assert next(batches).row_edges.tolist() == [0, 8, 11]
+    assert list(pack_end_to_end([], max_tokens_per_batch=18)) == []

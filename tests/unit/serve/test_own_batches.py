@@ -6,7 +6,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from selectmoe.data.packing import pack
+from selectmoe.data.packing import pack, pack_end_to_end
 from selectmoe.records import ScoredSample, TokenizedSample
 from serve.batching import BatchAnswer, Batcher, ScorerLostError
 from serve.error_responses import RequestError
@@ -52,13 +52,13 @@ class Scorers:
         ]
 
 
-def scores_of(scorers, *calls):
+def scores_of(scorers, *calls, packer=pack):
     """The answers of several requests that arrive together: (samples, batching) each."""
 
     async def score():
         batcher = Batcher(
             scorers, max_batch_tokens=MAX_BATCH_TOKENS, max_wait_seconds=0.01,
-            max_queued_samples=1_000,
+            max_queued_samples=1_000, packer=packer,
         )  # fmt: skip
         task = asyncio.create_task(batcher.run())
         try:
@@ -105,3 +105,12 @@ def test_the_request_says_it_and_says_what_it_may_say():
     for wrong in (b'"alone"', b"null", b"[]", b"{}", b"1"):
         with pytest.raises(RequestError, match="batching must be one of shared, own"):
             parse_request(body % (b', "batching": ' + wrong), max_samples=1)
+
+
+def test_they_are_so_where_rows_lie_end_to_end():
+    scorers, own = Scorers(), samples("own")
+    scores_of(scorers, (own, "own"), packer=pack_end_to_end)
+    batches = pack_end_to_end(own, max_tokens_per_batch=MAX_BATCH_TOKENS)
+    expected = [tuple(sample.sample_id for sample in batch.samples) for batch in batches]
+    assert scorers.names(is_rectangle=True) == expected
+    assert expected != rectangles(own)

@@ -1,0 +1,31 @@
+"""What bench_scoring.py says of a shape before it scores with it."""
+
+import pytest
+
+from benchmarks.scoring_shapes import OLMOE_1B_7B, flop_per_token, load_subject, require_memory
+from selectmoe.model.configuration_select_moe import SelectMoeConfig
+from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
+
+
+def test_the_floor_of_olmoe_1b_7b_is_that_of_the_cost_model():
+    config = SelectMoeConfig(**OLMOE_1B_7B)
+    # 16 x (33.55 M of projections + 0.27 M of router and gate) + 15 x 100.66 M of experts
+    assert flop_per_token(config, [1]) == pytest.approx(2.051e9, rel=1e-3)
+    # A row of 371 tokens: each sees 186 on average, in 16 layers, for 4 x 2,048 FLOP.
+    more = flop_per_token(config, [371]) - flop_per_token(config, [1])
+    assert more == pytest.approx(16 * 4 * 2_048 * 185)
+
+
+def test_a_shape_that_memory_cannot_hold_is_refused_in_one_line():
+    config = SelectMoeConfig(**{**OLMOE_1B_7B, "vocab_size": 10**9})
+    with pytest.raises(SystemExit, match=r"^--shape huge needs \d+\.\d GB .*cpu has .* GB free$"):
+        require_memory("huge", config, "cpu")
+
+
+def test_random_weights_of_the_tiny_shape_read_the_rows_of_the_corpus():
+    subject = load_subject(
+        "tiny", data=str(DEMO_CORPUS), num_rows=3, device="cpu", model=EMBEDDED_SELECTOR
+    )
+    assert len(subject.rows) == len(subject.samples) == 3
+    assert subject.model.config.hidden_size == 128
+    assert all(0 < row.token_ids.max() < 4_096 for row in subject.rows)
