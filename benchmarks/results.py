@@ -41,10 +41,16 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+def print_result(result: dict[str, object]) -> str:
+    """All there is of a quick run, whose numbers are not to be kept."""
+    text = json.dumps(result, indent=1)
+    print(text, flush=True)
+    return text
+
+
 def write_result(name: str, result: dict[str, object]) -> None:
     """Prints the numbers and keeps them in benchmarks/results/<name>.json."""
-    text = json.dumps(result, indent=1)
-    print(text)
+    text = print_result(result)
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
