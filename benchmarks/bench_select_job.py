@@ -10,11 +10,11 @@ actors: one actor against two, of one thread each; rows a second from the first 
 the last, and of the whole job.
 startup: seconds until Ray is ready, the corpus is normalised, the first and the last score are
 there, and the process has ended; of the demo corpus.
-memory: peak resident sizes of the driver, of the largest actor, and of what the raylet shares (the
-object store), on the corpus and `--copies` times over, with rows cut to 32 tokens, since rows count
-here and not tokens.
+memory: peak resident sizes of the driver and of the largest actor, and the most that all processes
+together had of shared memory, where the object store is (a page counts for each that has it); on the
+corpus and `--copies` times over, with rows cut to 32 tokens, since rows count here and not tokens.
 
-Each part goes to a file of its own in benchmarks/results/ when it is measured. --num-rows bounds the
+Each part goes to a file of its own in benchmarks/results/ when measured. --num-rows bounds the
 time, which grows with it and with --copies.
 """
 
@@ -142,24 +142,28 @@ def watch_scores(file: Path, started: float, found: JobRun, ended: threading.Eve
 
 
 def watch_memory(pid: int, found: JobRun, ended: threading.Event) -> None:
-    """The kernel's own high-water marks, which no spell between two looks escapes."""
     while not ended.wait(SECONDS_BETWEEN_MEMORY_LOOKS):
-        # Not wait4's ru_maxrss: it begins with what this process, which has torch, had at the fork.
-        note_peak(found, "driver", pid, "VmHWM")
+        # High-water marks of the kernel, which no moment between two looks escapes. Not wait4's
+        # ru_maxrss: it begins with what this process, which has torch, had at the fork.
+        note_peak(found, "driver", memory_mb(pid, "VmHWM"))
+        shared_mb = memory_mb(pid, "RssShmem")
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(pid).children(recursive=True):
-                name = " ".join(process.cmdline())
-                if name.startswith("ray::MapWorker"):
-                    note_peak(found, "largest_actor", process.pid, "VmHWM")
-                elif "/raylet/raylet " in name:
-                    note_peak(found, "object_store", process.pid, "RssShmem")
+                shared_mb += memory_mb(process.pid, "RssShmem")
+                if " ".join(process.cmdline()).startswith("ray::MapWorker"):
+                    note_peak(found, "largest_actor", memory_mb(process.pid, "VmHWM"))
+        note_peak(found, "object_store_at_most", shared_mb)
 
 
-def note_peak(found: JobRun, key: str, pid: int, row: str) -> None:
+def note_peak(found: JobRun, key: str, megabytes: float) -> None:
+    found.peaks_mb[key] = max(found.peaks_mb.get(key, 0.0), round(megabytes, 1))
+
+
+def memory_mb(pid: int, row: str) -> float:
     with contextlib.suppress(OSError):  # it has just ended
         number = re.search(rf"^{row}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
-        if number:
-            found.peaks_mb[key] = max(found.peaks_mb.get(key, 0.0), round(int(number[1]) / 1e3, 1))
+        return int(number[1]) / 1e3 if number else 0.0
+    return 0.0
 
 
 def write_copies(corpus: Path, target: Path, *, num_rows: int | None, copies: int) -> Path:
