@@ -11,8 +11,9 @@ the last, and of the whole job.
 startup: seconds until Ray is ready, the corpus is normalised, the first and the last score are
 there, and the process has ended; of the demo corpus.
 memory: peak resident sizes of the driver and of the largest actor, and the most that all processes
-together had of shared memory, where the object store is (a page counts for each that has it); on the
-corpus and `--copies` times over, with rows cut to 32 tokens, since rows count here and not tokens.
+together had of shared memory, where the object store is (a page counts for each that has it); on
+the corpus and `--copies` times over, with rows cut to 32 tokens, since rows count here and not
+tokens.
 
 Each part goes to a file of its own in benchmarks/results/ when measured. --num-rows bounds the
 time, which grows with it and with --copies.
