@@ -66,9 +66,19 @@ check: install  ## lint, format, types and size budget
 	$(BIN)/mypy
 	$(BIN)/python tools/check_size.py
 
-bench: install  ## the benchmarks of speed and memory; numbers go to benchmarks/results/
-	@set -e; for file in $(filter-out %_quality.py,$(wildcard benchmarks/bench_*.py)); do \
-		echo "$$file"; $(BIN)/python $$file $(BENCH_FLAGS); done
+# Each runs to its end, whatever becomes of the others; those that failed are named last.
+bench: DATA ?= $(firstword $(wildcard ../shared/data/instructions/dolly.jsonl) \
+	selectmoe/assets/demo_corpus.jsonl)
+bench: install  ## speed and memory, into benchmarks/results/; FLAGS=--quick: a minute each, no file
+	@failed=; \
+	run() { echo "# $$*"; $(BIN)/python "$$@" || failed="$$failed $$1"; }; \
+	run benchmarks/bench_scoring.py --data $(DATA) $(FLAGS); \
+	run benchmarks/bench_stages.py --data $(DATA) $(FLAGS); \
+	run benchmarks/bench_training.py --data $(DATA) $(FLAGS); \
+	run benchmarks/bench_select_job.py --data $(DATA) --num-rows 3000 $(FLAGS); \
+	run benchmarks/bench_serve.py $(FLAGS); \
+	run benchmarks/bench_topk.py $(FLAGS); \
+	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
 bench-quality: DATA ?= ../shared/data
 bench-quality: install  ## what the score is good for, beside others; FLAGS=--quick: on the demo corpus

@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, write_result  # noqa: E402
+from benchmarks.results import describe_run, print_result, write_result  # noqa: E402
 from benchmarks.scoring_shapes import (  # noqa: E402
     MAX_SEQUENCE_LENGTH,
     SHAPES,
@@ -240,7 +240,11 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, help="the budget; default: the engine's own")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    return parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="60 rows, once; writes no file")
+    args = parser.parse_args()
+    if args.quick:
+        args.num_rows, args.num_checked, args.repeats = 60, 60, 1
+    return args
 
 
 def main() -> None:
@@ -285,7 +289,10 @@ def main() -> None:
         "packed_time_shares": breakdown(packed, subject, checked),
     }
     usual = args.shape == "embedded" and not on_gpu
-    write_result(f"bench_scoring{'' if usual else f'_{args.shape}_{args.device}'}", result)
+    if args.quick:
+        print_result(result)
+    else:
+        write_result(f"bench_scoring{'' if usual else f'_{args.shape}_{args.device}'}", result)
     worst = max(found["max_score_difference"] for found in drifts.values())
     if dtype == "float32" and not on_gpu and worst > TOLERANCE:
         sys.exit(f"scores differ by {worst:.1e}, more than {TOLERANCE:.0e}")

@@ -26,7 +26,7 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, write_result  # noqa: E402
+from benchmarks.results import describe_run, print_result, write_result  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.shards import read_shard, write_shards  # noqa: E402
 from selectmoe.data.writers import write_jsonl, write_parquet  # noqa: E402
@@ -104,7 +104,12 @@ def main() -> None:
     parser.add_argument("--data", default=str(DEMO_CORPUS))
     parser.add_argument("--model", default=str(EMBEDDED_SELECTOR), help="its tokenizer is measured")
     parser.add_argument("--rows-per-shard", type=int, nargs="+", default=[512, 4_096])
+    parser.add_argument(
+        "--quick", action="store_true", help="the demo corpus, once; no result file"
+    )
     args = parser.parse_args()
+    if args.quick:
+        args.data, args.rows_per_shard = str(DEMO_CORPUS), [512]
     pa.set_cpu_count(1)
     measured = {}
     for rows_per_shard in args.rows_per_shard:
@@ -112,7 +117,10 @@ def main() -> None:
             measured[f"{rows_per_shard}_rows_per_shard"] = measure(
                 args.data, args.model, RunFolder(Path(folder)), rows_per_shard
             )
-    write_result("bench_stages", {**describe_run(), **measured})
+    if args.quick:
+        print_result({**describe_run(), **measured})
+    else:
+        write_result("bench_stages", {**describe_run(), **measured})
 
 
 if __name__ == "__main__":

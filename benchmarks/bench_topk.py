@@ -243,7 +243,11 @@ def remove(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="sizes a hundred times smaller")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="sizes a hundred times smaller, one for the sort; no result file",
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--sort-sizes", type=int, nargs="*", default=list(SORT_SIZES))
     parser.add_argument("--sort-timeout", type=float, default=600.0, help="seconds a way may take")
@@ -253,12 +257,18 @@ def main() -> None:
     if args.way:
         print(json.dumps({**WAYS[args.way](args.folder), "driver_peak_mb": driver_peak_mb()}))
         return
+    if args.quick:
+        args.sizes, args.sort_sizes = SIZES[-1:], SORT_SIZES[:1]
     # Only here: it imports torch, which a measured process must not hold.
-    from benchmarks.results import describe_run, write_result
+    from benchmarks.results import describe_run, print_result, write_result
 
     with tempfile.TemporaryDirectory(prefix="topk-") as scratch:
         measured = measure_sizes(Path(scratch), args)
-    write_result("bench_topk", {**describe_run(), "percentage": PERCENTAGE, **measured})
+    result = {**describe_run(), "percentage": PERCENTAGE, **measured}
+    if args.quick:
+        print_result(result)
+    else:
+        write_result("bench_topk", result)
     for name in ("exact", "exact_among_ties"):
         if not measured[name]["as_numpy_sorts"]:  # type: ignore[index]
             sys.exit(f"{name}: other rows are kept than by NumPy's sort")

@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, write_result  # noqa: E402
+from benchmarks.results import describe_run, print_result, write_result  # noqa: E402
 from selectmoe.config import TrainingConfig  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.model.checkpoint import model_folder  # noqa: E402
@@ -294,7 +294,12 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, help="computed at a time; default: the job's")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--quick", action="store_true", help="eight rows, one turn; no limits and no result file"
+    )
     args = parser.parse_args()
+    if args.quick:
+        args.num_rows, args.repeats = 8, 1
     torch.set_num_threads(args.threads)
 
     rows = (row for row in read_corpus(args.data) if isinstance(row, Sample))
@@ -307,6 +312,9 @@ def main() -> None:
         uses_gpu=torch.cuda.is_available(),
     )
     result = {**describe_run(), "num_rows": len(samples), **described(costs)}
+    if args.quick:
+        print_result(result)
+        return
     write_result("bench_training", result)
     if found := complaints(costs):
         sys.exit("; ".join(found))

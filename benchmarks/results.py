@@ -41,11 +41,16 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+def print_result(result: dict[str, object]) -> None:
+    """All there is of a quick run, whose numbers are not to be kept."""
+    print(json.dumps(result, indent=1), flush=True)
+
+
 def write_result(name: str, result: dict[str, object], *, printed: bool = True) -> None:
     """Prints the numbers and keeps them in benchmarks/results/<name>.json."""
-    text = json.dumps(result, indent=1)
     if printed:
-        print(text)
+        print_result(result)
+    text = json.dumps(result, indent=1)
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")

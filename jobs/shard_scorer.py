@@ -1,7 +1,9 @@
 """What runs on Ray's workers in the select job: shells around `selectmoe`, nothing more."""
 
+import contextlib
+import gc
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -28,11 +30,24 @@ def normalize_corpus(config: SelectConfig, folder: Path) -> CorpusSummary:
     return write_shards(rows, folder, rows_per_shard=config.rows_per_shard)
 
 
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """For imports: what they make stays for good, and looking it through for garbage over and over
+    costs a fifth of their time. It is not looked through later either."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def open_engine(config: SelectConfig) -> Scorer:
     """The model in this process."""
-    import torch
+    with without_garbage_collection():
+        import torch
 
-    from selectmoe.scoring import ROW_LAYOUTS, ScoringEngine
+        from selectmoe.scoring import ROW_LAYOUTS, ScoringEngine
 
     # One thread an actor, whatever the machine: a sum split over other threads rounds
     # otherwise, and the same corpus would not give the same bytes.
