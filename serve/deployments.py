@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WARM_UP = Sample("", "warm-up", (Message("user", "Ready?"), Message("assistant", "Ready.")))
 DESCRIBE_AGAIN_SECONDS = 1.0
+SIBLINGS_TIMEOUT_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,10 @@ class ScorerPool:
         """Raises ScorerLostError where the scorer died or does not answer."""
         try:
             return await asyncio.wait_for(self._handle.score.remote(request), self._timeout_seconds)
-        except (RayError, RayServeException, TimeoutError) as error:
+        except (RayError, RayServeException, TimeoutError, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # we are; otherwise the replica was, in the middle of the batch
             logger.warning("a batch of %d samples is lost: %s", len(request.samples), _kind(error))
             raise ScorerLostError from error
 
@@ -232,10 +236,18 @@ def _told_to_jobs() -> Iterator[None]:
 
 
 async def _sibling_metrics() -> list[Snapshot]:
-    """The numbers of every ingress replica, this one's among them."""
+    """The numbers of every ingress replica, this one's among them; without those that just died."""
     context = serve.get_replica_context()
     handle = serve.get_deployment_handle(context.deployment, context.app_name)
-    return list(await handle.broadcast("metrics").results_async(timeout_s=5))
+    try:
+        answers = await handle.broadcast("metrics").results_async(
+            timeout_s=SIBLINGS_TIMEOUT_SECONDS, return_exceptions=True
+        )
+    except TimeoutError:
+        raise RequestError(
+            "unavailable", "an ingress replica does not tell its numbers", retry_after_seconds=5
+        ) from None
+    return [answer for answer in answers if isinstance(answer, dict)]
 
 
 def served_host() -> str:

@@ -66,8 +66,11 @@ class ScoringService:
 
     def check_health(self) -> None:
         """Raises where batches are no longer sent, which only a bug of ours can cause."""
-        if self._task is not None and self._task.done():
+        if self._has_ended():
             raise RuntimeError("the batcher has ended")
+
+    def _has_ended(self) -> bool:
+        return self._task is not None and self._task.done()
 
     async def drain(self) -> None:
         """Refuses what comes, and returns when what was accepted is answered."""
@@ -91,6 +94,8 @@ class ScoringService:
             return SHUTTING_DOWN
         if self.description is None:
             return "no scorer is warm yet"
+        if self._has_ended():
+            return "this replica no longer sends batches, and is being replaced"
         if self.num_ready < self.settings.num_replicas:
             return (
                 f"{self.num_ready} of {self.settings.num_replicas} scorers answer; the others "
@@ -247,7 +252,9 @@ class ScoringService:
             self.num_ready = await self._scorers.call_the_roll(
                 timeout_seconds=ROLL_CALL_TIMEOUT_SECONDS
             )
-            batcher.set_num_replicas(max(self.num_ready, 1))
+            # Not less than there should be: a stuck scorer keeps its share of the batches until it
+            # is replaced, and the others go on with theirs.
+            batcher.set_num_replicas(max(self.num_ready, self.settings.num_replicas))
             await asyncio.sleep(ROLL_CALL_SECONDS)
 
 
