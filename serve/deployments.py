@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayError
+from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -192,7 +194,7 @@ class Ingress:
     def __init__(self, settings: ServeSettings, scorer: DeploymentHandle) -> None:
         from serve.scoring_service import ScoringService
 
-        settings.require_key_for(served_host())
+        settings.require_key_for(served_host())  # an application may be older than its Serve
         pool = ScorerPool(scorer, stall_timeout_seconds=settings.stall_timeout_seconds)
         self._service = ScoringService(settings, pool)
 
@@ -251,10 +253,12 @@ async def _sibling_metrics() -> list[Snapshot]:
 
 
 def served_host() -> str:
-    """The address that Serve listens on, whoever configured it."""
+    """The address that Serve listens on, whoever configured it; where it does not run, would."""
     # Not in Serve's public API: its status names the proxies' nodes, not what they are bound to.
     from ray.serve.context import _get_global_client
 
-    client = _get_global_client()
-    assert client is not None, "only asked inside a replica"
-    return str(client.http_config.host)
+    client = None
+    if ray.is_initialized():
+        client = _get_global_client(raise_if_no_controller_running=False)
+    options = HTTPOptions() if client is None else client.http_config
+    return str(options.host)

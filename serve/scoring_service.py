@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from selectmoe.calibration import DECIMALS, Calibration
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.errors import DataError
 from selectmoe.records import Sample, ScoredSample, ScoredTokens, TokenizedSample, UnscoredSample
@@ -192,6 +193,7 @@ class ScoringService:
         outcomes: Sequence[Outcome],
     ) -> list[dict[str, Any]]:
         results = []
+        percentiles = iter(_percentiles(description.calibration, outcomes))
         for parsed, outcome in zip(request.samples, outcomes, strict=True):
             if isinstance(outcome, UnscoredSample):
                 results.append(
@@ -203,8 +205,8 @@ class ScoringService:
                     }
                 )
                 continue
-            scored = outcome.sample if isinstance(outcome, ScoredTokens) else outcome
-            result = _scored_result(parsed, scored, description)
+            scored = _sample_of(outcome)
+            result = _scored_result(parsed, scored, next(percentiles))
             if request.detail == "layers":
                 result["layers"] = scored.layer_scores.tolist()
             if isinstance(outcome, ScoredTokens):
@@ -269,16 +271,28 @@ def calibration_info(description: ModelDescription) -> dict[str, Any] | None:
     }
 
 
+def _percentiles(
+    calibration: Calibration | None, outcomes: Sequence[Outcome]
+) -> Sequence[float | None]:
+    """One for each outcome with a score, by one look at the quantiles for all of them."""
+    scores = [
+        _sample_of(outcome).score for outcome in outcomes if not isinstance(outcome, UnscoredSample)
+    ]
+    return [None] * len(scores) if calibration is None else calibration.percentiles(scores).tolist()
+
+
+def _sample_of(outcome: ScoredSample | ScoredTokens) -> ScoredSample:
+    return outcome.sample if isinstance(outcome, ScoredTokens) else outcome
+
+
 def _scored_result(
-    parsed: ParsedSample, scored: ScoredSample, description: ModelDescription
+    parsed: ParsedSample, scored: ScoredSample, percentile: float | None
 ) -> dict[str, Any]:
-    calibration = description.calibration
-    percentile = None if calibration is None else calibration.percentile(scored.score)
     return {
         "id": parsed.wire_id,
         "score": scored.score,
         "percentile": percentile,
-        "keep_at_pct": None if calibration is None else calibration.keep_at_pct(scored.score),
+        "keep_at_pct": None if percentile is None else round(100 - percentile, DECIMALS),
         "num_tokens": scored.num_tokens,
         "num_answer_tokens": scored.num_answer_tokens,
         "truncated": scored.truncated,

@@ -221,9 +221,10 @@ def test_a_stuck_scorer_leaves_the_others_to_their_work(scorers, monkeypatch):
         assert waiting.result().status_code == 200
 
 
-def test_a_service_whose_batches_have_ended_is_unready_and_unhealthy(scorers, monkeypatch):
+def test_a_service_whose_batches_have_ended_is_unready_and_unhealthy():
+    scorers = LocalScorers(ServeSettings())
     with local_server(ServeSettings(), scorers) as running:
-        monkeypatch.setattr(scorers, "num_alive", None)  # a bug, as it were
+        scorers.num_alive = None  # a bug, as it were
         deadline = time.monotonic() + 10
         while (answer := httpx.get(f"{running.url}/health/ready")).status_code == 200:
             assert time.monotonic() < deadline
