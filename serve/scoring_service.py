@@ -99,8 +99,8 @@ class ScoringService:
             return "this replica no longer sends batches, and is being replaced"
         if self.num_ready < self.settings.num_replicas:
             return (
-                f"{self.num_ready} of {self.settings.num_replicas} scorers answer; the others "
-                "start, are stuck or are being replaced"
+                f"not all of {self.settings.num_replicas} scorers answer; the others start, are "
+                "stuck or are being replaced"
             )
         return None
 
