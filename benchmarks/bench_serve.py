@@ -1,14 +1,16 @@
-"""What the service costs beside its engine: `python benchmarks/bench_serve.py [--quick]`.
+"""What the service costs beside its engine: `python benchmarks/bench_serve.py [--data CORPUS]`.
 
 In one run, on one machine: the bare engine's tokens/s on a pool of samples; 64 clients with 32
 samples a request and with one; one client alone; four times the capacity, with the memory of all of
-the server's processes; one scorer replica against two. Load comes from a process of its own.
+the server's processes; one scorer replica against two, beside one bare engine against two.
+Load comes from a process of its own. `--only replicas` measures the last alone, and prints it.
 """
 
 import argparse
 import asyncio
 import collections
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -30,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import describe_run, write_result  # noqa: E402
+from selectmoe.data.packing import pack_closely  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
@@ -58,13 +61,14 @@ class Load:
         return self.num_tokens / self.seconds
 
 
-def wire(sample: Sample) -> dict[str, object]:
+def wire(sample: Sample) -> bytes:
+    """As JSON, once: the clients share the cores with the server."""
     messages = [{"role": entry.role, "content": entry.content} for entry in sample.messages]
-    return {"messages": messages}
+    return json.dumps({"messages": messages}).encode()
 
 
 async def crowd(
-    pool: list[dict[str, object]], *, num_clients: int, num_per_request: int, seconds: float
+    pool: list[bytes], *, num_clients: int, num_per_request: int, seconds: float
 ) -> Load:
     """Each client asks again as soon as it has an answer; after a 429, as soon as it may."""
     statuses: collections.Counter[int] = collections.Counter()
@@ -76,10 +80,10 @@ async def crowd(
         nonlocal num_samples, num_tokens, num_unanswered
         choice = random.Random(seed)
         while time.perf_counter() - started < seconds:
-            body = {"samples": choice.sample(pool, num_per_request)}
+            body = b'{"samples":[' + b",".join(choice.sample(pool, num_per_request)) + b"]}"
             asked = time.perf_counter()
             try:
-                answer = await client.post(f"{URL}/score", json=body)
+                answer = await client.post(f"{URL}/score", content=body)
             except httpx.TransportError:
                 num_unanswered += 1
                 continue
@@ -104,11 +108,11 @@ async def crowd(
     )
 
 
-def run_crowd(pool: list[dict[str, object]], settings: dict[str, float]) -> Load:
+def run_crowd(pool: list[bytes], settings: dict[str, float]) -> Load:
     return asyncio.run(crowd(pool, **settings))  # type: ignore[arg-type]
 
 
-def load(pool: list[dict[str, object]], **settings: float) -> Load:
+def load(pool: list[bytes], **settings: float) -> Load:
     """The crowd in a process of its own, so that this one can watch."""
     with multiprocessing.get_context("spawn").Pool(1) as processes:
         return processes.apply(run_crowd, (pool, settings))
@@ -172,7 +176,7 @@ def measure_engine(samples: list[Sample]) -> dict[str, float]:
     }
 
 
-def measure_speed(pool: list[dict[str, object]], seconds: float) -> dict[str, Load]:
+def measure_speed(pool: list[bytes], seconds: float) -> dict[str, Load]:
     with server():
         load(pool, num_clients=8, num_per_request=1, seconds=2)  # everybody's first calls
         return {
@@ -186,7 +190,7 @@ def measure_speed(pool: list[dict[str, object]], seconds: float) -> dict[str, Lo
         }
 
 
-def measure_overload(pool: list[dict[str, object]], seconds: float) -> dict[str, object]:
+def measure_overload(pool: list[bytes], seconds: float) -> dict[str, object]:
     """Four times as many samples at once as the queue takes; memory every second."""
     with server(max_queued_samples=NUM_CLIENTS) as parent:
         before = memory_megabytes(parent)
@@ -207,37 +211,49 @@ def measure_overload(pool: list[dict[str, object]], seconds: float) -> dict[str,
     }
 
 
-def measure_replicas(pool: list[dict[str, object]], seconds: float) -> dict[str, int]:
-    found = {}
-    for num_replicas in (1, 2):
-        with server(num_replicas=num_replicas):
+def measure_replicas(
+    samples: list[Sample], pool: list[bytes], seconds: float
+) -> dict[str, dict[str, float]]:
+    """Tokens/s by the number of scorers, and by that of bare engines: what the cores allow."""
+    served, bare = {}, {}
+    for number in (1, 2):
+        with server(num_replicas=number):
             load(pool, num_clients=8, num_per_request=4, seconds=2)
             seen = load(pool, num_clients=32, num_per_request=16, seconds=seconds)
-            found[str(num_replicas)] = round(seen.tokens_per_second)
-    return found
+            served[str(number)] = round(seen.tokens_per_second)
+        with multiprocessing.get_context("spawn").Pool(number) as processes:
+            speeds = processes.map(engine_speed, [(samples, seconds)] * number, chunksize=1)
+            bare[str(number)] = round(sum(speeds))
+    return {
+        kind: {**found, "ratio": round(found["2"] / found["1"], 2)}
+        for kind, found in (("served", served), ("bare_engines", bare))
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the time, no result file")
-    args = parser.parse_args()
-    seconds = 4.0 if args.quick else 40.0
-    source = DOLLY if DOLLY.is_file() else DEMO_CORPUS
-    samples = [row for row in read_corpus(str(source)) if isinstance(row, Sample)][:600]
-    pool = [wire(sample) for sample in samples]
+def engine_speed(arguments: tuple[list[Sample], float]) -> float:
+    """Tokens/s of one engine that packs as a scorer does, over so many seconds."""
+    samples, seconds = arguments
+    torch.set_num_threads(1)
+    engine = ScoringEngine.from_pretrained(device="cpu", packer=pack_closely)
+    engine.score(samples[:32])
+    num_tokens, started = 0, time.perf_counter()
+    for first in itertools.cycle(range(0, len(samples), 16)):
+        outcomes = engine.score(samples[first : first + 16])  # about a batch of a scorer
+        num_tokens += sum(getattr(outcome, "num_tokens", 0) for outcome in outcomes)
+        if time.perf_counter() - started > seconds:
+            break
+    return num_tokens / (time.perf_counter() - started)
+
+
+def measure_all(samples: list[Sample], pool: list[bytes], seconds: float) -> dict[str, object]:
     engine = measure_engine(samples)
     seen = measure_speed(pool, seconds)
-    bare = engine["tokens_per_second"]
-    result: dict[str, object] = {
-        **describe_run(),
-        "corpus": source.name,
+    speeds = {name: seen[name].tokens_per_second for name in ("one_a_request", "32_a_request")}
+    return {
         "engine": engine,
-        "tokens_per_second": {
-            name: round(seen[name].tokens_per_second) for name in ("one_a_request", "32_a_request")
-        },
+        "tokens_per_second": {name: round(speed) for name, speed in speeds.items()},
         "share_of_the_engine": {
-            name: round(seen[name].tokens_per_second / bare, 2)
-            for name in ("one_a_request", "32_a_request")
+            name: round(speed / engine["tokens_per_second"], 2) for name, speed in speeds.items()
         },
         "p50_milliseconds": {name: found.p50_milliseconds for name, found in seen.items()},
         "alone_to_engine": round(
@@ -245,9 +261,22 @@ def main() -> None:
         ),
         "statuses": {name: found.statuses for name, found in seen.items()},
         "overload": measure_overload(pool, 1.5 * seconds),
-        "tokens_per_second_by_replicas": measure_replicas(pool, seconds),
+        "tokens_per_second_by_replicas": measure_replicas(samples, pool, seconds),
     }
-    if args.quick:
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DOLLY if DOLLY.is_file() else DEMO_CORPUS)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, no result file")
+    parser.add_argument("--only", choices=["replicas"], help="one part alone, no result file")
+    args = parser.parse_args()
+    seconds = 4.0 if args.quick else 40.0
+    samples = [row for row in read_corpus(str(args.data)) if isinstance(row, Sample)][:600]
+    pool = [wire(sample) for sample in samples]
+    measure = measure_replicas if args.only else measure_all
+    result = {**describe_run(), "corpus": args.data.name, **measure(samples, pool, seconds)}
+    if args.quick or args.only:
         print(json.dumps(result, indent=1))
     else:
         write_result("bench_serve", result)

@@ -7,10 +7,11 @@ import sys
 from typing import Any
 
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from selectmoe.errors import ConfigError
 from serve.batching import CALLS_PER_REPLICA
-from serve.deployments import Ingress, Scorer
+from serve.deployments import Ingress, Scorer, served_host
 from serve.local_ray import is_serve_run, prepare_local_ray
 from serve.settings import ServeSettings
 
@@ -23,14 +24,14 @@ OPTIONS: dict[str, Any] = {
     # Requests are counted in /metrics, not written down one by one.
     "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
 }
-NUM_ROLL_CALLS = 2  # that may be with a scorer beside its batches
+CALLS_PER_INGRESS = CALLS_PER_REPLICA + 2  # roll calls, which count as well
 
 
 def build(settings: ServeSettings) -> serve.Application:
     """The application: ingress replicas before scorer replicas."""
     scorer = serve.deployment(
         name="Scorer",
-        max_ongoing_requests=CALLS_PER_REPLICA + NUM_ROLL_CALLS,
+        max_ongoing_requests=settings.num_ingress_replicas * CALLS_PER_INGRESS,
         ray_actor_options={
             "num_cpus": settings.num_cpus_per_replica,
             "num_gpus": settings.num_gpus_per_replica,
@@ -63,13 +64,15 @@ def _scale(settings: ServeSettings) -> dict[str, Any]:
 
 
 def settings_of_environment() -> ServeSettings:
-    """In a terminal a wrong value is one line; elsewhere Serve reports the exception."""
+    """A wrong one is one line, in the terminal of `serve run` or in `serve status`."""
     try:
-        return ServeSettings.from_environment()
+        settings = ServeSettings.from_environment()
+        settings.require_key_for(served_host())
     except ConfigError as error:
         if is_serve_run():
             sys.exit(f"error: {error}")
-        raise
+        raise RayServeException(str(error)) from error  # of no other does Serve leave out the trace
+    return settings
 
 
 prepare_local_ray()

@@ -144,9 +144,14 @@ class Batcher:
         self._changed.set()
         try:
             return await asyncio.gather(*(entry.answer for entry in entries))
-        finally:
-            for entry in entries:
-                entry.answer.cancel()
+        except BaseException:  # of which a client that has gone is the usual one
+            self._leave(entries)
+            raise
+
+    def _leave(self, entries: Sequence[_Waiting]) -> None:
+        for entry in entries:
+            entry.answer.cancel()
+        self._waiting = deque(entry for entry in self._waiting if not entry.answer.done())
 
     def _in_rectangles(self, entries: Sequence[_Waiting]) -> Iterator[_Waiting]:
         samples = [entry.sample for entry in entries]
@@ -167,13 +172,10 @@ class Batcher:
                         await asyncio.wait_for(self._changed.wait(), seconds)
                     self._changed.clear()
                     continue
-                batch = self._take_batch()
-                if batch:
-                    self._start(batch)
+                self._start(self._take_batch())
 
     def _seconds_until_next(self) -> float | None:
         """How long the next batch waits for company; None: nothing can be sent now."""
-        self._drop_abandoned_head()
         if not self._waiting or self.num_in_flight >= CALLS_PER_REPLICA * self.num_replicas:
             return None
         if self.num_in_flight < self.num_replicas:
@@ -185,10 +187,6 @@ class Batcher:
                 return 0.0
         return self._waiting[0].arrived + self.max_wait_seconds - time.monotonic()
 
-    def _drop_abandoned_head(self) -> None:
-        while self._waiting and self._waiting[0].answer.done():
-            self._waiting.popleft()
-
     def _take_batch(self) -> list[_Waiting]:
         """The longest waiting samples that the token budget holds, at least one.
 
@@ -198,9 +196,6 @@ class Batcher:
         num_tokens = 0
         while self._waiting:
             entry = self._waiting[0]
-            if entry.answer.done():
-                self._waiting.popleft()
-                continue
             num_tokens += len(entry.sample.token_ids)
             alone = entry.num_failures > 0 and entry.rectangle is None
             is_other = bool(batch) and entry.rectangle is not batch[0].rectangle
@@ -213,7 +208,7 @@ class Batcher:
 
     def _start(self, batch: list[_Waiting]) -> None:
         self.num_in_flight += 1
-        call = asyncio.create_task(self._score_batch(batch))
+        call = asyncio.create_task(self._answer(batch))
         self._calls.add(call)  # the loop itself holds tasks only weakly
         call.add_done_callback(self._finish)
 
@@ -221,8 +216,18 @@ class Batcher:
         self._calls.discard(call)
         self.num_in_flight -= 1
         self._changed.set()
-        if not call.cancelled():
-            call.result()  # a bug of ours is heard of
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        try:
+            await self._score_batch(batch)
+        except ScorerLostError:
+            self.observer.batch_lost()
+            self._try_again(batch)
+        except Exception as error:
+            # A bug of ours: heard of by who asked, who would wait for nothing otherwise.
+            for entry in batch:
+                if not entry.answer.done():
+                    entry.answer.set_exception(error)
 
     async def _score_batch(self, batch: list[_Waiting]) -> None:
         num_tokens = sum(len(entry.sample.token_ids) for entry in batch)
@@ -237,12 +242,7 @@ class Batcher:
             tuple(entry.with_tokens for entry in batch),
             is_rectangle=batch[0].rectangle is not None,
         )
-        try:
-            answer = await self.send(request)
-        except ScorerLostError:
-            self.observer.batch_lost()
-            self._try_again(batch)
-            return
+        answer = await self.send(request)
         self._note_speed(len(batch), time.monotonic() - now)
         self.observer.batch_scored(
             num_samples=len(batch), num_tokens=num_tokens, seconds=answer.seconds

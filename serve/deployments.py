@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayError
+from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 WARM_UP = Sample("", "warm-up", (Message("user", "Ready?"), Message("assistant", "Ready.")))
 DESCRIBE_AGAIN_SECONDS = 1.0
+SIBLINGS_TIMEOUT_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +156,10 @@ class ScorerPool:
         """Raises ScorerLostError where the scorer died or does not answer."""
         try:
             return await asyncio.wait_for(self._handle.score.remote(request), self._timeout_seconds)
-        except (RayError, RayServeException, TimeoutError) as error:
+        except (RayError, RayServeException, TimeoutError, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # we are; otherwise the replica was, in the middle of the batch
             logger.warning("a batch of %d samples is lost: %s", len(request.samples), _kind(error))
             raise ScorerLostError from error
 
@@ -190,7 +196,7 @@ class Ingress:
     def __init__(self, settings: ServeSettings, scorer: DeploymentHandle) -> None:
         from serve.scoring_service import ScoringService
 
-        settings.require_key_for(served_host())
+        settings.require_key_for(served_host())  # an application may be older than its Serve
         pool = ScorerPool(scorer, stall_timeout_seconds=settings.stall_timeout_seconds)
         self._service = ScoringService(settings, pool)
 
@@ -234,17 +240,27 @@ def _told_to_jobs() -> Iterator[None]:
 
 
 async def _sibling_metrics() -> list[Snapshot]:
-    """The numbers of every ingress replica, this one's among them."""
+    """The numbers of every ingress replica, this one's among them; without those that just died."""
     context = serve.get_replica_context()
     handle = serve.get_deployment_handle(context.deployment, context.app_name)
-    return list(await handle.broadcast("metrics").results_async(timeout_s=5))
+    try:
+        answers = await handle.broadcast("metrics").results_async(
+            timeout_s=SIBLINGS_TIMEOUT_SECONDS, return_exceptions=True
+        )
+    except TimeoutError:
+        raise RequestError(
+            "unavailable", "an ingress replica does not tell its numbers", retry_after_seconds=5
+        ) from None
+    return [answer for answer in answers if isinstance(answer, dict)]
 
 
 def served_host() -> str:
-    """The address that Serve listens on, whoever configured it."""
+    """The address that Serve listens on, whoever configured it; where it does not run, would."""
     # Not in Serve's public API: its status names the proxies' nodes, not what they are bound to.
     from ray.serve.context import _get_global_client
 
-    client = _get_global_client()
-    assert client is not None, "only asked inside a replica"
-    return str(client.http_config.host)
+    client = None
+    if ray.is_initialized():
+        client = _get_global_client(raise_if_no_controller_running=False)
+    options = HTTPOptions() if client is None else client.http_config
+    return str(options.host)

@@ -17,6 +17,8 @@ ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    # Twice a second is often enough to look after replicas; ten times take 3 % of a core, for good.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # What Serve itself has to say stands in its log files, and does not fill the terminal.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # Serve's own errors in our shape.

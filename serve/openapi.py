@@ -120,7 +120,7 @@ def _metrics() -> dict[str, Any]:
     text = {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     return {
         "summary": "Numbers for Prometheus, summed over replicas",
-        "responses": {"200": text, **_errors([500])},
+        "responses": {"200": text, **_errors([500, 503])},
     }
 
 

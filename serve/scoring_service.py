@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from selectmoe.calibration import DECIMALS, Calibration
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pack, pack_end_to_end
 from selectmoe.errors import DataError
@@ -67,8 +68,11 @@ class ScoringService:
 
     def check_health(self) -> None:
         """Raises where batches are no longer sent, which only a bug of ours can cause."""
-        if self._task is not None and self._task.done():
+        if self._has_ended():
             raise RuntimeError("the batcher has ended")
+
+    def _has_ended(self) -> bool:
+        return self._task is not None and self._task.done()
 
     async def drain(self) -> None:
         """Refuses what comes, and returns when what was accepted is answered."""
@@ -92,10 +96,12 @@ class ScoringService:
             return SHUTTING_DOWN
         if self.description is None:
             return "no scorer is warm yet"
+        if self._has_ended():
+            return "this replica no longer sends batches, and is being replaced"
         if self.num_ready < self.settings.num_replicas:
             return (
-                f"{self.num_ready} of {self.settings.num_replicas} scorers answer; the others "
-                "start, are stuck or are being replaced"
+                f"not all of {self.settings.num_replicas} scorers answer; the others start, are "
+                "stuck or are being replaced"
             )
         return None
 
@@ -188,6 +194,7 @@ class ScoringService:
         outcomes: Sequence[Outcome],
     ) -> list[dict[str, Any]]:
         results = []
+        percentiles = iter(_percentiles(description.calibration, outcomes))
         for parsed, outcome in zip(request.samples, outcomes, strict=True):
             if isinstance(outcome, UnscoredSample):
                 results.append(
@@ -199,8 +206,8 @@ class ScoringService:
                     }
                 )
                 continue
-            scored = outcome.sample if isinstance(outcome, ScoredTokens) else outcome
-            result = _scored_result(parsed, scored, description)
+            scored = _sample_of(outcome)
+            result = _scored_result(parsed, scored, next(percentiles))
             if request.detail == "layers":
                 result["layers"] = scored.layer_scores.tolist()
             if isinstance(outcome, ScoredTokens):
@@ -249,7 +256,9 @@ class ScoringService:
             self.num_ready = await self._scorers.call_the_roll(
                 timeout_seconds=ROLL_CALL_TIMEOUT_SECONDS
             )
-            batcher.set_num_replicas(max(self.num_ready, 1))
+            # Not less than there should be: a stuck scorer keeps its share of the batches until it
+            # is replaced, and the others go on with theirs.
+            batcher.set_num_replicas(max(self.num_ready, self.settings.num_replicas))
             await asyncio.sleep(ROLL_CALL_SECONDS)
 
 
@@ -264,16 +273,28 @@ def calibration_info(description: ModelDescription) -> dict[str, Any] | None:
     }
 
 
+def _percentiles(
+    calibration: Calibration | None, outcomes: Sequence[Outcome]
+) -> Sequence[float | None]:
+    """One for each outcome with a score, by one look at the quantiles for all of them."""
+    scores = [
+        _sample_of(outcome).score for outcome in outcomes if not isinstance(outcome, UnscoredSample)
+    ]
+    return [None] * len(scores) if calibration is None else calibration.percentiles(scores).tolist()
+
+
+def _sample_of(outcome: ScoredSample | ScoredTokens) -> ScoredSample:
+    return outcome.sample if isinstance(outcome, ScoredTokens) else outcome
+
+
 def _scored_result(
-    parsed: ParsedSample, scored: ScoredSample, description: ModelDescription
+    parsed: ParsedSample, scored: ScoredSample, percentile: float | None
 ) -> dict[str, Any]:
-    calibration = description.calibration
-    percentile = None if calibration is None else calibration.percentile(scored.score)
     return {
         "id": parsed.wire_id,
         "score": scored.score,
         "percentile": percentile,
-        "keep_at_pct": None if calibration is None else calibration.keep_at_pct(scored.score),
+        "keep_at_pct": None if percentile is None else round(100 - percentile, DECIMALS),
         "num_tokens": scored.num_tokens,
         "num_answer_tokens": scored.num_answer_tokens,
         "truncated": scored.truncated,

@@ -83,9 +83,11 @@ class ServeSettings:
         )
         self._require(self.device in (None, "cpu", "cuda"), "device", "cpu or cuda")
         self._require(self.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip()):
+        if self.api_key is not None and not _fits_a_header(self.api_key):
             # Not through `require`, which would show it.
-            raise ConfigError(f"{PREFIX}API_KEY must be ASCII and not blank")
+            raise ConfigError(
+                f"{PREFIX}API_KEY must be printable ASCII, with no blank or line end in it"
+            )
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
         require(condition, PREFIX + name.upper(), rule, getattr(self, name))
@@ -116,6 +118,10 @@ class ServeSettings:
                 f"{PREFIX}API_KEY must be set to serve on {host}, which other machines can reach; "
                 "without a key only a loopback address such as 127.0.0.1 is served"
             )
+
+
+def _fits_a_header(key: str) -> bool:
+    return key.isascii() and key.isprintable() and " " not in key and key != ""
 
 
 def is_loopback(host: str) -> bool:

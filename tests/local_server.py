@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 
@@ -17,19 +18,22 @@ from tests.ray_head import free_port
 
 
 class LocalScorers:
-    """The scorer of a replica, called directly; `hold` stops it as a stuck one would."""
+    """The scorer of a replica, called directly; `held` stops it as a stuck one would."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self.scorer = Scorer(settings)
         self.may_score = threading.Event()
         self.may_score.set()
+        self.num_to_hold = math.inf
         self.num_batches = 0
         self.num_alive = settings.num_replicas
 
     async def score(self, request: BatchRequest) -> BatchAnswer:
         self.num_batches += 1
-        while not self.may_score.is_set():
-            await asyncio.sleep(0.005)
+        self.num_to_hold -= 1
+        if self.num_to_hold >= 0:
+            while not self.may_score.is_set():
+                await asyncio.sleep(0.005)
         return await self.scorer.score(request)
 
     async def describe(self) -> ModelDescription:
@@ -39,11 +43,14 @@ class LocalScorers:
         return self.num_alive
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, num_batches: float = math.inf) -> Iterator[None]:
+        """Holds so many batches that come now, and lets further ones pass."""
+        self.num_to_hold = num_batches
         self.may_score.clear()
         try:
             yield
         finally:
+            self.num_to_hold = math.inf
             self.may_score.set()
 
 

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import math
+import os
 import shutil
 import signal
 import socket
@@ -253,19 +254,31 @@ def test_serve_run_says_little_and_sigterm_finishes_what_was_accepted(repository
     url = "http://127.0.0.1:8000"
     with (
         serve_run("serve.app:app", url=url, folder=tmp_path, environment={}) as running,
-        concurrent.futures.ThreadPoolExecutor(8) as pool,
+        concurrent.futures.ThreadPoolExecutor(2) as pool,
     ):
         assert len(running.printed().splitlines()) <= 8, running.printed()
-        long = {"samples": [{"text": "word " * 1_000}] * 8}
-        asked = [pool.submit(httpx.post, f"{url}/score", json=long, timeout=60) for _ in range(8)]
+        long = {"samples": [{"text": "word " * 1_000}] * 32}
+        asked = [pool.submit(httpx.post, f"{url}/score", json=long, timeout=60) for _ in range(2)]
         while _accepted(url) < 64:
             time.sleep(0.02)
         running.process.send_signal(signal.SIGTERM)
         answers = [future.result() for future in asked]
-        assert [answer.status_code for answer in answers] == [200] * 8
+        assert [answer.status_code for answer in answers] == [200] * 2
         running.process.wait(timeout=60)
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/health/live")
+
+
+def test_serve_run_beyond_this_machine_without_a_key_ends_in_one_line(repository):
+    """Before Ray starts, so nothing listens for a moment either."""
+    finished = subprocess.run(
+        [Path(sys.executable).with_name("serve"), "run", "serve.app:app"],
+        cwd=repository, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "RAY_SERVE_DEFAULT_HTTP_HOST": "0.0.0.0", "SELECTMOE_API_KEY": ""},
+    )  # fmt: skip
+    assert finished.returncode == 1
+    [line] = [line for line in finished.stderr.splitlines() if "INFO" not in line]
+    assert line.startswith("error: SELECTMOE_API_KEY must be set to serve on 0.0.0.0")
 
 
 def _accepted(url):

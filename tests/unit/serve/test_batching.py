@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selectmoe.records import ScoredSample, TokenizedSample
-from serve.batching import MAX_ATTEMPTS, BatchAnswer, Batcher, ScorerLostError
+from serve.batching import MAX_ATTEMPTS, BatchAnswer, Batcher, BatchObserver, ScorerLostError
 from serve.error_responses import RequestError
 
 
@@ -144,6 +144,45 @@ def test_a_client_that_left_is_dropped_from_the_queue():
         assert scorer.sent == [["first"], ["stays"]]
 
     run(test, max_wait_seconds=5.0)
+
+
+def test_a_client_that_left_holds_no_place_in_the_queue_even_behind_one_that_stays():
+    async def test(batcher, scorer):
+        scorer.free.clear()
+        first = asyncio.create_task(ask(batcher, *"abcdefgh"))  # two batches: all that is sent
+        stayer = asyncio.create_task(ask(batcher, "stays"))
+        await asyncio.sleep(0.01)
+        for _ in range(50):
+            leaver = asyncio.create_task(ask(batcher, *"left and gone"))
+            await asyncio.sleep(0)
+            leaver.cancel()
+            await asyncio.gather(leaver, return_exceptions=True)
+        assert batcher.num_waiting == 1
+        scorer.free.set()
+        await asyncio.gather(first, stayer)
+
+    run(test)
+
+
+@pytest.mark.parametrize("part", ["send", "observer"])
+def test_a_bug_fails_the_requests_of_its_batch_at_once_and_no_others(part):
+    class FailingObserver(BatchObserver):
+        def batch_scored(self, *, num_samples, num_tokens, seconds):
+            if part == "observer" and num_samples == 2:
+                raise KeyError("a bug")
+
+    async def test(batcher, scorer):
+        def lose(names):
+            if part == "send" and len(names) == 2:
+                raise KeyError("a bug")
+
+        scorer.loses = lose
+        with pytest.raises(KeyError):
+            await ask(batcher, "a", "b")
+        assert await ask(batcher, "c") == ["c"]
+        assert batcher.num_in_flight == 0
+
+    run(test, observer=FailingObserver())
 
 
 def test_a_batch_whose_scorer_died_is_scored_by_another_each_sample_alone():

@@ -199,6 +199,41 @@ def test_ready_says_no_while_a_scorer_is_missing(client, server):
     assert client.get("/health/live").status_code == 200
 
 
+def test_a_stuck_scorer_leaves_the_others_to_their_work(scorers, monkeypatch):
+    settings = ServeSettings(num_replicas=2)
+    monkeypatch.setattr(scorers, "num_alive", 2)
+    with (
+        local_server(settings, scorers) as running,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        httpx.Client(base_url=running.url, timeout=20) as client,
+    ):
+        with scorers.held(num_batches=2):  # as many as one scorer is sent
+            stuck = [{"text": "word " * 1_000}] * 8
+            waiting = pool.submit(client.post, "/score", json={"samples": stuck})
+            while running.service._batcher.num_in_flight < 2:
+                time.sleep(0.01)
+            scorers.num_alive = 0  # the roll call waits for the stuck one, and ends in time
+            while running.service.why_unready() is None:
+                time.sleep(0.01)
+            assert client.get("/health/ready").status_code == 503
+            assert client.post("/score", json={"samples": GOOD}).status_code == 200
+            assert not waiting.done()
+        assert waiting.result().status_code == 200
+
+
+def test_a_service_whose_batches_have_ended_is_unready_and_unhealthy():
+    scorers = LocalScorers(ServeSettings())
+    with local_server(ServeSettings(), scorers) as running:
+        scorers.num_alive = None  # a bug, as it were
+        deadline = time.monotonic() + 10
+        while (answer := httpx.get(f"{running.url}/health/ready")).status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert answer.status_code == 503
+        with pytest.raises(RuntimeError, match="ended"):
+            running.service.check_health()
+
+
 def test_info_tells_model_limits_and_versions(client, server):
     information = client.get("/info").json()
     assert information["model"] == "embedded"
