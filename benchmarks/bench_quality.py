@@ -44,10 +44,9 @@ from benchmarks.quality_warmups import (
     warmups_without_kinds,
 )
 from benchmarks.quality_worth import WorthRow, WorthSettings, corrupted_pool, measure_worth
-from benchmarks.results import describe_run, write_result
+from benchmarks.results import describe_run, one_line_errors, write_result
 from benchmarks.worker_tasks import Task, run_tasks
 from recipes.held_out_auroc import Copies, auroc
-from selectmoe.errors import SelectMoeError
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Sample
 
@@ -337,10 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
+    with one_line_errors():
         result = measure(args, QUICK if args.quick or args.data is None else FULL)
-    except SelectMoeError as error:
-        sys.exit(f"error: {error}")
     name = "quality_quick" if args.quick else "quality"
     write_result(name, result, printed=False)
     print(f"{table(result)}\n\nevery kind and every finetuning: benchmarks/results/{name}.json")

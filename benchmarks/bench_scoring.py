@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, print_result, write_result  # noqa: E402
+from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
 from benchmarks.scoring_shapes import (  # noqa: E402
     MAX_SEQUENCE_LENGTH,
     SHAPES,
@@ -299,4 +299,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

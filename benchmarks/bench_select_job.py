@@ -39,7 +39,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, print_result, write_result  # noqa: E402
+from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS  # noqa: E402
 
 SECONDS_BETWEEN_LOOKS = 0.1  # for a size of one file: nothing beside the job
@@ -268,4 +268,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -31,7 +31,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, write_result  # noqa: E402
+from benchmarks.results import describe_run, one_line_errors, write_result  # noqa: E402
 from selectmoe.data.packing import pack_closely  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS  # noqa: E402
@@ -283,4 +283,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

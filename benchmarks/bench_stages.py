@@ -26,7 +26,7 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, print_result, write_result  # noqa: E402
+from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.shards import read_shard, write_shards  # noqa: E402
 from selectmoe.data.writers import write_jsonl, write_parquet  # noqa: E402
@@ -124,4 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

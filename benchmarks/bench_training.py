@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, print_result, write_result  # noqa: E402
+from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
 from selectmoe.config import TrainingConfig  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.model.checkpoint import model_folder  # noqa: E402
@@ -321,4 +321,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

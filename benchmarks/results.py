@@ -1,16 +1,29 @@
 """What every benchmark says of itself, and where its numbers go: benchmarks/results/."""
 
+import contextlib
 import datetime
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import transformers
 
+from selectmoe.errors import SelectMoeError
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user got wrong ends the run in one line."""
+    try:
+        yield
+    except (SelectMoeError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
 
 
 def describe_run() -> dict[str, object]:
