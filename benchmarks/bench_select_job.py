@@ -3,11 +3,13 @@
     python benchmarks/bench_select_job.py --data ../shared/data/instructions/dolly.jsonl
     python benchmarks/bench_select_job.py --only startup
 
-job: the job's seconds after Ray is ready, actors' start and every file included, over those of one
-engine in a process of its own that has the same rows in memory, as many threads and nothing else to
-do; on the corpus `--copies` times over, in turn, `--repeats` times.
-actors: one actor against two, of one thread each; rows a second from the first finished shard to
-the last, and of the whole job.
+job: the job's seconds after Ray is ready, actors' start and every file included, over those of bare
+engines that have the same rows in memory and nothing else to do: one with a thread a CPU, and one a
+CPU with a thread each, which is what the job has; on the corpus `--copies` times over, in turn,
+`--repeats` times.
+actors: one actor against two, of one thread each, on all of the corpus, since a few shards would
+measure how they divide by two; rows a second from the first finished shard to the last, and of the
+whole job.
 startup: seconds until Ray is ready, the corpus is normalised, the first and the last score are
 there, and the process has ended; of the demo corpus.
 memory: peak resident sizes of the driver and of the largest actor, and the most that all processes
@@ -15,8 +17,8 @@ together had of shared memory, where the object store is (a page counts for each
 the corpus and `--copies` times over, with rows cut to 32 tokens, since rows count here and not
 tokens.
 
-Each part goes to a file of its own in benchmarks/results/ when measured. --num-rows bounds the
-time, which grows with it and with --copies.
+Each part goes to a file of its own in benchmarks/results/ when measured. --num-rows bounds the time
+of job and memory, which grows with it and with --copies.
 """
 
 import argparse
@@ -24,7 +26,6 @@ import contextlib
 import itertools
 import json
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,13 +49,14 @@ ENGINE = """
 import sys, time, torch
 from selectmoe.data.readers import read_corpus
 from selectmoe.scoring import ScoringEngine
-torch.set_num_threads(int(sys.argv[2]))
-samples = list(read_corpus(sys.argv[1]))
+corpus, num_threads, first, step = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(num_threads)
+samples = list(read_corpus(corpus))[first::step]
 engine = ScoringEngine.from_pretrained(device="cpu")
-started = time.perf_counter()
+started = time.time()
 for start in range(0, len(samples), 512):
     engine.score(samples[start : start + 512])
-print(time.perf_counter() - started)
+print(started, time.time())
 """
 
 
@@ -82,16 +84,22 @@ class JobRun:
         return {name: round(asdict(self)[name], 2) for name in names}
 
 
-def engine_seconds(corpus: Path, num_threads: int) -> float:
-    """Tokenising and scoring, without imports and loading."""
-    answer = subprocess.run(
-        [sys.executable, "-c", ENGINE, str(corpus), str(num_threads)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(answer.stdout)
+def engine_seconds(corpus: Path, *, num_engines: int, num_threads: int) -> float:
+    """Tokenising and scoring by engines side by side, without imports and loading."""
+    engines = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENGINE, *map(str, (corpus, num_threads, first, num_engines))],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for first in range(num_engines)
+    ]
+    printed = [engine.communicate()[0] for engine in engines]
+    if any(engine.returncode for engine in engines):
+        sys.exit("a bare engine failed")
+    starts, ends = zip(*(map(float, line.split()) for line in printed), strict=True)
+    return float(max(ends) - min(starts))
 
 
 def run_job(
@@ -167,40 +175,47 @@ def memory_mb(pid: int, row: str) -> float:
     return 0.0
 
 
-def write_copies(corpus: Path, target: Path, *, num_rows: int | None, copies: int) -> Path:
+def first_rows(args: argparse.Namespace, folder: Path, *, copies: int) -> Path:
     """The first rows of the corpus so many times over, each with an id of its own."""
+    target = folder / f"{copies}.jsonl"
     with target.open("w", encoding="utf-8") as file:
         for copy in range(copies):
-            with corpus.open(encoding="utf-8") as lines:
-                for number, line in enumerate(itertools.islice(lines, num_rows)):
+            with args.data.open(encoding="utf-8") as lines:
+                for number, line in enumerate(itertools.islice(lines, args.num_rows)):
                     row = json.loads(line)
                     row_id = f"{row.get('id', number)}-{copy}"
                     file.write(json.dumps({**row, "id": row_id}, ensure_ascii=False) + "\n")
     return target
 
 
-def measure_job(args: argparse.Namespace, once: Path, many: Path) -> dict[str, object]:
-    engine, job = [], []
+def measure_job(args: argparse.Namespace, folder: Path) -> dict[str, object]:
+    many = first_rows(args, folder, copies=args.copies)
+    job: list[float] = []
+    bare: dict[str, list[float]] = {"one_engine": [], "an_engine_a_cpu": []}
     for _ in range(args.repeats):
-        engine.append(engine_seconds(many, args.num_cpus))
+        bare["one_engine"].append(engine_seconds(many, num_engines=1, num_threads=args.num_cpus))
         run = run_job(many, "--num-actors", str(args.num_cpus))
         job.append(run.ended - run.ray_ready)
-    ratios = [j / e for j, e in zip(job, engine, strict=True)]
+        bare["an_engine_a_cpu"].append(
+            engine_seconds(many, num_engines=args.num_cpus, num_threads=1)
+        )
     return {
         "copies": args.copies,
         "num_rows": run.num_rows,
-        "engine_seconds": [round(seconds, 1) for seconds in engine],
         "job_seconds_after_ray_start": [round(seconds, 1) for seconds in job],
-        "job_over_engine": [round(ratio, 3) for ratio in ratios],
-        "job_over_engine_median": round(statistics.median(ratios), 3),
+        "bare_seconds": {way: [round(s, 1) for s in seconds] for way, seconds in bare.items()},
+        "job_over_bare": {
+            way: [round(j / s, 3) for j, s in zip(job, seconds, strict=True)]
+            for way, seconds in bare.items()
+        },
     }
 
 
-def measure_actors(args: argparse.Namespace, once: Path, many: Path) -> dict[str, object]:
+def measure_actors(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     steady, whole = [], []
     for _ in range(args.repeats):
         one, two = (
-            run_job(once, "--num-actors", number, "num_threads_per_actor=1") for number in "12"
+            run_job(args.data, "--num-actors", number, "num_threads_per_actor=1") for number in "12"
         )
         steady.append(two.rows_per_second / one.rows_per_second if one.rows_per_second else 0.0)
         whole.append(one.ended / two.ended)
@@ -215,13 +230,16 @@ def measure_actors(args: argparse.Namespace, once: Path, many: Path) -> dict[str
     }
 
 
-def measure_startup(args: argparse.Namespace, once: Path, many: Path) -> dict[str, object]:
+def measure_startup(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     return {"seconds_until": [run_job(DEMO_CORPUS).startup() for _ in range(args.repeats)]}
 
 
-def measure_memory(args: argparse.Namespace, once: Path, many: Path) -> dict[str, object]:
+def measure_memory(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     short = "dataset.max_sequence_length=32"
-    small, large = (run_job(file, short, watch_memory=watch_memory) for file in (once, many))
+    small, large = (
+        run_job(first_rows(args, folder, copies=copies), short, watch_memory=watch_memory)
+        for copies in (1, args.copies)
+    )
     return {
         "num_rows": [small.num_rows, large.num_rows],
         "peaks_mb": [small.peaks_mb, large.peaks_mb],
@@ -232,7 +250,7 @@ def measure_memory(args: argparse.Namespace, once: Path, many: Path) -> dict[str
     }
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Path, Path], dict[str, object]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, object]]] = {
     "startup": measure_startup,
     "actors": measure_actors,
     "memory": measure_memory,
@@ -253,14 +271,8 @@ def main() -> None:
     if args.quick:
         args.only, args.num_rows, args.copies, args.repeats = ["job"], 600, 1, 1
     with tempfile.TemporaryDirectory() as folder:
-        files = [
-            write_copies(
-                args.data, Path(folder) / f"{name}.jsonl", num_rows=args.num_rows, copies=copies
-            )
-            for name, copies in (("once", 1), ("many", args.copies))
-        ]
         for part in args.only:
-            measured = {**describe_run(), **PARTS[part](args, *files)}
+            measured = {**describe_run(), **PARTS[part](args, Path(folder))}
             if args.quick:
                 print_result(measured)
             else:

@@ -27,8 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
+from selectmoe.data.normalize import write_shards  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
-from selectmoe.data.shards import read_shard, write_shards  # noqa: E402
+from selectmoe.data.shards import read_shard  # noqa: E402
 from selectmoe.data.writers import write_jsonl, write_parquet  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample, ScoredSample  # noqa: E402

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from jobs.command_line import one_line
 from selectmoe.errors import SelectMoeError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (SelectMoeError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 def describe_run() -> dict[str, object]:

@@ -15,7 +15,7 @@ from jobs.output_folder import (
     claim_run,
     values_given,
 )
-from jobs.progress import TokenisingProgress, format_seconds
+from jobs.progress import RowsProgress, format_seconds
 from jobs.training_run import print_rows, train_in, write_manifest
 from selectmoe.config_loading import load_config
 from selectmoe.paths import EMBEDDED_SELECTOR
@@ -139,7 +139,7 @@ def tokenise(
         tokenizer,
         folder,
         max_positions=positions if isinstance(positions, int) else None,
-        on_progress=TokenisingProgress(),
+        on_progress=RowsProgress("tokenising"),
     )
     logger.info(
         "%s: %s rows with %s tokens, %s of them answers; %s truncated, %s rejected",

@@ -16,7 +16,7 @@ from jobs.output_folder import (
     claim_run,
     values_given,
 )
-from jobs.progress import TokenisingProgress, format_seconds
+from jobs.progress import RowsProgress, format_seconds
 from jobs.training_run import print_rows, show_metrics, train_in, write_manifest
 from selectmoe.config import WarmupConfig
 from selectmoe.config_loading import load_config
@@ -124,7 +124,7 @@ def tokenise(config: WarmupConfig, output: Path, folder: Path) -> None:
     """Here rather than on a worker: once for all of them, and the progress is to be seen."""
     from selectmoe.training.warmup_cache import prepare_warmup_rows
 
-    summary = prepare_warmup_rows(config, output, folder, on_progress=TokenisingProgress())
+    summary = prepare_warmup_rows(config, output, folder, on_progress=RowsProgress("tokenising"))
     if not summary.has_chat_template:
         logger.warning("the tokenizer has no chat template: a plain one is used, as by stage 2")
     logger.info(

@@ -64,18 +64,24 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class TokenisingProgress:
-    """One line that moves in a terminal, a line now and then in a log file."""
+class RowsProgress:
+    """How many rows something has been done to; the same two kinds of lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str) -> None:
+        self.doing = doing  # "tokenising"
         self._last_line = time.perf_counter()
         self._in_terminal = sys.stderr.isatty()
 
     def __call__(self, num_done: int, num_rows: int | None) -> None:
-        line = f"tokenising: {num_done:,}{f' of {num_rows:,}' if num_rows else ''} rows"
+        line = f"{self.doing}: {num_done:,}{f' of {num_rows:,}' if num_rows else ''} rows"
         if self._in_terminal:
             end = "\n" if num_done == num_rows else ""
             print(f"\r{line}\033[K", end=end, file=sys.stderr, flush=True)
         elif time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
             self._last_line = time.perf_counter()
             print(line, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Takes away a line that moves: another one tells the end."""
+        if self._in_terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.command_line import user_mistake
-from jobs.progress import ScoringProgress
+from jobs.progress import RowsProgress, ScoringProgress
 from jobs.ray_session import quiet_ray_data, start_ray, without_restart_notice
 from jobs.scoring_places import WORKER_MODULES, ScoringPlace
-from jobs.shard_scorer import ShardScorer, normalize_corpus
+from jobs.shard_scorer import ShardScorer
+from jobs.worker_tasks import WorkerTasks
 from selectmoe.calibration import Calibration, save_calibration
 from selectmoe.config import SelectConfig
+from selectmoe.data.normalize import rows_read, write_corpus
 from selectmoe.data.shards import CorpusSummary, read_summary
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ResumeError, SelectMoeError, TooManyRejectedError
@@ -75,18 +77,24 @@ def score_corpus(config: SelectConfig, folder: RunFolder, place: ScoringPlace) -
 
 def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
     """Of the demo corpus, where none is named."""
-    import ray
-
     if not config.dataset.paths:
         dataset = dataclasses.replace(config.dataset, paths=(str(DEMO_CORPUS),))
         config = dataclasses.replace(config, dataset=dataset)
     started = time.perf_counter()
-    # Replicas may hold every CPU of a cluster for good, and a task that asks for one would wait.
-    num_cpus = 1 if config.via == "actors" else 0
-    pending = ray.remote(num_cpus=num_cpus)(normalize_corpus).remote(config, folder.corpus)
-    import ray.data  # here, while a worker reads the corpus: else the actors' start waits for it
-
-    summary: CorpusSummary = ray.get(pending)
+    progress = RowsProgress("reading")
+    summary = write_corpus(
+        config.dataset.paths,
+        folder.corpus,
+        rows_per_shard=config.rows_per_shard,
+        subset_ratio=config.dataset.subset_ratio,
+        run_tasks=WorkerTasks(
+            # Replicas may hold every CPU of a cluster for good, and tasks that ask for one would
+            # wait.
+            num_cpus=1 if config.via == "actors" else 0,
+            look=lambda: progress(rows_read(folder.corpus), None),
+        ),
+    )
+    progress.clear()
     logger.info(
         "corpus: %s rows in %d shards, %d rejected, %d duplicate ids (%.1f s)",
         f"{summary.num_read:,}",

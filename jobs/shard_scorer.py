@@ -12,22 +12,10 @@ from typing import Any
 import numpy as np
 
 from selectmoe.config import SelectConfig
-from selectmoe.data.shards import CorpusSummary
 from selectmoe.errors import SelectMoeError
 from selectmoe.scored_shards import Scorer, ShardCounts
 
 COUNTS = ("shard", "num_rows", "num_tokens", "num_truncated", "num_unscored", "seconds")
-
-
-def normalize_corpus(config: SelectConfig, folder: Path) -> CorpusSummary:
-    """Reads the corpus into parquet shards; the summary is written last."""
-    from selectmoe.data.readers import read_corpora
-    from selectmoe.data.shards import keep_subset, write_shards
-
-    rows = read_corpora(config.dataset.paths)
-    if config.dataset.subset_ratio < 1:
-        rows = keep_subset(rows, ratio=config.dataset.subset_ratio)
-    return write_shards(rows, folder, rows_per_shard=config.rows_per_shard)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -36,6 +36,18 @@ Rows = Iterator[Sample | RejectedRow]
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """What one process reads of a file: of .jsonl the lines that begin at the bytes from `start` to
+    before `stop`, of .parquet the row groups from `start` to before `stop`; other files as a whole.
+    """
+
+    path: str
+    start: int = 0
+    stop: int | None = None  # None: to the end
+    first_row: int = 1  # its number in the file; blank lines count
+
+
 def read_corpora(specs: Sequence[str], *, max_row_bytes: int = MAX_ROW_BYTES) -> Rows:
     """The rows of several corpora, one after the other; see `read_corpus`."""
     for spec in specs:
@@ -55,22 +67,32 @@ def read_corpus(spec: str, *, max_row_bytes: int = MAX_ROW_BYTES) -> Rows:
     if spec.startswith(HUB_PREFIX):
         yield from _read_hub(spec, max_row_bytes)
         return
-    filesystem, path = _locate(spec)
-    files = _list_files(filesystem, path, spec)
+    filesystem, path = locate(spec)
+    slices = [FileSlice(file) for file in list_files(filesystem, path, spec)]
     num_rows = 0
-    for file in files:
-        for row in _reader(file)(filesystem, file, max_row_bytes):
-            num_rows += 1
-            yield row
+    for row in read_slices(filesystem, slices, max_row_bytes=max_row_bytes):
+        num_rows += 1
+        yield row
     if not num_rows:
         raise DataError(f"{spec}: no rows: every file is empty")
+
+
+def read_slices(
+    filesystem: pafs.FileSystem,
+    slices: Iterable[FileSlice],
+    *,
+    max_row_bytes: int = MAX_ROW_BYTES,
+) -> Rows:
+    """The rows of `slices`, one after the other, as `read_corpus` gives those of whole files."""
+    for part in slices:
+        yield from _reader(part.path)(filesystem, part, max_row_bytes)
 
 
 def require_readable(specs: Sequence[str]) -> None:
     """Raises DataError, as `read_corpus` would, where a corpus has no file; reads none of them."""
     for spec in specs:
         if not spec.startswith(HUB_PREFIX):
-            _list_files(*_locate(spec), spec)
+            list_files(*locate(spec), spec)
 
 
 def _translated(items: Iterable[T], complaint: str) -> Iterator[T]:
@@ -95,7 +117,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
-def _locate(spec: str) -> tuple[pafs.FileSystem, str]:
+def locate(spec: str) -> tuple[pafs.FileSystem, str]:
+    """Where the files of `spec` are, and the path there. Raises DataError where nothing answers."""
     if "://" not in spec:
         if not spec:
             raise DataError("a corpus must be a file, a folder, a glob, a URL or hub:NAME, got ''")
@@ -135,7 +158,8 @@ def _quoted(url: str) -> str:
     return quote(address, safe="/:@%*!$&'()+,;=~") + settings
 
 
-def _list_files(filesystem: pafs.FileSystem, path: str, spec: str) -> list[str]:
+def list_files(filesystem: pafs.FileSystem, path: str, spec: str) -> list[str]:
+    """The files that `read_corpus` reads of `spec`, in its order. Raises DataError as it does."""
     try:
         files = _matching_files(filesystem, path, spec)
     except DataError:
@@ -249,7 +273,7 @@ def _ending(path: str) -> str | None:
     return next((ending for ending in _READERS if path.endswith(ending)), None)
 
 
-def _reader(path: str) -> Callable[[pafs.FileSystem, str, int], Rows]:
+def _reader(path: str) -> Callable[[pafs.FileSystem, FileSlice, int], Rows]:
     ending = _ending(path)
     if ending is None:
         raise DataError(f"{path}: file name must end in {', '.join(_READERS)}")
@@ -261,41 +285,65 @@ def _dataset_of(path: str) -> str:
     return Path(path).name.removesuffix(_ending(path) or "")
 
 
-def _read_jsonl(filesystem: pafs.FileSystem, path: str, max_row_bytes: int) -> Rows:
-    dataset = _dataset_of(path)
+def _read_jsonl(filesystem: pafs.FileSystem, part: FileSlice, max_row_bytes: int) -> Rows:
+    dataset = _dataset_of(part.path)
     lines = _translated(
-        _lines(filesystem, path, max_row_bytes), f"{path}: cannot be read to its end"
+        _lines_of(filesystem, part, max_row_bytes), f"{part.path}: cannot be read to its end"
     )
-    for number, (line, size) in enumerate(lines, start=1):
-        place = RowPlace(path, number, dataset)
+    for number, (line, size) in enumerate(lines, start=part.first_row):
+        place = RowPlace(part.path, number, dataset)
         if size > max_row_bytes:
             yield _too_large(place, size, max_row_bytes)
         elif line.strip():
             yield _parse_line(line, place)
 
 
-def _lines(filesystem: pafs.FileSystem, path: str, limit: int) -> Iterator[tuple[bytes, int]]:
+def _lines_of(
+    filesystem: pafs.FileSystem, part: FileSlice, limit: int
+) -> Iterator[tuple[bytes, int]]:
+    """Yields (line, its size in bytes) for the lines that begin in `part`."""
+    # From the byte before: where that ends a line, the next one begins in the slice.
+    begin = max(part.start - 1, 0)
+    for line, size in _lines(_chunks(filesystem, part.path, begin), limit):
+        if part.stop is not None and begin >= part.stop:
+            return
+        if begin >= part.start:
+            yield line, size
+        begin += size + 1
+
+
+def _lines(chunks: Iterable[bytes], limit: int) -> Iterator[tuple[bytes, int]]:
     """Yields (line, its size in bytes); never holds more of a line than `limit` and a chunk.
 
     Of a line over the limit only the beginning is yielded.
     """
+    rest, size = b"", 0
+    for chunk in chunks:
+        *lines, last = chunk.split(b"\n")
+        for line in lines:
+            yield rest + line, size + len(line)
+            rest, size = b"", 0
+        size += len(last)
+        rest = rest + last if size <= limit else (rest + last)[:100]
+    if size:
+        yield rest, size
+
+
+def _chunks(filesystem: pafs.FileSystem, path: str, begin: int) -> Iterator[bytes]:
+    if begin:
+        with filesystem.open_input_file(path) as file:
+            file.seek(begin)
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+        return
     # Buffered, since gzip reads a few kilobytes at a time, each of them a request to a store.
     with filesystem.open_input_stream(path, compression=None, buffer_size=_CHUNK_BYTES) as raw:
         stream: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
-        rest, size = b"", 0
-        first = True
-        while chunk := stream.read(_CHUNK_BYTES):
-            if first:
-                _require_text(chunk, path)
-                first = False
-            *lines, last = chunk.split(b"\n")
-            for line in lines:
-                yield rest + line, size + len(line)
-                rest, size = b"", 0
-            size += len(last)
-            rest = rest + last if size <= limit else (rest + last)[:100]
-        if size:
-            yield rest, size
+        chunk = stream.read(_CHUNK_BYTES)
+        _require_text(chunk, path)
+        while chunk:
+            yield chunk
+            chunk = stream.read(_CHUNK_BYTES)
 
 
 def _require_text(chunk: bytes, path: str) -> None:
@@ -317,10 +365,10 @@ def _parse_line(line: bytes, place: RowPlace) -> Sample | RejectedRow:
     return parse_row(row, place)
 
 
-def _read_parquet(filesystem: pafs.FileSystem, path: str, max_row_bytes: int) -> Rows:
-    dataset = _dataset_of(path)
-    number = 0
-    batches = _translated(_batches(filesystem, path), f"{path}: not a readable parquet file")
+def _read_parquet(filesystem: pafs.FileSystem, part: FileSlice, max_row_bytes: int) -> Rows:
+    path, dataset = part.path, _dataset_of(part.path)
+    number = part.first_row - 1
+    batches = _translated(_batches(filesystem, part), f"{path}: not a readable parquet file")
     for batch, other_columns in batches:
         for row in _batch_rows(batch):
             number += 1
@@ -333,15 +381,17 @@ def _read_parquet(filesystem: pafs.FileSystem, path: str, max_row_bytes: int) ->
 
 
 def _batches(
-    filesystem: pafs.FileSystem, path: str
+    filesystem: pafs.FileSystem, part: FileSlice
 ) -> Iterator[tuple[pa.RecordBatch, dict[str, None]]]:
     """The columns that matter, and the names of the others: these may be of any type and size."""
-    with filesystem.open_input_file(path) as file:
+    with filesystem.open_input_file(part.path) as file:
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
         other_columns = dict.fromkeys(name for name in names if name not in ROW_KEYS)
         columns = [name for name in names if name in ROW_KEYS]
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+        stop = parquet.num_row_groups if part.stop is None else part.stop
+        groups = list(range(part.start, stop))
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns):
             yield batch, other_columns
 
 
@@ -394,7 +444,7 @@ def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     yield from datasets.load_dataset(name, split=split, streaming=True)
 
 
-_READERS: dict[str, Callable[[pafs.FileSystem, str, int], Rows]] = {
+_READERS: dict[str, Callable[[pafs.FileSystem, FileSlice, int], Rows]] = {
     ".jsonl": _read_jsonl,
     ".jsonl.gz": _read_jsonl,
     ".parquet": _read_parquet,

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 from jobs.finetune_command import main
 from selectmoe.config_loading import load_config
+from selectmoe.data.normalize import write_shards
 from selectmoe.data.readers import read_corpus
-from selectmoe.data.shards import write_shards
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.target_config import FinetuneConfig
 from selectmoe.training.finetune import TrainingPlace, finetune

@@ -1,5 +1,8 @@
-"""The cut of many scores as Ray Data maps, on a real local Ray."""
+"""What many workers share on a real local Ray: reading a corpus, and the cut of its scores."""
 
+import functools
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from jobs.command_line import user_mistake
 from jobs.ray_passes import map_on_ray, shard_map
 from jobs.ray_session import start_ray
-from selectmoe.data.shards import write_shards
+from jobs.worker_tasks import WorkerTasks
+from selectmoe.data import corpus_parts, normalize
+from selectmoe.data.normalize import write_corpus, write_shards
+from selectmoe.data.readers import read_corpora
+from selectmoe.errors import DataError
 from selectmoe.records import Message, Sample
 from selectmoe.score_passes import ShardMap, Survey, find_cuts, map_in_threads, survey
 from selectmoe.scored_shards import RunFolder
@@ -74,3 +82,46 @@ def test_few_scores_are_cut_without_ray(tmp_path):
     sample = Sample("demo", "1", (Message("assistant", "yes"),), "corpus.jsonl:1")
     write_shards([sample], folder.corpus, rows_per_shard=512)
     assert shard_map(folder) is map_in_threads
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch) -> Path:
+    """600 rows in one file, which is cut into eight parts."""
+    file = tmp_path / "corpus.jsonl"
+    rows = [{"id": n, "text": f"Because {n}."} for n in range(600)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    split = functools.partial(
+        corpus_parts.split_corpora, min_part_bytes=file.stat().st_size // 8 + 1
+    )
+    monkeypatch.setattr(normalize, "split_corpora", split)
+    monkeypatch.setattr(normalize, "SHARDS_PER_RANGE", 2)
+    return file
+
+
+def test_workers_write_the_shards_that_one_process_writes(local_ray, corpus, tmp_path):
+    looks: list[int] = []
+    tasks = WorkerTasks(num_cpus=1, look=lambda: looks.append(1))
+    read = write_corpus([str(corpus)], tmp_path / "a", rows_per_shard=10, run_tasks=tasks)
+    rows = read_corpora([str(corpus)])
+    assert read == write_shards(rows, tmp_path / "b", rows_per_shard=10)
+    assert read.num_shards > 60  # in sixteen ranges of keys: the last of each is not full
+    assert sorted(os.listdir(tmp_path / "a")) == sorted(os.listdir(tmp_path / "b"))
+    for shard in (tmp_path / "a").glob("shard-*"):
+        assert shard.read_bytes() == (tmp_path / "b" / shard.name).read_bytes()
+    assert looks
+
+
+def test_answers_of_workers_are_in_the_order_of_the_items(local_ray):
+    for num_cpus in (0, 1):
+        tasks = WorkerTasks(num_cpus=num_cpus, look=lambda: None)
+        assert tasks(functools.partial(pow, 2), range(30)) == [2**n for n in range(30)]
+    assert tasks(abs, []) == []
+
+
+def test_a_mistake_of_one_part_is_the_users_to_mend(local_ray, corpus, tmp_path):
+    (tmp_path / "z.parquet").write_bytes(b"no parquet")
+    specs = [str(corpus), str(tmp_path / "z.parquet")]
+    tasks = WorkerTasks(num_cpus=1, look=lambda: None)
+    with pytest.raises(Exception, match="not a readable parquet file") as caught:
+        write_corpus(specs, tmp_path / "a", rows_per_shard=10, run_tasks=tasks)
+    assert isinstance(user_mistake(caught.value), DataError)

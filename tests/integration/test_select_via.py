@@ -19,8 +19,8 @@ from jobs.shard_scorer import ShardScorer
 from selectmoe.calibration import as_json
 from selectmoe.client import ScoreClient
 from selectmoe.config import ScoringConfig, SelectConfig
+from selectmoe.data.normalize import write_shards
 from selectmoe.data.readers import read_corpora
-from selectmoe.data.shards import write_shards
 from selectmoe.errors import ConfigError, ServerUnavailableError, UnauthorizedError
 from selectmoe.model.checkpoint import hash_weights
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from selectmoe.calibration import calibrate, described, save_calibration
-from selectmoe.data.shards import read_shard, write_shards
+from selectmoe.data.normalize import write_shards
+from selectmoe.data.shards import read_shard
 from selectmoe.errors import TooManyRejectedError
 from selectmoe.records import Message, RejectedRow, Sample
 from selectmoe.scored_shards import SCORED_SCHEMA, RunFolder

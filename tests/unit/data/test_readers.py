@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from selectmoe.data.readers import _list_files, _quoted, read_corpora, read_corpus
+from selectmoe.data.readers import _quoted, list_files, read_corpora, read_corpus
 from selectmoe.errors import DataError
 from selectmoe.records import RejectedRow, Sample
 
@@ -401,8 +401,8 @@ def test_paths_that_begin_with_a_bucket_are_listed_and_matched(tmp_path):
     for name in ("x/2.jsonl", "x/10.jsonl", "y/1.jsonl"):
         write(tmp_path / "bucket" / name, jsonl("x"))
     store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    assert _list_files(store, "bucket/x", "") == ["bucket/x/2.jsonl", "bucket/x/10.jsonl"]
-    assert _list_files(store, "bucket/*/1*.jsonl", "") == ["bucket/x/10.jsonl", "bucket/y/1.jsonl"]
+    assert list_files(store, "bucket/x", "") == ["bucket/x/2.jsonl", "bucket/x/10.jsonl"]
+    assert list_files(store, "bucket/*/1*.jsonl", "") == ["bucket/x/10.jsonl", "bucket/y/1.jsonl"]
 
 
 @pytest.mark.parametrize("name", ["a b", "a[1]", "ä", "a?b", "a#b", "100%25"])

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from selectmoe.data.normalize import write_shards
 from selectmoe.data.readers import read_corpus
-from selectmoe.data.shards import write_shards
 from selectmoe.errors import ConfigError, DataError
 from selectmoe.target_config import FinetuneDatasetConfig
 from selectmoe.training.finetune_source import choose_rows

@@ -7,13 +7,16 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selectmoe.data import shards
+from selectmoe.data import buckets, corpus_parts, normalize
+from selectmoe.data.normalize import rows_read, write_corpus, write_shards
 from selectmoe.data.readers import read_corpora
 from selectmoe.data.shards import (
     CorpusSummary,
@@ -22,7 +25,6 @@ from selectmoe.data.shards import (
     read_shard,
     read_summary,
     row_key,
-    write_shards,
 )
 from selectmoe.errors import DataError
 from selectmoe.records import Message, RejectedRow, Sample
@@ -187,7 +189,8 @@ def test_memory_does_not_grow_with_the_rejected_rows(tmp_path):
 
 
 def test_long_rows_fill_memory_sooner_and_make_smaller_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MAX_CHARACTERS", 1_000)
+    for module in (buckets, normalize):
+        monkeypatch.setattr(module, "MAX_CHARACTERS", 1_000)
     corpus = [sample_of(str(n), content=str(n % 10) * 400) for n in range(10)]
     summary = write_shards(corpus, tmp_path / "c", rows_per_shard=100)
     assert summary.num_shards == 4  # 404 characters a row: the third one reaches 1,000
@@ -247,7 +250,7 @@ def test_the_summary_is_written_last(tmp_path, monkeypatch):
         assert len(list(tmp_path.glob("c/*.parquet"))) == 4
         raise OSError("disk full")
 
-    monkeypatch.setattr(shards, "write_json", fail)
+    monkeypatch.setattr(normalize, "write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         write_shards(samples(30), tmp_path / "c", rows_per_shard=10)
     assert read_summary(tmp_path / "c") is None
@@ -280,3 +283,106 @@ def test_a_subset_of_nothing_is_refused():
     with pytest.raises(DataError, match="subset_ratio=1e-09 keeps none of the 10 rows"):
         list(keep_subset(samples(10), ratio=1e-9))
     assert list(keep_subset(rejected_rows(2), ratio=1e-9)) == rejected_rows(2)
+
+
+def write_corpora(folder: Path) -> list[str]:
+    """Three corpora of 150 rows together, with and without ids, in every kind of file."""
+    rows = [
+        {"id": f"{n % 100}", "dataset": f"d{n % 2}", "text": f"{n % 97} {'x' * (n % 50)}"}
+        for n in range(110)
+    ]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    lines[10] = "no JSON\n"
+    (folder / "a.jsonl").write_text("".join(lines[:60]))
+    (folder / "many").mkdir()
+    for number in range(5):
+        part = lines[60 + 10 * number : 70 + 10 * number]
+        (folder / "many" / f"{number}.jsonl").write_text("".join(part))
+    table = pa.Table.from_pylist([{"text": f"without an id {n}"} for n in range(40)])
+    pq.write_table(table, folder / "c.parquet", row_group_size=7)
+    return [str(folder / name) for name in ("a.jsonl", "many", "c.parquet")]
+
+
+def backwards(function, items):
+    """A TaskMap that does the last item first."""
+    return [function(item) for item in items[::-1]][::-1]
+
+
+@pytest.mark.parametrize("min_part_bytes", [1, 300, 1_500, 1 << 20])
+def test_parts_of_corpora_give_the_shards_of_one_stream_of_rows(
+    tmp_path, monkeypatch, min_part_bytes
+):
+    specs = write_corpora(tmp_path)
+    split = partial(corpus_parts.split_corpora, min_part_bytes=min_part_bytes)
+    monkeypatch.setattr(normalize, "split_corpora", split)
+    whole = write_shards(read_corpora(specs), tmp_path / "a", rows_per_shard=32)
+    parts = write_corpus(specs, tmp_path / "b", rows_per_shard=32, run_tasks=backwards)
+    assert parts == whole
+    assert (whole.num_read, whole.num_rejected, whole.num_shards) == (150, 1, 5)
+    assert whole.num_duplicate_ids > 0
+    assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
+    rejected = [pq.read_table(tmp_path / name / "rejected.parquet") for name in "ab"]
+    assert rejected[0] == rejected[1]
+    assert sorted(os.listdir(tmp_path / "a")) == sorted(os.listdir(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.6])
+def test_parts_have_the_subset_of_the_whole(tmp_path, monkeypatch, ratio):
+    specs = write_corpora(tmp_path)
+    monkeypatch.setattr(
+        normalize, "split_corpora", partial(corpus_parts.split_corpora, min_part_bytes=300)
+    )
+    kept = keep_subset(read_corpora(specs), ratio=ratio)
+    whole = write_shards(kept, tmp_path / "a", rows_per_shard=32)
+    parts = write_corpus(specs, tmp_path / "b", rows_per_shard=32, subset_ratio=ratio)
+    assert parts == whole
+    assert 0 < whole.num_read < 150
+    assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
+
+
+def test_a_subset_of_a_corpus_that_keeps_nothing_is_refused(tmp_path):
+    specs = write_corpora(tmp_path)
+    with pytest.raises(DataError, match="subset_ratio=1e-09 keeps none of the 149 rows"):
+        write_corpus(specs, tmp_path / "b", rows_per_shard=32, subset_ratio=1e-9)
+    assert os.listdir(tmp_path / "b") == []
+
+
+def test_a_corpus_without_rows_among_others_is_refused(tmp_path):
+    specs = write_corpora(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    specs.insert(1, str(tmp_path / "empty.jsonl"))
+    with pytest.raises(DataError, match=r"empty\.jsonl: no rows: every file is empty"):
+        write_corpus(specs, tmp_path / "b", rows_per_shard=32)
+    assert read_summary(tmp_path / "b") is None
+
+
+@pytest.mark.parametrize(("num_rows", "num_digits"), [(95, 0), (96, 1), (1_535, 1), (1_536, 2)])
+def test_shards_of_a_large_corpus_end_with_ranges_of_keys(
+    tmp_path, monkeypatch, num_rows, num_digits
+):
+    monkeypatch.setattr(normalize, "SHARDS_PER_RANGE", 2)
+    corpus = [sample_of(str(n)) for n in range(num_rows)]
+    written = write_shards(corpus, tmp_path / "a", rows_per_shard=3)
+    keys = [key for key, _ in shard_rows(tmp_path / "a")]
+    assert keys == sorted(row_key(sample) for sample in corpus)
+    names = [
+        f"shard-{digits}-{number:06d}.parquet" if digits else f"shard-{number:06d}.parquet"
+        for digits, in_range in sorted(Counter(key[:num_digits] for key in keys).items())
+        for number in range(-(-in_range // 3))
+    ]
+    assert sorted(path.name for path in (tmp_path / "a").glob("shard-*")) == names
+    assert written.num_shards == len(names)
+
+
+def test_rows_are_counted_while_they_are_read(tmp_path):
+    rows, seen = [sample_of(str(n)) for n in range(12_000)], []
+
+    def watched():
+        for row in rows:
+            seen.append(rows_read(tmp_path / "c"))
+            yield row
+
+    write_shards(watched(), tmp_path / "c", rows_per_shard=12_000)
+    assert sorted(set(seen)) == [0, 5_000, 10_000]
+    assert seen == sorted(seen)
+    assert rows_read(tmp_path / "c") == 0  # with the buckets
