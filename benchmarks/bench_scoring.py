@@ -17,6 +17,7 @@ run. Without --data the demo corpus is scored. No Ray.
 
 import argparse
 import copy
+import os
 import resource
 import statistics
 import sys
@@ -24,6 +25,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+# Before torch is imported: its profiler tells each start and end, and what was allocated before.
+os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 import numpy as np
 import torch

@@ -40,7 +40,9 @@ from selectmoe.selected_data import selected_rows  # noqa: E402
 from selectmoe.selection import Cut  # noqa: E402
 
 NUM_LAYERS = 16  # of OLMoE-1B-7B: a score each in every row
-KEEP_ALL = {"*": Cut(score=0.0, row_key="g", num_kept=0)}
+PERCENTAGE = 0.05
+# Scores are drawn evenly from [0, 1); "g" is behind every row key.
+BEST = {"*": Cut(score=1 - PERCENTAGE, row_key="g", num_kept=0)}
 
 
 class Stopwatch:
@@ -84,13 +86,15 @@ def measure(data: str, model: str, folder: RunFolder, rows_per_shard: int) -> di
     with watch.measuring("survey_of_shards"):
         survey(folder.scored_shards())
     with watch.measuring("write_selected"):
-        num_rows = write_jsonl(
-            folder.root / "selected_data.jsonl", selected_rows(folder, KEEP_ALL, Counter(), None)
+        num_kept = write_jsonl(
+            folder.root / "selected_data.jsonl", selected_rows(folder, BEST, Counter(), None)
         )
+    num_rows = summary.num_read - summary.num_rejected
     seconds = {part: round(s, 3) for part, s in watch.seconds.items()}
     scored_bytes = sum(shard.stat().st_size for shard in folder.scored_shards())
     return {
         "num_rows": num_rows,
+        "num_kept": num_kept,
         "num_tokens": num_tokens,
         "cpu_seconds": seconds,
         "rows_per_cpu_second": {part: round(num_rows / s) for part, s in watch.seconds.items()},

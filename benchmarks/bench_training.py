@@ -13,6 +13,7 @@ ratios or the largest memory ratio is above its limit. Without --data it is the 
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -22,6 +23,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
+
+# Before torch is imported: its profiler tells each start and end, and what was allocated before.
+os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 import torch
 from torch import Tensor, nn

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from jobs.command_line import one_line
+from benchmarks.result_text import as_text
 from selectmoe.errors import SelectMoeError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,8 +23,10 @@ def one_line_errors() -> Iterator[None]:
     """What a user got wrong ends the run in one line."""
     try:
         yield
-    except (SelectMoeError, FileNotFoundError) as error:
-        sys.exit(f"error: {one_line(error)}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    except SelectMoeError as error:
+        sys.exit(f"error: {error}")
 
 
 def describe_run() -> dict[str, object]:
@@ -57,7 +59,7 @@ def commit() -> str:
 
 def print_result(result: dict[str, object]) -> None:
     """All there is of a quick run, whose numbers are not to be kept."""
-    print(json.dumps(result, indent=1), flush=True)
+    print(as_text(result), end="\n\n", flush=True)
 
 
 def write_result(name: str, result: dict[str, object], *, printed: bool = True) -> None:

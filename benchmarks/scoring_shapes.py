@@ -14,6 +14,7 @@ from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.readers import read_corpus
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
+from selectmoe.model.quiet_loading import load_model
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Sample, TokenizedSample
 
@@ -44,7 +45,7 @@ def load_subject(shape: str, *, data: str, num_rows: int, device: str, model: Pa
     samples = [row for row in read_corpus(data) if isinstance(row, Sample)][:num_rows]
     rows = ChatTokenizer(tokenizer, max_sequence_length=MAX_SEQUENCE_LENGTH).tokenize(samples)
     if shape == "embedded":
-        loaded: Any = SelectMoeForCausalLM.from_pretrained(model, dtype=torch.float32)
+        loaded: Any = load_model(SelectMoeForCausalLM, model, dtype=torch.float32)
         loaded = loaded.to(device).eval()
         return Subject(model=loaded, tokenizer=tokenizer, samples=samples, rows=rows)
     config = SelectMoeConfig(**OLMOE_1B_7B)

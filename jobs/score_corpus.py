@@ -57,9 +57,11 @@ def score_corpus(config: SelectConfig, folder: RunFolder, place: ScoringPlace) -
     num_reused = summary.num_shards - len(shards)
     if num_reused:
         logger.info("%d of %d shards have scores already", num_reused, summary.num_shards)
+    num_rows = summary.num_read - summary.num_rejected
     progress = ScoringProgress(
-        num_rows=summary.num_read - summary.num_rejected,
-        num_rows_done=min(num_reused * config.rows_per_shard, summary.num_read),
+        num_rows=num_rows,
+        # By the mean size of a shard: the last one of a range is not full.
+        num_rows_done=num_rows * num_reused // max(summary.num_shards, 1),
     )
     if shards:
         score_shards(place, folder, shards, progress)

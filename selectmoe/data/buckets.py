@@ -5,7 +5,8 @@ import operator
 import pickle
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from selectmoe.records import Sample
@@ -15,6 +16,14 @@ MAX_CHARACTERS = 1 << 27
 KEY_DIGITS = 32
 KeyedSample = tuple[str, Sample]
 _KEY = operator.itemgetter(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Samples whose keys have the same two digits at some place."""
+
+    files: tuple[Path, ...]
+    share: float  # of the room in memory
 
 
 class BucketWriter:
@@ -38,10 +47,12 @@ class BucketWriter:
         if self.share_in_memory >= 1:
             self._spill()
 
-    def close(self) -> dict[str, float]:
-        """The buckets, each with its share of the room in memory."""
+    def close(self) -> dict[str, Bucket]:
+        """The buckets by their digits."""
         self._spill()
-        return dict(self.shares)
+        return {
+            digits: Bucket((self._file(digits),), share) for digits, share in self.shares.items()
+        }
 
     def _share(self, keyed: KeyedSample) -> float:
         return 1 / self.max_rows_in_memory + num_characters(keyed[1]) / MAX_CHARACTERS
@@ -49,45 +60,60 @@ class BucketWriter:
     def _spill(self) -> None:
         self.directory.mkdir(exist_ok=True)
         self.in_memory.sort(key=_KEY)
-        for bucket, group in itertools.groupby(self.in_memory, lambda keyed: keyed[0][self.digits]):
+        for digits, group in itertools.groupby(self.in_memory, lambda keyed: keyed[0][self.digits]):
             rows = list(group)
-            self.shares[bucket] += sum(map(self._share, rows))
-            with _file(self.directory, bucket).open("ab") as file:
+            self.shares[digits] += sum(map(self._share, rows))
+            with self._file(digits).open("ab") as file:
                 pickle.dump(rows, file)
         self.in_memory, self.share_in_memory = [], 0.0
 
+    def _file(self, digits: str) -> Path:
+        return self.directory / f"{digits}.pickle"
+
+
+def joined(parts: Iterable[Mapping[str, Bucket]]) -> dict[str, Bucket]:
+    """The buckets of several writers as one, in the order of their digits."""
+    found: defaultdict[str, list[Bucket]] = defaultdict(list)
+    for part in parts:
+        for digits, bucket in part.items():
+            found[digits].append(bucket)
+    return {
+        digits: Bucket(
+            tuple(file for bucket in buckets for file in bucket.files),
+            sum(bucket.share for bucket in buckets),
+        )
+        for digits, buckets in sorted(found.items())
+    }
+
 
 def rows_in_order(
-    directories: Sequence[Path],
-    shares: Mapping[str, float],
+    buckets: Mapping[str, Bucket],
     *,
     scratch: Path,
     max_rows_in_memory: int,
     first_digit: int = 0,
 ) -> Iterator[KeyedSample]:
-    """Every sample of some buckets by its key, once; those of one key in the order of
-    `directories`, which BucketWriters filled, and in which they were added.
+    """Every sample of some buckets by its key, once; those of one key in the order in which they
+    were added to the files, and of the files.
 
-    shares: of the room in memory, what each bucket has in all `directories` together. One that is
-    too large (of a large corpus, or because every row has the same id) is cut again, by the next
-    two digits, in `scratch`.
+    A bucket that does not fit in memory (of a large corpus, or because every row has the same id)
+    is cut again, by the next two digits, in `scratch`.
     """
-    for bucket in sorted(shares):
-        rows = _read(directories, bucket)
-        if shares[bucket] <= 1:
+    for digits in sorted(buckets):
+        rows = _read(buckets[digits].files)
+        if buckets[digits].share <= 1:
             yield from sorted(rows, key=_KEY)
         elif first_digit + 2 == KEY_DIGITS:
             yield from rows  # all of one key
         else:
             inner = BucketWriter(
-                scratch / bucket,
+                scratch / digits,
                 max_rows_in_memory=max_rows_in_memory,
                 first_digit=first_digit + 2,
             )
             for keyed in rows:
                 inner.add(keyed)
             yield from rows_in_order(
-                [inner.directory],
                 inner.close(),
                 scratch=inner.directory,
                 max_rows_in_memory=max_rows_in_memory,
@@ -100,16 +126,9 @@ def num_characters(sample: Sample) -> int:
     return sum(len(message.content) for message in sample.messages)
 
 
-def _read(directories: Iterable[Path], bucket: str) -> Iterator[KeyedSample]:
-    for directory in directories:
-        path = _file(directory, bucket)
-        if not path.exists():
-            continue
+def _read(files: Iterable[Path]) -> Iterator[KeyedSample]:
+    for path in files:
         # Our own file of a moment ago, never one that a user gives.
         with path.open("rb") as file:
             while file.peek(1):
                 yield from pickle.load(file)
-
-
-def _file(directory: Path, bucket: str) -> Path:
-    return directory / f"{bucket}.pickle"

@@ -24,8 +24,10 @@ import pyarrow.parquet as pq
 from selectmoe.data.buckets import (
     MAX_CHARACTERS,
     MAX_ROWS_IN_MEMORY,
+    Bucket,
     BucketWriter,
     KeyedSample,
+    joined,
     num_characters,
     rows_in_order,
 )
@@ -72,7 +74,7 @@ class GatheredPart:
     num_rejected: int
     first_rejected: str  # "<file>:<row>: <reason>", or empty
     read_by_dataset: Counter[str]  # of the subset and the rejected rows
-    shares: dict[str, float]  # of the room in memory, by bucket
+    buckets: dict[str, Bucket]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,7 @@ class KeyRange:
     """What one task of the second step puts in order: some buckets of every part."""
 
     digits: str  # with which their keys begin
-    folders: tuple[Path, ...]
-    shares: Mapping[str, float]
+    buckets: Mapping[str, Bucket]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,14 @@ def write_corpus(
         for spec in specs:
             if not any(part.num_read for part in parts if part.spec == spec):
                 raise DataError(f"{spec}: no rows: every file is empty")
+        num_samples = sum(part.num_samples for part in parts)
+        if num_samples and not any(part.buckets for part in parts):
+            raise nothing_kept(num_samples, subset_ratio)
         return _write_gathered(
             parts,
             directory,
+            scratch=buckets,
             rows_per_shard=rows_per_shard,
-            subset_ratio=subset_ratio,
             run_tasks=run_tasks,
         )
 
@@ -145,6 +149,7 @@ def write_shards(
         return _write_gathered(
             [part],
             directory,
+            scratch=buckets,
             rows_per_shard=rows_per_shard,
             max_rows_in_memory=max_rows_in_memory,
         )
@@ -182,6 +187,11 @@ def _gather_part(
     numbered: tuple[int, CorpusPart], *, buckets: Path, subset_ratio: float
 ) -> GatheredPart:
     number, part = numbered
+    if not buckets.is_dir():
+        raise DataError(
+            f"{buckets.parent}: not to be seen by a worker; the output folder must be on storage "
+            "that all nodes share"
+        )
     # A name of its own: the task may be tried again while a lost node goes on with it.
     folder = Path(tempfile.mkdtemp(prefix=f"part-{number:06d}-", dir=buckets))
     return gather(read_part(part), folder, spec=part.spec, subset_ratio=subset_ratio)
@@ -223,7 +233,7 @@ def gather(
         num_rejected=rejected.num_rows,
         first_rejected=rejected.first,
         read_by_dataset=read_by_dataset,
-        shares=buckets.close(),
+        buckets=buckets.close(),
     )
 
 
@@ -231,21 +241,19 @@ def _write_gathered(
     parts: Sequence[GatheredPart],
     directory: Path,
     *,
+    scratch: Path,
     rows_per_shard: int,
-    subset_ratio: float = 1.0,
     max_rows_in_memory: int = MAX_ROWS_IN_MEMORY,
     run_tasks: TaskMap = map,
 ) -> CorpusSummary:
     read_by_dataset = sum((part.read_by_dataset for part in parts), Counter[str]())
-    num_samples = sum(part.num_samples for part in parts)
     num_rejected = sum(part.num_rejected for part in parts)
     num_kept = read_by_dataset.total() - num_rejected
-    if num_samples and not num_kept:
-        raise nothing_kept(num_samples, subset_ratio)
     _join_rejected(parts, directory)
     order = functools.partial(
         order_range,
         directory=directory,
+        scratch=scratch,
         rows_per_shard=rows_per_shard,
         max_rows_in_memory=max_rows_in_memory,
     )
@@ -266,34 +274,27 @@ def _key_ranges(
     parts: Sequence[GatheredPart], num_rows: int, rows_per_shard: int
 ) -> list[KeyRange]:
     """Shards end where ranges do, so these may depend on nothing but the rows themselves."""
-    shares: Counter[str] = Counter()
-    for part in parts:
-        shares.update(part.shares)
-    folders = tuple(part.folder for part in parts)
     num_digits = 0
     while (
         num_digits < MAX_RANGE_DIGITS
         and num_rows >= 16 ** (num_digits + 1) * SHARDS_PER_RANGE * rows_per_shard
     ):
         num_digits += 1
-    ranges: dict[str, dict[str, float]] = {"": {}} if not num_digits else {}
-    for bucket in sorted(shares):
-        ranges.setdefault(bucket[:num_digits], {})[bucket] = shares[bucket]
-    return [KeyRange(digits, folders, held) for digits, held in ranges.items()]
+    ranges: dict[str, dict[str, Bucket]] = {} if num_digits else {"": {}}
+    for digits, bucket in joined(part.buckets for part in parts).items():
+        ranges.setdefault(digits[:num_digits], {})[digits] = bucket
+    return [KeyRange(digits, buckets) for digits, buckets in ranges.items()]
 
 
 def order_range(
-    keys: KeyRange, *, directory: Path, rows_per_shard: int, max_rows_in_memory: int
+    keys: KeyRange, *, directory: Path, scratch: Path, rows_per_shard: int, max_rows_in_memory: int
 ) -> OrderedRange:
     """Writes the shards of some buckets. May be done twice: the files are the same."""
     duplicates = _DuplicateCounter()
     num_shards = 0
-    with tempfile.TemporaryDirectory(prefix="again-", dir=keys.folders[0].parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix="again-", dir=scratch) as folder:
         rows = rows_in_order(
-            keys.folders,
-            keys.shares,
-            scratch=Path(scratch),
-            max_rows_in_memory=max_rows_in_memory,
+            keys.buckets, scratch=Path(folder), max_rows_in_memory=max_rows_in_memory
         )
         for chunk in _chunks(_with_numbers(duplicates.watch(rows)), rows_per_shard):
             number = f"{keys.digits}-{num_shards:06d}" if keys.digits else f"{num_shards:06d}"

@@ -33,5 +33,8 @@ def names_nowhere(names: Collection[str], folder: Path) -> set[str]:
         if not words:
             break
         text = file.read_text(encoding="utf-8", errors="replace")
-        words = {name: word for name, word in words.items() if not word.search(text)}
+        # Most files lack most names, and `in` says so a hundred times as fast as the expression.
+        words = {
+            name: word for name, word in words.items() if name not in text or not word.search(text)
+        }
     return set(words)

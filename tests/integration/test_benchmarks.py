@@ -1,6 +1,5 @@
 """The quick form of the benchmarks that take seconds; `make bench FLAGS=--quick` runs all."""
 
-import json
 import subprocess
 import sys
 
@@ -8,9 +7,10 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("bench_stages", "512_rows_per_shard"), ("bench_training", "time_ratios")]
+    ("name", "line"),
+    [("bench_stages", "\n512 rows per shard:"), ("bench_training", "\ntime ratios ")],
 )
-def test_a_quick_run_prints_numbers_and_keeps_no_file(repository, name, key):
+def test_a_quick_run_prints_numbers_and_keeps_no_file(repository, name, line):
     file = repository / "benchmarks" / "results" / f"{name}.json"
     before = file.read_bytes() if file.is_file() else None
     script = repository / "benchmarks" / f"{name}.py"
@@ -18,5 +18,6 @@ def test_a_quick_run_prints_numbers_and_keeps_no_file(repository, name, key):
         [sys.executable, script, "--quick"], capture_output=True, text=True, timeout=120
     )
     assert finished.returncode == 0, finished.stderr
-    assert json.loads(finished.stdout)[key]
+    assert line in finished.stdout
+    assert finished.stderr == ""
     assert (file.read_bytes() if file.is_file() else None) == before

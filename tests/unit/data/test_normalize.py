@@ -386,3 +386,17 @@ def test_rows_are_counted_while_they_are_read(tmp_path):
     assert sorted(set(seen)) == [0, 5_000, 10_000]
     assert seen == sorted(seen)
     assert rows_read(tmp_path / "c") == 0  # with the buckets
+
+
+def test_a_bucket_that_is_gone_is_told_and_not_passed_over(tmp_path):
+    specs = write_corpora(tmp_path)
+
+    def lose_a_file(function, items):
+        answers = list(map(function, items))
+        for file in sorted(tmp_path.glob("b/buckets-*/part-*/*.pickle"))[3:4]:
+            file.unlink()
+        return answers
+
+    with pytest.raises(FileNotFoundError, match=r"\.pickle"):
+        write_corpus(specs, tmp_path / "b", rows_per_shard=32, run_tasks=lose_a_file)
+    assert read_summary(tmp_path / "b") is None
