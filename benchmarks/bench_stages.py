@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +29,13 @@ from benchmarks.results import describe_run, one_line_errors, print_result, writ
 from selectmoe.data.normalize import write_shards  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.shards import read_shard  # noqa: E402
-from selectmoe.data.writers import write_jsonl, write_parquet  # noqa: E402
+from selectmoe.data.writers import write_parquet  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample, ScoredSample  # noqa: E402
 from selectmoe.score_passes import survey  # noqa: E402
 from selectmoe.scored_shards import RunFolder, scored_table  # noqa: E402
 from selectmoe.scoring import ScoringEngine  # noqa: E402
-from selectmoe.selected_data import selected_rows  # noqa: E402
+from selectmoe.selected_data import write_piece  # noqa: E402
 from selectmoe.selection import Cut  # noqa: E402
 
 NUM_LAYERS = 16  # of OLMoE-1B-7B: a score each in every row
@@ -86,15 +85,13 @@ def measure(data: str, model: str, folder: RunFolder, rows_per_shard: int) -> di
     with watch.measuring("survey_of_shards"):
         survey(folder.scored_shards())
     with watch.measuring("write_selected"):
-        num_kept = write_jsonl(
-            folder.root / "selected_data.jsonl", selected_rows(folder, BEST, Counter(), None)
-        )
+        kept = write_piece(folder, folder.root, BEST, None, folder.scored_shards())
     num_rows = summary.num_read - summary.num_rejected
     seconds = {part: round(s, 3) for part, s in watch.seconds.items()}
     scored_bytes = sum(shard.stat().st_size for shard in folder.scored_shards())
     return {
         "num_rows": num_rows,
-        "num_kept": num_kept,
+        "num_kept": kept.num_selected.total(),
         "num_tokens": num_tokens,
         "cpu_seconds": seconds,
         "rows_per_cpu_second": {part: round(num_rows / s) for part, s in watch.seconds.items()},

@@ -9,7 +9,8 @@ def as_text(result: Mapping[str, object]) -> str:
     return "\n".join(_lines(result))
 
 
-def _lines(group: Mapping[str, object], indent: str = "") -> Iterator[str]:
+def _lines(given: Mapping[str, object], indent: str = "") -> Iterator[str]:
+    group = {name: _numbered(value) for name, value in given.items()}
     width = max((len(_label(k)) for k, v in group.items() if not isinstance(v, Mapping)), default=0)
     for name, value in group.items():
         if not isinstance(value, Mapping):
@@ -21,6 +22,13 @@ def _lines(group: Mapping[str, object], indent: str = "") -> Iterator[str]:
             yield from _table({row: dict(_leaves(part)) for row, part in value.items()}, inner)
         else:
             yield from _lines(value, inner)
+
+
+def _numbered(value: object) -> object:
+    """A list of groups as groups by number."""
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+        return {str(number): part for number, part in enumerate(value, start=1)}
+    return value
 
 
 def _leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:

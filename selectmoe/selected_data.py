@@ -1,8 +1,11 @@
 """From the scores of a run to its outputs: exactly k rows kept, every other one accounted for."""
 
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pyarrow.parquet as pq
 
 from selectmoe.calibration import Calibration, load_calibration
 from selectmoe.data.shards import read_rows
-from selectmoe.data.writers import write_jsonl
+from selectmoe.data.writers import whole_file, write_jsonl
 from selectmoe.errors import TooManyRejectedError
 from selectmoe.score_passes import ALL_DATASETS as ALL_DATASETS
 from selectmoe.score_passes import (
@@ -94,10 +97,10 @@ def cut_run(
         per_dataset=per_dataset,
         map_shards=map_shards,
     )
-    num_selected: Counter[str] = Counter()
     calibration = load_calibration(folder.root)
-    rows = selected_rows(folder, cuts, num_selected, calibration)
-    write_jsonl(output / "selected_data.jsonl", rows)
+    with tempfile.TemporaryDirectory(prefix="pieces-", dir=output) as pieces:
+        write = partial(write_piece, folder, Path(pieces), cuts, calibration)
+        num_selected = join_pieces(map_shards(write, shards), output / "selected_data.jsonl")
     counts = {
         dataset: DatasetCounts(
             num_read=num_scored[dataset] + sum(num_rejected.get(dataset, Counter()).values()),
@@ -112,15 +115,50 @@ def cut_run(
     return SelectedData(counts, cuts, quantiles(found.quantile_bins), calibration)
 
 
+@dataclass(frozen=True, slots=True)
+class SelectedPiece:
+    """The kept rows of consecutive shards, in a file of their own."""
+
+    first_shard: str
+    file: Path
+    num_selected: Counter[str]  # by data set
+
+
+def write_piece(
+    folder: RunFolder,
+    pieces: Path,
+    cuts: Mapping[str, Cut],
+    calibration: Calibration | None,
+    shards: Sequence[Path],
+) -> SelectedPiece:
+    """A pass: reads the texts that the cuts keep, and writes them into `pieces`."""
+    num_selected: Counter[str] = Counter()
+    file = pieces / f"{shards[0].stem}.jsonl"
+    write_jsonl(file, selected_rows(folder, shards, cuts, num_selected, calibration))
+    return SelectedPiece(shards[0].name, file, num_selected)
+
+
+def join_pieces(pieces: Iterable[SelectedPiece], path: Path) -> Counter[str]:
+    """Writes the pieces, which may come in any order, in that of their shards, and counts rows."""
+    num_selected: Counter[str] = Counter()
+    with whole_file(path) as target:
+        for piece in sorted(pieces, key=lambda piece: piece.first_shard):
+            num_selected.update(piece.num_selected)
+            with piece.file.open("rb") as source:
+                shutil.copyfileobj(source, target, 1 << 20)
+    return num_selected
+
+
 def selected_rows(
     folder: RunFolder,
-    cuts: dict[str, Cut],
+    shards: Iterable[Path],
+    cuts: Mapping[str, Cut],
     num_selected: Counter[str],
     calibration: Calibration | None,
 ) -> Iterator[dict[str, object]]:
-    """The kept samples with their scores and percentiles (null without a calibration); counts them
-    by data set on the way."""
-    for shard in folder.scored_shards():
+    """The kept samples of some scored shards, with their scores and percentiles (null without a
+    calibration); counts them by data set on the way."""
+    for shard in shards:
         row_numbers, scores = kept_rows(cuts, shard)
         if not len(row_numbers):
             continue

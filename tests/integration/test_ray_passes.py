@@ -18,10 +18,13 @@ from jobs.worker_tasks import WorkerTasks
 from selectmoe.data import corpus_parts, normalize
 from selectmoe.data.normalize import write_corpus, write_shards
 from selectmoe.data.readers import read_corpora
+from selectmoe.data.shards import read_shard
+from selectmoe.data.writers import write_parquet
 from selectmoe.errors import DataError
-from selectmoe.records import Message, Sample
+from selectmoe.records import Message, Sample, ScoredSample
 from selectmoe.score_passes import ShardMap, Survey, find_cuts, map_in_threads, survey
-from selectmoe.scored_shards import RunFolder
+from selectmoe.scored_shards import RunFolder, scored_table
+from selectmoe.selected_data import cut_run
 from selectmoe.selection import Cut
 
 pytestmark = pytest.mark.timeout(300)
@@ -70,6 +73,30 @@ def test_passes_on_ray_find_the_cut_that_threads_find(local_ray, shards):
         assert cuts(shards, map_on_ray, per_dataset=per_dataset) == cuts(
             shards, map_in_threads, per_dataset=per_dataset
         )
+
+
+def test_workers_write_the_selection_that_threads_write(local_ray, tmp_path):
+    folder = RunFolder(tmp_path)
+    samples = [
+        Sample("demo", str(n), (Message("assistant", f"{n} " * 9),), f"f:{n}") for n in range(300)
+    ]
+    write_shards(samples, folder.corpus, rows_per_shard=5)
+    folder.scored.mkdir()
+    for shard in folder.corpus_shards():
+        rows = read_shard(shard)
+        scored = [
+            ScoredSample(sample.sample_id, int(key[:4], 16) / 65_536, 9, 9, False, np.zeros(1))
+            for key, sample in rows
+        ]
+        write_parquet(folder.scored / shard.name, scored_table(rows, scored))
+    written = []
+    for map_shards in (map_in_threads, map_on_ray):
+        cut_run(
+            folder, tmp_path, selection_percentage=0.3, per_dataset=False, map_shards=map_shards
+        )
+        written.append((tmp_path / "selected_data.jsonl").read_bytes())
+    assert written[0] == written[1]
+    assert written[0].count(b"\n") == 90
 
 
 def test_a_mistake_on_a_worker_is_told(local_ray, tmp_path):

@@ -136,3 +136,17 @@ def test_quantiles_are_upper_edges_of_narrow_bins(run):
     # 19 of the 39 scores are at most 0.04, and 23 at most 0.05.
     assert selected.quantiles["0.5"] == pytest.approx(0.05, abs=1.1e-4)
     assert selected.cuts[ALL_DATASETS].score == pytest.approx(0.09)
+
+
+def test_passes_over_a_shard_at_a_time_in_any_order_write_the_same_file(run):
+    def backwards(a_pass, shards):
+        return [a_pass([shard]) for shard in reversed(shards)]
+
+    whole = cut_run(run, run.root, selection_percentage=0.4, per_dataset=True)
+    expected = (run.root / "selected_data.jsonl").read_bytes()
+    before = sorted(path.name for path in run.root.iterdir())
+    again = cut_run(run, run.root, selection_percentage=0.4, per_dataset=True, map_shards=backwards)
+    assert again.counts == whole.counts
+    assert (run.root / "selected_data.jsonl").read_bytes() == expected
+    assert expected.count(b"\n") == whole.num_selected == 15
+    assert sorted(path.name for path in run.root.iterdir()) == before  # no piece is left

@@ -44,3 +44,13 @@ def test_the_longer_side_of_a_table_goes_downwards_whatever_is_nested():
 
 def test_empty_groups_are_named():
     assert as_text({"found": {}}) == "found:"
+
+
+def test_a_list_of_groups_is_a_table_by_number():
+    runs = [{"start": 1.5, "end": 2}, {"start": 1.25, "end": 3}]
+    assert as_text({"seconds_until": runs}).splitlines() == [
+        "seconds until:",
+        "     start  end",
+        "  1    1.5    2",
+        "  2   1.25    3",
+    ]
