@@ -83,7 +83,7 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
         dataset = dataclasses.replace(config.dataset, paths=(str(DEMO_CORPUS),))
         config = dataclasses.replace(config, dataset=dataset)
     started = time.perf_counter()
-    progress = RowsProgress("reading")
+    progress = RowsProgress("normalising")
     summary = write_corpus(
         config.dataset.paths,
         folder.corpus,

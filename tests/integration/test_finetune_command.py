@@ -18,6 +18,7 @@ from jobs.finetune_command import main
 from selectmoe.config_loading import load_config
 from selectmoe.data.normalize import write_shards
 from selectmoe.data.readers import read_corpus
+from selectmoe.errors import SelectMoeError
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.target_config import FinetuneConfig
 from selectmoe.training.finetune import TrainingPlace, finetune
@@ -166,13 +167,14 @@ def test_more_workers_than_the_cluster_has_are_refused(command, selection, tmp_p
     assert "scaling.num_workers must be at most" in line
 
 
-def test_too_little_memory_is_said_with_numbers(command, selection, tmp_path):
-    line = command.refuse(
-        "--data", selection, "--output", tmp_path / "run", *SETTINGS,
-        "training.effective_batch_size=1000000000", "training.batch_size=1000000000",
-    )  # fmt: skip
-    assert "finetuning needs at least" in line
-    assert "lower training.batch_size" in line
+def test_too_little_memory_is_said_with_numbers(selection, tmp_path):
+    # In this process: what a worker says reaches the driver as in test_pretrain_command.py.
+    size = 1_000_000_000
+    batch = (f"training.effective_batch_size={size}", f"training.batch_size={size}")
+    config = load_config(FinetuneConfig, (*SETTINGS, *batch))
+    message = "finetuning needs at least .* lower training.batch_size"
+    with pytest.raises(SelectMoeError, match=message):
+        train_alone(config, selection, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from selectmoe.data.corruptions import CORRUPTIONS
 from selectmoe.paths import EMBEDDED_SELECTOR
 
 TINY = Extent(
-    sizes=Sizes(num_per_family=5, num_held_out=5, num_training=48, num_pool=48),
-    num_steps=2,
+    sizes=Sizes(num_per_family=5, num_held_out=5, num_training=24, num_pool=24),
+    num_steps=1,
     worth=WorthSettings(
         fractions=(0.25,),
         only={0.25: ("gate", "length")},
