@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,19 @@ def test_answers_of_workers_are_in_the_order_of_the_items(local_ray):
         tasks = WorkerTasks(num_cpus=num_cpus, look=lambda: None)
         assert tasks(functools.partial(pow, 2), range(30)) == [2**n for n in range(30)]
     assert tasks(abs, []) == []
+
+
+def test_what_a_lost_worker_was_at_is_done_again(local_ray, tmp_path):
+    def lost_at_three(number: int) -> int:
+        attempt = tmp_path / f"attempt-{number}"
+        if number == 3 and not attempt.exists():
+            attempt.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    tasks = WorkerTasks(num_cpus=1, look=lambda: None)
+    assert tasks(lost_at_three, range(6)) == list(range(6))
+    assert (tmp_path / "attempt-3").exists()
 
 
 def test_a_mistake_of_one_part_is_the_users_to_mend(local_ray, corpus, tmp_path):
