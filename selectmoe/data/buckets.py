@@ -20,9 +20,9 @@ _KEY = operator.itemgetter(0)
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Samples whose keys have the same two digits at some place."""
+    """Samples whose keys have the same two digits at some place: a file of theirs a folder."""
 
-    files: tuple[Path, ...]
+    folders: tuple[Path, ...]
     share: float  # of the room in memory
 
 
@@ -50,9 +50,7 @@ class BucketWriter:
     def close(self) -> dict[str, Bucket]:
         """The buckets by their digits."""
         self._spill()
-        return {
-            digits: Bucket((self._file(digits),), share) for digits, share in self.shares.items()
-        }
+        return {digits: Bucket((self.directory,), share) for digits, share in self.shares.items()}
 
     def _share(self, keyed: KeyedSample) -> float:
         return 1 / self.max_rows_in_memory + num_characters(keyed[1]) / MAX_CHARACTERS
@@ -63,12 +61,9 @@ class BucketWriter:
         for digits, group in itertools.groupby(self.in_memory, lambda keyed: keyed[0][self.digits]):
             rows = list(group)
             self.shares[digits] += sum(map(self._share, rows))
-            with self._file(digits).open("ab") as file:
+            with _file(self.directory, digits).open("ab") as file:
                 pickle.dump(rows, file)
         self.in_memory, self.share_in_memory = [], 0.0
-
-    def _file(self, digits: str) -> Path:
-        return self.directory / f"{digits}.pickle"
 
 
 def joined(parts: Iterable[Mapping[str, Bucket]]) -> dict[str, Bucket]:
@@ -79,7 +74,7 @@ def joined(parts: Iterable[Mapping[str, Bucket]]) -> dict[str, Bucket]:
             found[digits].append(bucket)
     return {
         digits: Bucket(
-            tuple(file for bucket in buckets for file in bucket.files),
+            tuple(folder for bucket in buckets for folder in bucket.folders),
             sum(bucket.share for bucket in buckets),
         )
         for digits, buckets in sorted(found.items())
@@ -94,13 +89,13 @@ def rows_in_order(
     first_digit: int = 0,
 ) -> Iterator[KeyedSample]:
     """Every sample of some buckets by its key, once; those of one key in the order in which they
-    were added to the files, and of the files.
+    were added to the folders, and of the folders.
 
     A bucket that does not fit in memory (of a large corpus, or because every row has the same id)
     is cut again, by the next two digits, in `scratch`.
     """
     for digits in sorted(buckets):
-        rows = _read(buckets[digits].files)
+        rows = _read(_file(folder, digits) for folder in buckets[digits].folders)
         if buckets[digits].share <= 1:
             yield from sorted(rows, key=_KEY)
         elif first_digit + 2 == KEY_DIGITS:
@@ -132,3 +127,7 @@ def _read(files: Iterable[Path]) -> Iterator[KeyedSample]:
         with path.open("rb") as file:
             while file.peek(1):
                 yield from pickle.load(file)
+
+
+def _file(folder: Path, digits: str) -> Path:
+    return folder / f"{digits}.pickle"
