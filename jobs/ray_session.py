@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -42,6 +43,10 @@ def start_ray(*worker_modules: ModuleType) -> None:
         if ray.is_initialized():
             return
         _connect_or_start(ray)
+    if threading.current_thread() is threading.main_thread():
+        # `ray job stop` sends it. Ray's own handler ends the process with a stack of addresses; as
+        # Ctrl-C it ends with how to go on.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     resources = ray.cluster_resources()
     logger.info(
         "Ray is ready: %d CPUs, %d GPUs on %d node(s) (%.1f s)",

@@ -115,6 +115,21 @@ def test_a_killed_driver_resumes_to_the_same_bytes_and_scores_no_shard_twice(
     assert "have scores already" in printed
 
 
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(job, corpus, tmp_path):
+    output = tmp_path / "run"
+    process = job.start("--data", corpus, "--output", output, "--num-actors", "1")
+    deadline = time.monotonic() + 120
+    while not (output / "corpus" / "summary.json").exists():  # Ray is ready
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # as `ray job stop` does
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert printed.splitlines()[-2:] == [f"go on with --resume {output}", "interrupted"]
+    assert "SIGTERM" not in printed
+
+
 def test_a_killed_actor_is_replaced_and_no_shard_is_scored_twice(job, corpus, finished, tmp_path):
     output = tmp_path / "run"
     process = job.start(
