@@ -26,8 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
-from selectmoe.data.normalize import write_shards  # noqa: E402
-from selectmoe.data.readers import read_corpus  # noqa: E402
+from selectmoe.data.normalize import write_corpus  # noqa: E402
 from selectmoe.data.shards import read_shard  # noqa: E402
 from selectmoe.data.writers import write_parquet  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
@@ -70,7 +69,7 @@ def measure(data: str, model: str, folder: RunFolder, rows_per_shard: int) -> di
     watch, rng = Stopwatch(), np.random.default_rng(0)
     tokenizer = ScoringEngine.from_pretrained(model, device="cpu").tokenizer
     with watch.measuring("read_and_normalise"):
-        summary = write_shards(read_corpus(data), folder.corpus, rows_per_shard=rows_per_shard)
+        summary = write_corpus([data], folder.corpus, rows_per_shard=rows_per_shard)
     folder.scored.mkdir()
     num_tokens = 0
     for shard in folder.corpus_shards():

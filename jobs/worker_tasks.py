@@ -1,5 +1,6 @@
 """A TaskMap on Ray: each item is a task on whichever worker is free."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,17 +32,21 @@ class WorkerTasks:
         # that grows sees that it should; not all of them, since each is bookkeeping for Ray.
         num_cpus = int(ray.cluster_resources().get("CPU", 1))
         max_running = max(2 * num_cpus, 1) if self.num_cpus else 1
-        answers: dict[int, Answer] = {}
-        waiting = list(enumerate(items))[::-1]
+        waiting = iter(enumerate(items))
         running: dict[ray.ObjectRef, int] = {}
-        while waiting or running:
-            while waiting and len(running) < max_running:
-                number, item = waiting.pop()
-                running[task.remote(item)] = number
-            import ray.data  # here, while workers are busy: else the actors' start waits for it
 
+        def start_more() -> None:
+            for number, item in itertools.islice(waiting, max_running - len(running)):
+                running[task.remote(item)] = number
+
+        start_more()
+        import ray.data  # here, while workers are busy: else the actors' start waits for it
+
+        answers: dict[int, Answer] = {}
+        while running:
             finished, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_LOOKS)
             for reference in finished:
                 answers[running.pop(reference)] = ray.get(reference)
+            start_more()
             self.look()
         return [answers[number] for number in range(len(items))]

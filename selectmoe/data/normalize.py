@@ -220,7 +220,7 @@ def gather(
             else:
                 num_samples += 1
                 key = row_key(row)
-                if subset_ratio < 1 and not in_subset(key, subset_ratio):
+                if not in_subset(key, subset_ratio):
                     continue
                 buckets.add((key, row))
             read_by_dataset[row.dataset] += 1
