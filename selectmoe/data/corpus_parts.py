@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from selectmoe.data.readers import (
     HUB_PREFIX,
     FileSlice,
-    Rows,
     list_files,
     locate,
     read_corpus,
     read_slices,
 )
 from selectmoe.errors import DataError
+from selectmoe.records import RejectedRow, Sample
 
 # A part of 64 MB is read in seconds; more than a thousand parts would mean too many bucket files.
 MIN_PART_BYTES = 64 << 20
@@ -42,11 +42,15 @@ class TaskMap(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class CorpusPart:
-    """What one process reads."""
+class Piece:
+    """A file, a piece of one, or a whole corpus."""
 
     spec: str  # the corpus, as `read_corpus` takes it
-    slices: tuple[FileSlice, ...] | None  # None: the whole corpus
+    slice: FileSlice | None  # None: all of the corpus
+
+
+CorpusPart = tuple[Piece, ...]
+"""What one process reads, one after the other."""
 
 
 def split_corpora(
@@ -58,54 +62,57 @@ def split_corpora(
 ) -> list[CorpusPart]:
     """Parts whose rows, one after the other, are those of `read_corpora(specs)`.
 
-    Parts are as small as `min_part_bytes` and `max_parts` allow; the latter may be exceeded by
-    one for each of `specs`.
+    Parts are about as small as `min_part_bytes` and `max_parts` allow; there may be twice as many
+    where files do not add up well, and more where parquet files are smaller than their rows.
     Raises DataError, as `read_corpora` would, where a corpus has no file.
     """
-    files = {spec: _files_with_sizes(spec) for spec in specs}
-    num_bytes = sum(size for found in files.values() for _, size in found)
+    files = [_files_with_sizes(spec) for spec in specs]
+    num_bytes = sum(size for _, found in files for _, size in found)
     part_bytes = max(min_part_bytes, -(-num_bytes // max_parts))
-    parts = [
-        part
-        for spec in specs
-        for part in (
-            [CorpusPart(spec, None)]
-            if spec.startswith(HUB_PREFIX)
-            else _parts_of(spec, files[spec], part_bytes)
-        )
-    ]
+    parts: list[CorpusPart] = []
+    pieces: list[Piece] = []
+    held = 0
+    for spec, (filesystem, found) in zip(specs, files, strict=True):
+        for piece, weight in _pieces_of(spec, filesystem, found, part_bytes):
+            if pieces and held + weight > part_bytes:
+                parts.append(tuple(pieces))
+                pieces, held = [], 0
+            pieces.append(piece)
+            held += weight
+    parts.append(tuple(pieces))
     return _with_row_numbers(parts, run_tasks)
 
 
-def read_part(part: CorpusPart) -> Rows:
-    """Its rows, as `read_corpus` gives them."""
-    if part.slices is None:
-        return read_corpus(part.spec)
-    return read_slices(locate(part.spec)[0], part.slices)
+def read_part(part: CorpusPart) -> Iterator[tuple[str, Sample | RejectedRow]]:
+    """Its rows, as `read_corpus` gives them, each with the corpus that it is of."""
+    for spec, pieces in itertools.groupby(part, key=lambda piece: piece.spec):
+        slices = [piece.slice for piece in pieces]
+        whole = [piece for piece in slices if piece is not None]
+        rows = read_slices(locate(spec)[0], whole) if whole else read_corpus(spec)
+        yield from ((spec, row) for row in rows)
 
 
-def _files_with_sizes(spec: str) -> list[tuple[str, int]]:
+def _files_with_sizes(spec: str) -> tuple[pafs.FileSystem | None, list[tuple[str, int]]]:
     if spec.startswith(HUB_PREFIX):
-        return []
+        return None, []
     filesystem, path = locate(spec)
     files = list_files(filesystem, path, spec)
-    return [(info.path, info.size or 0) for info in filesystem.get_file_info(files)]
+    return filesystem, [(info.path, info.size or 0) for info in filesystem.get_file_info(files)]
 
 
-def _parts_of(spec: str, files: Iterable[tuple[str, int]], part_bytes: int) -> Iterator[CorpusPart]:
-    filesystem, _ = locate(spec)
-    slices: list[FileSlice] = []
-    num_bytes = 0
+def _pieces_of(
+    spec: str,
+    filesystem: pafs.FileSystem | None,
+    files: Iterable[tuple[str, int]],
+    part_bytes: int,
+) -> Iterator[tuple[Piece, int]]:
+    """Pieces, and what they weigh: a piece of a large file is a part by itself."""
+    if filesystem is None:
+        yield Piece(spec, None), part_bytes
+        return
     for path, size in files:
         for piece in _slices_of(filesystem, path, size, part_bytes):
-            # A piece of a large file is a part by itself; small files come together.
-            weight = size if piece == FileSlice(path) else part_bytes
-            if slices and num_bytes + weight > part_bytes:
-                yield CorpusPart(spec, tuple(slices))
-                slices, num_bytes = [], 0
-            slices.append(piece)
-            num_bytes += weight
-    yield CorpusPart(spec, tuple(slices))
+            yield Piece(spec, piece), size if piece == FileSlice(path) else part_bytes
 
 
 def _slices_of(
@@ -143,42 +150,43 @@ def _row_group_slices(
 
 def _with_row_numbers(parts: Sequence[CorpusPart], run_tasks: TaskMap) -> list[CorpusPart]:
     """Sets the first row of each slice of a .jsonl file, by counting the lines before it."""
-    cut = [
-        replace(part, slices=(piece,))
-        for part in parts
-        for piece in part.slices or ()
-        if piece.path.endswith(".jsonl") and piece.stop is not None
-    ]
-    counted = iter(run_tasks(count_lines, cut))
+    cut = [piece for part in parts for piece in part if _has_successor(piece)]
+    counted = dict(zip(cut, run_tasks(count_lines, cut), strict=True))
     numbered = []
     next_row = 1
     for part in parts:
-        slices = []
-        for piece in part.slices or ():
-            if not piece.path.endswith(".jsonl"):
-                slices.append(piece)
-                continue
-            next_row = next_row if piece.start else 1
-            slices.append(replace(piece, first_row=next_row))
-            next_row += next(counted) if piece.stop is not None else 0
-        numbered.append(replace(part, slices=None if part.slices is None else tuple(slices)))
+        pieces = []
+        for piece in part:
+            if piece.slice is not None and piece.slice.path.endswith(".jsonl"):
+                next_row = next_row if piece.slice.start else 1
+                pieces.append(replace(piece, slice=replace(piece.slice, first_row=next_row)))
+                next_row += counted.get(piece, 0)
+            else:
+                pieces.append(piece)
+        numbered.append(tuple(pieces))
     return numbered
 
 
-def count_lines(part: CorpusPart) -> int:
-    """How many lines begin in the one slice of `part`, which has an end; blank ones count."""
-    assert part.slices is not None
-    [piece] = part.slices
-    assert piece.stop is not None
+def _has_successor(piece: Piece) -> bool:
+    """A slice of a .jsonl file with others behind it."""
+    found = piece.slice
+    return found is not None and found.path.endswith(".jsonl") and found.stop is not None
+
+
+def count_lines(piece: Piece) -> int:
+    """How many lines begin in a slice that has an end; blank ones count."""
+    found = piece.slice
+    assert found is not None
+    assert found.stop is not None
     # A line begins after every line feed, and at the beginning of the file.
-    position = max(piece.start - 1, 0)
-    count = 0 if piece.start else 1
+    position = max(found.start - 1, 0)
+    count = 0 if found.start else 1
     try:
-        with locate(part.spec)[0].open_input_file(piece.path) as file:
+        with locate(piece.spec)[0].open_input_file(found.path) as file:
             file.seek(position)
-            while chunk := file.read(min(_CHUNK_BYTES, piece.stop - 1 - position)):
+            while chunk := file.read(min(_CHUNK_BYTES, found.stop - 1 - position)):
                 count += chunk.count(b"\n")
                 position += len(chunk)
     except OSError as error:
-        raise DataError(f"{piece.path}: cannot be read to its end: {error}") from error
+        raise DataError(f"{found.path}: cannot be read to its end: {error}") from error
     return count

@@ -67,7 +67,6 @@ REJECTED_SCHEMA = pa.schema(
 class GatheredPart:
     """The first step's answer: what was read of a part, and where its buckets are."""
 
-    spec: str
     folder: Path
     num_read: int
     num_samples: int
@@ -111,9 +110,11 @@ def write_corpus(
     with _bucket_folder(directory) as buckets:
         gather = functools.partial(_gather_part, buckets=buckets, subset_ratio=subset_ratio)
         numbered = list(enumerate(split_corpora(specs, run_tasks=run_tasks)))
-        parts = list(run_tasks(gather, numbered))
+        gathered = list(run_tasks(gather, numbered))
+        parts = [part for part, _ in gathered]
+        num_read = sum((counts for _, counts in gathered), Counter[str]())
         for spec in specs:
-            if not any(part.num_read for part in parts if part.spec == spec):
+            if not num_read[spec]:
                 raise DataError(f"{spec}: no rows: every file is empty")
         num_samples = sum(part.num_samples for part in parts)
         if num_samples and not any(part.buckets for part in parts):
@@ -185,8 +186,16 @@ def _bucket_folder(directory: Path) -> Iterator[Path]:
 
 def _gather_part(
     numbered: tuple[int, CorpusPart], *, buckets: Path, subset_ratio: float
-) -> GatheredPart:
+) -> tuple[GatheredPart, Counter[str]]:
+    """The part, and how many rows of each corpus it has."""
     number, part = numbered
+    num_read: Counter[str] = Counter()
+
+    def rows() -> Iterator[Sample | RejectedRow]:
+        for spec, row in read_part(part):
+            num_read[spec] += 1
+            yield row
+
     if not buckets.is_dir():
         raise DataError(
             f"{buckets.parent}: not to be seen by a worker; the output folder must be on storage "
@@ -194,14 +203,13 @@ def _gather_part(
         )
     # A name of its own: the task may be tried again while a lost node goes on with it.
     folder = Path(tempfile.mkdtemp(prefix=f"part-{number:06d}-", dir=buckets))
-    return gather(read_part(part), folder, spec=part.spec, subset_ratio=subset_ratio)
+    return gather(rows(), folder, subset_ratio=subset_ratio), num_read
 
 
 def gather(
     rows: Iterable[Sample | RejectedRow],
     folder: Path,
     *,
-    spec: str = "",
     subset_ratio: float = 1.0,
     max_rows_in_memory: int = MAX_ROWS_IN_MEMORY,
 ) -> GatheredPart:
@@ -226,7 +234,6 @@ def gather(
             read_by_dataset[row.dataset] += 1
         rejected.flush()
     return GatheredPart(
-        spec=spec,
         folder=folder,
         num_read=num_read,
         num_samples=num_samples,
