@@ -1,7 +1,6 @@
 """From the scores of a run to its outputs: exactly k rows kept, every other one accounted for."""
 
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,9 +97,14 @@ def cut_run(
         map_shards=map_shards,
     )
     calibration = load_calibration(folder.root)
-    with tempfile.TemporaryDirectory(prefix="pieces-", dir=output) as pieces:
-        write = partial(write_piece, folder, Path(pieces), cuts, calibration)
+    pieces = output / "pieces"
+    shutil.rmtree(pieces, ignore_errors=True)  # of a run that was killed
+    pieces.mkdir()
+    try:
+        write = partial(write_piece, folder, pieces, cuts, calibration)
         num_selected = join_pieces(map_shards(write, shards), output / "selected_data.jsonl")
+    finally:
+        shutil.rmtree(pieces, ignore_errors=True)
     counts = {
         dataset: DatasetCounts(
             num_read=num_scored[dataset] + sum(num_rejected.get(dataset, Counter()).values()),

@@ -145,6 +145,8 @@ def test_passes_over_a_shard_at_a_time_in_any_order_write_the_same_file(run):
     whole = cut_run(run, run.root, selection_percentage=0.4, per_dataset=True)
     expected = (run.root / "selected_data.jsonl").read_bytes()
     before = sorted(path.name for path in run.root.iterdir())
+    (run.root / "pieces").mkdir()
+    (run.root / "pieces" / "shard-000000.jsonl").write_text("of a killed run")
     again = cut_run(run, run.root, selection_percentage=0.4, per_dataset=True, map_shards=backwards)
     assert again.counts == whole.counts
     assert (run.root / "selected_data.jsonl").read_bytes() == expected
