@@ -46,17 +46,17 @@ from benchmarks.scoring_shapes import (  # noqa: E402
     product_flops,
 )
 from selectmoe.data.packing import collate, pack, pack_end_to_end  # noqa: E402
-from selectmoe.gate_scores import (  # noqa: E402
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
+from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
+from selectmoe.records import PackedBatch, ScoredSample, TokenizedSample  # noqa: E402
+from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
+from selectmoe.scoring.formulas import (  # noqa: E402
     SCORE_FORMULAS,
     good_margins,
     layer_scores,
     sample_scores,
     scored_tokens,
 )
-from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
-from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
-from selectmoe.records import PackedBatch, ScoredSample, TokenizedSample  # noqa: E402
-from selectmoe.scoring import ScoringEngine  # noqa: E402
 
 PLAIN_ROWS_PER_BATCH = 16
 FORMULA = "answer_margin"

@@ -48,7 +48,7 @@ SECONDS_BETWEEN_MEMORY_LOOKS = 0.5
 ENGINE = """
 import sys, time, torch
 from selectmoe.data.readers import read_corpus
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.engine import ScoringEngine
 corpus, num_threads, first, step = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(num_threads)
 samples = list(read_corpus(corpus))[first::step]

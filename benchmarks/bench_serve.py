@@ -36,7 +36,7 @@ from selectmoe.data.packing import pack_closely  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
-from selectmoe.scoring import ScoringEngine  # noqa: E402
+from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
 
 DOLLY = ROOT.parent / "shared" / "data" / "instructions" / "dolly.jsonl"
 URL = "http://127.0.0.1:8000"

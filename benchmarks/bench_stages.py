@@ -26,16 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
-from selectmoe.data.normalize import write_corpus  # noqa: E402
-from selectmoe.data.shards import read_shard  # noqa: E402
+from selectmoe.corpus.normalize import write_corpus  # noqa: E402
+from selectmoe.corpus.shards import read_shard  # noqa: E402
 from selectmoe.data.writers import write_parquet  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample, ScoredSample  # noqa: E402
-from selectmoe.score_passes import survey  # noqa: E402
-from selectmoe.scored_shards import RunFolder, scored_table  # noqa: E402
-from selectmoe.scoring import ScoringEngine  # noqa: E402
-from selectmoe.selected_data import write_piece  # noqa: E402
-from selectmoe.selection import Cut  # noqa: E402
+from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
+from selectmoe.selection.outputs import write_piece  # noqa: E402
+from selectmoe.selection.passes import survey  # noqa: E402
+from selectmoe.selection.run_folder import RunFolder, scored_table  # noqa: E402
+from selectmoe.selection.top_k import Cut  # noqa: E402
 
 NUM_LAYERS = 16  # of OLMoE-1B-7B: a score each in every row
 PERCENTAGE = 0.05

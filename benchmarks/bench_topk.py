@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from selectmoe.score_passes import (  # noqa: E402
+from selectmoe.selection.passes import (  # noqa: E402
     ShardMap,
     Survey,
     find_cuts,
@@ -40,7 +40,7 @@ from selectmoe.score_passes import (  # noqa: E402
     map_in_threads,
     survey,
 )
-from selectmoe.selection import num_to_keep  # noqa: E402
+from selectmoe.selection.top_k import num_to_keep  # noqa: E402
 
 PERCENTAGE = 0.05
 SIZES = (1_000_000, 10_000_000, 100_000_000)
@@ -105,8 +105,8 @@ def select_in_threads(folder: Path) -> dict[str, object]:
 
 
 def select_on_ray(folder: Path) -> dict[str, object]:
-    from jobs.ray_passes import map_on_ray
-    from jobs.ray_session import start_ray
+    from jobs.on_ray.passes import map_on_ray
+    from jobs.on_ray.session import start_ray
 
     start_ray()
     return select_by_passes(folder, map_on_ray)
@@ -116,7 +116,7 @@ def select_by_sorting(folder: Path) -> dict[str, object]:
     """What one writes first. It settles ties by chance and carries the row's key along."""
     import ray
 
-    from jobs.ray_session import start_ray
+    from jobs.on_ray.session import start_ray
 
     start_ray()
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_training.py --data ../shared/data/instructions/dolly.jsonl
 
-The step is the job's own (`selectmoe.training.warmup.train`; full_rank, gates alone, contrastive):
+The step is the job's own (`selectmoe.warmup.stage.train`; full_rank, gates alone, contrastive):
 forward, loss, backward, clipping, optimizer, cleared gradients. Inference is the scoring pass
 without gradients: the model of a ScoringEngine in inference mode, over the same token ids in the
 same rectangles, samples and copies, as far as the warm-up's forward goes, which is the last gate;
@@ -35,17 +35,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
-from selectmoe.config import TrainingConfig  # noqa: E402
+from selectmoe.config.warmup import TrainingConfig  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.model.checkpoint import model_folder  # noqa: E402
 from selectmoe.model.gate_weights import gate_weights  # noqa: E402
+from selectmoe.model.registration import register_select_moe  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
-from selectmoe.registration import register_select_moe  # noqa: E402
-from selectmoe.scoring import ScoringEngine  # noqa: E402
-from selectmoe.training.gate_model import load_gated_model, prepare_trainee  # noqa: E402
-from selectmoe.training.step_batches import MicroBatch, StepBatches, TrainingRows  # noqa: E402
-from selectmoe.training.warmup import TrainingPlace, step_settings, train  # noqa: E402
+from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
+from selectmoe.warmup.gate_model import load_gated_model, prepare_trainee  # noqa: E402
+from selectmoe.warmup.stage import TrainingPlace, step_settings, train  # noqa: E402
+from selectmoe.warmup.step_batches import MicroBatch, StepBatches, TrainingRows  # noqa: E402
 
 MAX_TIME_RATIO = 2.2
 MAX_MEMORY_RATIO = 1.5

@@ -14,11 +14,11 @@ from random import Random
 from typing import Any
 
 from benchmarks.quality_worth import WorthSettings, finetuned
+from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.errors import DataError
 from selectmoe.evaluation.target_model import load_target
 from selectmoe.model.quiet_loading import quiet_transformers
 from selectmoe.records import Message, Sample
-from selectmoe.target_config import EvaluateConfig
 
 NUM_CHARACTERS = 3_000_000  # that paragraphs are drawn from
 MIN_CHARACTERS = 400

@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from selectmoe.config import TrainingConfig
+from selectmoe.config.warmup import TrainingConfig
+from selectmoe.corruptions.kinds import CORRUPTIONS, corrupt
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.corruptions import CORRUPTIONS, corrupt
 from selectmoe.data.packing import pack
 from selectmoe.evaluation.answer_loss import MAX_TOKENS_PER_BATCH, batch_losses
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.model.quiet_loading import load_model
+from selectmoe.model.registration import register_select_moe
 from selectmoe.records import Message, Sample, ScoredSample, TokenizedSample
-from selectmoe.registration import register_select_moe
-from selectmoe.scoring import ScoringEngine
-from selectmoe.training.contrastive_pairs import NUM_DONORS
-from selectmoe.training.gate_model import load_gated_model
+from selectmoe.scoring.engine import ScoringEngine
+from selectmoe.warmup.contrastive_pairs import NUM_DONORS
+from selectmoe.warmup.gate_model import load_gated_model
 
 SCORERS = ("gate", "untrained gate", "-NLL", "IFD", "length", "linear probe", "random")
 FRESH_GATES = TrainingConfig(quality_gate_init_std=0.02)  # as converted models have them

@@ -23,20 +23,21 @@ import numpy as np
 
 from benchmarks.paired_tests import sign_flip_p, t_test_p
 from benchmarks.worker_tasks import Task, run_tasks
-from selectmoe.config_loading import load_config
+from selectmoe.config.evaluation import EvaluateConfig
+from selectmoe.config.finetune import FinetuneConfig
+from selectmoe.config.loading import load_config
+from selectmoe.corpus.shards import row_key
+from selectmoe.corruptions.kinds import CORRUPTIONS, corrupt
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.corruptions import CORRUPTIONS, corrupt
-from selectmoe.data.shards import row_key
 from selectmoe.data.writers import write_jsonl
 from selectmoe.errors import DataError
 from selectmoe.evaluation.answer_loss import AnswerLoss, answer_losses
 from selectmoe.evaluation.target_model import load_target
+from selectmoe.finetune.stage import TrainingPlace, finetune
+from selectmoe.finetune.supervised_data import SupervisedRows, load_target_tokenizer, prepare_rows
 from selectmoe.records import Sample, TokenizedSample
-from selectmoe.selection import find_cut, num_to_keep
-from selectmoe.target_config import EvaluateConfig, FinetuneConfig
-from selectmoe.training.contrastive_pairs import NUM_DONORS
-from selectmoe.training.finetune import TrainingPlace, finetune
-from selectmoe.training.supervised_data import SupervisedRows, load_target_tokenizer, prepare_rows
+from selectmoe.selection.top_k import find_cut, num_to_keep
+from selectmoe.warmup.contrastive_pairs import NUM_DONORS
 
 # Shape letters: S = seeds, R = held-out rows.
 RANDOM = "random"

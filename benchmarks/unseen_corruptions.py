@@ -1,6 +1,6 @@
 """Kinds of worse copies that no recipe and no warm-up trains on: what a gate makes of new faults.
 
-Each is a `Corruption` (selectmoe/data/corruptions.py). Chosen for what corpora suffer from, before
+Each is a `Corruption` (selectmoe/corruptions/kinds.py). Chosen for what corpora suffer from, before
 any gate was measured on them; `negated` is there because it is hard.
 """
 
@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from selectmoe.data.corruptions import Corruption
-from selectmoe.data.text_pieces import (
+from selectmoe.corruptions.kinds import Corruption
+from selectmoe.corruptions.text_pieces import (
     MIN_WORDS,
     join_pieces,
     some_positions,

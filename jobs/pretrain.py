@@ -20,7 +20,7 @@ if os.path.dirname(_HERE) not in sys.path:
     sys.path.insert(0, os.path.dirname(_HERE))
 
 if __name__ == "__main__":
-    from jobs.command_line import run_command
-    from jobs.pretrain_command import main
+    from jobs.stage_1_pretrain.command import main
+    from selectmoe.cli.command_line import run_command
 
     run_command(main)

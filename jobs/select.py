@@ -21,9 +21,9 @@ if __name__ == "select":  # another script of jobs/ wanted the standard library'
     del sys.modules["select"]
     import select  # noqa: F401 (the module itself: it replaces this one in sys.modules)
 elif __name__ in ("__main__", "jobs.select"):
-    from jobs.select_command import main
+    from jobs.stage_2_selection.command import main
 
     if __name__ == "__main__":
-        from jobs.command_line import run_command
+        from selectmoe.cli.command_line import run_command
 
         run_command(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from selectmoe.data.corruptions import CORRUPTIONS, corrupt  # noqa: E402
+from selectmoe.corruptions.kinds import CORRUPTIONS, corrupt  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.writers import write_jsonl  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402

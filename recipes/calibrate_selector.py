@@ -19,15 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from recipes.train_tiny_base import is_held_out  # noqa: E402
-from selectmoe.calibration import save_calibration  # noqa: E402
 from selectmoe.data.readers import read_corpora  # noqa: E402
 from selectmoe.errors import SelectMoeError  # noqa: E402
-from selectmoe.gate_scores import SCORE_FORMULAS  # noqa: E402
 from selectmoe.model.checkpoint import calibration_folder, weights_file  # noqa: E402
 from selectmoe.paths import EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
-from selectmoe.scoring import ScoringEngine  # noqa: E402
-from selectmoe.training.warmup_calibration import calibrate_on, sampled_positions  # noqa: E402
+from selectmoe.scoring.calibration import save_calibration  # noqa: E402
+from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
+from selectmoe.scoring.formulas import SCORE_FORMULAS  # noqa: E402
+from selectmoe.warmup.calibration import calibrate_on, sampled_positions  # noqa: E402
 
 
 def training_rows(corpora: list[str]) -> list[Sample]:

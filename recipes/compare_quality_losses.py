@@ -46,12 +46,12 @@ from recipes.held_out_auroc import (  # noqa: E402
     scores,
 )
 from recipes.train_tiny_base import is_held_out  # noqa: E402
-from selectmoe.config import TrainingConfig, WarmupConfig  # noqa: E402
-from selectmoe.config_loading import load_config, resolved  # noqa: E402
+from selectmoe.config.loading import load_config, resolved  # noqa: E402
+from selectmoe.config.warmup import TrainingConfig, WarmupConfig  # noqa: E402
+from selectmoe.corpus.shards import keep_subset, row_key  # noqa: E402
 from selectmoe.data.chat import ChatTokenizer  # noqa: E402
 from selectmoe.data.packing import pack  # noqa: E402
 from selectmoe.data.readers import read_corpora  # noqa: E402
-from selectmoe.data.shards import keep_subset, row_key  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.errors import DataError, SelectMoeError  # noqa: E402
 from selectmoe.evaluation.answer_loss import MAX_TOKENS_PER_BATCH, batch_losses  # noqa: E402
@@ -59,15 +59,15 @@ from selectmoe.model.checkpoint import GATE_WEIGHTS_NAME, model_folder  # noqa: 
 from selectmoe.model.gate_weights import save_gate_weights  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.model.quiet_loading import load_model  # noqa: E402
+from selectmoe.model.registration import register_select_moe  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample, TokenizedSample  # noqa: E402
-from selectmoe.registration import register_select_moe  # noqa: E402
-from selectmoe.scoring import ScoringEngine  # noqa: E402
-from selectmoe.training.gate_model import load_gated_model  # noqa: E402
+from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
 from selectmoe.training.stopping import TrainingStoppedError  # noqa: E402
-from selectmoe.training.warmup import TrainingPlace, run_warmup  # noqa: E402
-from selectmoe.training.warmup_rows import CLEAN_DEMO  # noqa: E402
-from selectmoe.training.warmup_settings import corpus_specs  # noqa: E402
+from selectmoe.warmup.gate_model import load_gated_model  # noqa: E402
+from selectmoe.warmup.rows import CLEAN_DEMO  # noqa: E402
+from selectmoe.warmup.settings import corpus_specs  # noqa: E402
+from selectmoe.warmup.stage import TrainingPlace, run_warmup  # noqa: E402
 
 LOSS_KEY = "training.quality_loss_type"
 LOSSES: tuple[str, ...] = get_args(get_type_hints(TrainingConfig)["quality_loss_type"])

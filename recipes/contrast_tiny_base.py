@@ -40,14 +40,14 @@ sys.path.insert(0, str(ROOT))
 
 from recipes.train_tiny_base import is_held_out, schedule  # noqa: E402
 from recipes.train_tiny_selector import gated  # noqa: E402
+from selectmoe.corruptions.kinds import CORRUPTIONS  # noqa: E402
 from selectmoe.data.chat import ChatTokenizer  # noqa: E402
-from selectmoe.data.corruptions import CORRUPTIONS  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
-from selectmoe.gate_scores import good_margins, scored_tokens  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
-from selectmoe.quality_losses import contrastive  # noqa: E402
+from selectmoe.model.quality_losses import contrastive  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
-from selectmoe.training.contrastive_pairs import ContrastivePairs  # noqa: E402
+from selectmoe.scoring.formulas import good_margins, scored_tokens  # noqa: E402
+from selectmoe.warmup.contrastive_pairs import ContrastivePairs  # noqa: E402
 
 # Shape letters: L = layers, B = rows of a batch (real ones first, then their copies), T = tokens.
 TOKENS_PER_STEP, MAX_SEQUENCE_LENGTH = 4_096, 512

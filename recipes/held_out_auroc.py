@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from selectmoe.data.corruptions import CORRUPTIONS, Corruption, corrupt
+from selectmoe.corruptions.kinds import CORRUPTIONS, Corruption, corrupt
 from selectmoe.records import Sample, ScoredSample
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.engine import ScoringEngine
 
 NUM_DONORS = 100
 COPY_SEED = 1  # other copies than those of a warm-up, whose seeds it draws by itself

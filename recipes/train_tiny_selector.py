@@ -32,8 +32,8 @@ from selectmoe.model.conversion import ADDED_PARTS, gated_config  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.model.quiet_loading import load_model  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
-from selectmoe.scoring import ScoringEngine  # noqa: E402
-from selectmoe.training.warmup import GateWarmup, warm_up_gates  # noqa: E402
+from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
+from selectmoe.warmup.stage import GateWarmup, warm_up_gates  # noqa: E402
 
 TARGET = ROOT / "selectmoe" / "assets" / "tiny_selector"
 CARD = ROOT / "recipes" / "tiny_selector_card.md"

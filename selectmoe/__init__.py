@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from selectmoe.errors import SelectMoeError
     from selectmoe.model.configuration_select_moe import SelectMoeConfig
     from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
+    from selectmoe.model.registration import register_select_moe
     from selectmoe.records import Message, Sample, ScoredSample
-    from selectmoe.registration import register_select_moe
-    from selectmoe.scoring import ScoringEngine
+    from selectmoe.scoring.engine import ScoringEngine
 
 __version__ = "0.1.0"
 
@@ -32,12 +32,12 @@ _HOMES = {
     "Message": "records",
     "Sample": "records",
     "ScoredSample": "records",
-    "ScoringEngine": "scoring",
+    "ScoringEngine": "scoring.engine",
     "SelectMoeConfig": "model.configuration_select_moe",
     "SelectMoeError": "errors",
     "SelectMoeForCausalLM": "model.modeling_select_moe",
     "SelectMoeModel": "model.modeling_select_moe",
-    "register_select_moe": "registration",
+    "register_select_moe": "model.registration",
 }
 
 
@@ -45,5 +45,5 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'selectmoe' has no attribute {name!r}")
     if name in ("SelectMoeForCausalLM", "SelectMoeModel"):
-        import_module("selectmoe.registration").register_select_moe()
+        import_module("selectmoe.model.registration").register_select_moe()
     return getattr(import_module(f"selectmoe.{_HOMES[name]}"), name)

@@ -26,7 +26,7 @@ from serve.model_description import ModelDescription
 from serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from selectmoe.scoring import ScoringEngine
+    from selectmoe.scoring.engine import ScoringEngine
 
 WARM_UP = Sample("", "warm-up", (Message("user", "Ready?"), Message("assistant", "Ready.")))
 DESCRIBE_AGAIN_SECONDS = 1.0
@@ -77,7 +77,7 @@ def _load_engine(settings: ServeSettings) -> "ScoringEngine":
     import torch
 
     from selectmoe.data.packing import pack_closely
-    from selectmoe.scoring import ScoringEngine
+    from selectmoe.scoring.engine import ScoringEngine
 
     torch.set_num_threads(settings.num_cpus_per_replica)
     device = settings.device or ("cuda" if settings.num_gpus_per_replica else "cpu")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from selectmoe.calibration import Calibration
+from selectmoe.scoring.calibration import Calibration
 
 
 @dataclass(frozen=True, slots=True, eq=False)

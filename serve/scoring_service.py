@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from selectmoe.calibration import DECIMALS, Calibration
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pack, pack_end_to_end
 from selectmoe.errors import DataError
 from selectmoe.records import Sample, ScoredSample, ScoredTokens, TokenizedSample, UnscoredSample
+from selectmoe.scoring.calibration import DECIMALS, Calibration
 from serve.batching import BatchAnswer, Batcher, BatchRequest, Outcome
 from serve.error_responses import RequestError
 from serve.metrics import MetricStore, Snapshot
@@ -310,7 +310,7 @@ def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:
     from transformers import AutoTokenizer
 
     from selectmoe.model.quiet_loading import quiet_transformers
-    from selectmoe.registration import register_select_moe
+    from selectmoe.model.registration import register_select_moe
 
     register_select_moe()
     with quiet_transformers():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from selectmoe.config import require
+from selectmoe.config.checks import require
 from selectmoe.errors import ConfigError
 from selectmoe.paths import EMBEDDED_SELECTOR
 

@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import selectmoe
-from selectmoe.calibration import as_json
+from selectmoe.scoring.calibration import as_json
 from serve.error_responses import (
     RequestError,
     error_response,

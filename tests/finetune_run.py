@@ -8,16 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from selectmoe.config import ScalingConfig
-from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.target_config import (
+from selectmoe.config.finetune import (
     FinetuneConfig,
     FinetuneDatasetConfig,
     FinetuneLoraConfig,
     FinetuneTrainingConfig,
 )
-from selectmoe.training.finetune import TrainingPlace, finetune
-from selectmoe.training.supervised_data import SupervisedRows, prepare_rows
+from selectmoe.config.scaling import ScalingConfig
+from selectmoe.finetune.stage import TrainingPlace, finetune
+from selectmoe.finetune.supervised_data import SupervisedRows, prepare_rows
+from selectmoe.paths import EMBEDDED_SELECTOR
 from tests.tiny_olmoe import tiny_tokenizer
 from tests.tiny_target import conversation, write_rows
 

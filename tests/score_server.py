@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from selectmoe.calibration import as_json
 from selectmoe.data.rows import RowPlace, parse_row
 from selectmoe.model.checkpoint import hash_weights
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import RejectedRow, UnscoredSample
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.calibration import as_json
+from selectmoe.scoring.engine import ScoringEngine
 
 
 @dataclass

@@ -15,10 +15,10 @@ def main(output: Path, rank: int, num_workers: int, port: str, settings: dict[st
     )  # fmt: skip
     import torch
 
-    from selectmoe.config import WarmupConfig
-    from selectmoe.config_loading import from_values
+    from selectmoe.config.loading import from_values
+    from selectmoe.config.warmup import WarmupConfig
     from selectmoe.errors import SelectMoeError
-    from selectmoe.training.warmup import TrainingPlace, run_warmup
+    from selectmoe.warmup.stage import TrainingPlace, run_warmup
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=num_workers)

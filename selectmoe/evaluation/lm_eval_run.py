@@ -16,6 +16,7 @@ from typing import Any
 
 import transformers
 
+from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.errors import ConfigError, ModelError
 from selectmoe.evaluation.answer_loss import answer_losses
 from selectmoe.evaluation.local_tasks import (
@@ -41,7 +42,6 @@ from selectmoe.evaluation.task_results import (
 )
 from selectmoe.model.quiet_loading import first_line
 from selectmoe.records import Sample
-from selectmoe.target_config import EvaluateConfig
 
 # lm-eval tries the largest batch first, and on a CPU nothing stops it but the memory's end.
 CPU_BATCH_SIZE = 16

@@ -13,13 +13,13 @@ from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.errors import ModelError
 from selectmoe.evaluation.adapter_folder import ADAPTER_CONFIG_NAME, adapter_folder
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.quiet_loading import first_line, load_model, load_tokenizer
+from selectmoe.model.registration import register_select_moe
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.registration import register_select_moe
-from selectmoe.target_config import EvaluateConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selectmoe.errors import ModelError
-from selectmoe.hub_access import hub_answers
+from selectmoe.model.hub_access import hub_answers
 
 GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # peft's

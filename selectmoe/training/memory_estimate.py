@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from selectmoe.config.finetune import FinetuneTrainingConfig
 from selectmoe.errors import ConfigError, ModelError
 from selectmoe.model.quiet_loading import first_line, quiet_transformers
-from selectmoe.registration import register_select_moe
-from selectmoe.target_config import FinetuneTrainingConfig
+from selectmoe.model.registration import register_select_moe
 from selectmoe.training.lora_targets import (
     LoraTargets,
     expert_parameters,

@@ -17,10 +17,10 @@ import transformers  # noqa: E402
 from benchmarks.results import commit  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
-from selectmoe.gate_scores import SCORE_FORMULAS  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS  # noqa: E402
 from selectmoe.records import Sample, ScoredSample  # noqa: E402
-from selectmoe.scoring import ScoringEngine  # noqa: E402
+from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
+from selectmoe.scoring.formulas import SCORE_FORMULAS  # noqa: E402
 
 EVERY_NTH_ROW = 25
 

@@ -7,10 +7,10 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
+from selectmoe.model.registration import register_select_moe
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Message, Sample
-from selectmoe.registration import register_select_moe
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.engine import ScoringEngine
 from tests.tiny_select_moe import LOUD, tiny_model
 
 pytestmark = pytest.mark.gpu

@@ -12,10 +12,10 @@ from selectmoe.errors import ModelError
 from selectmoe.model.modeling_select_moe import SelectMoeModel
 from selectmoe.model.packed_attention import PackedRows, rectangle_attention, varlen_attention
 from selectmoe.model.packed_forward import PackedForward
-from selectmoe.packed_scoring import MOST_TOKENS, fitting_tokens
 from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import Sample
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.engine import ScoringEngine
+from selectmoe.scoring.packed import MOST_TOKENS, fitting_tokens
 from tests.tiny_select_moe import LOUD, tiny_model
 
 pytestmark = pytest.mark.gpu

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from jobs.command_line import one_line
+from selectmoe.cli.command_line import one_line
 from selectmoe.errors import SelectMoeError
 from selectmoe.paths import DEMO_CORPUS
 from tests.job import Job

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from selectmoe.client import AsyncScoreClient, ScoreClient
+from selectmoe.client.requests import ScoreFailure, ScoreResult
 from selectmoe.data.readers import read_corpora
 from selectmoe.errors import (
     ConfigError,
@@ -19,8 +20,7 @@ from selectmoe.errors import (
     UnauthorizedError,
 )
 from selectmoe.paths import DEMO_CORPUS
-from selectmoe.score_requests import ScoreFailure, ScoreResult
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.engine import ScoringEngine
 from tests.ray_head import free_port
 from tests.score_server import ScoreServer, Trouble, running
 

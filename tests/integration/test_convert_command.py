@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs.convert_command import main
+from jobs.stage_0_convert.command import main
 from tests.tiny_olmoe import save_tiny_olmoe
 
 pytestmark = pytest.mark.timeout(120)
@@ -111,7 +111,7 @@ def test_help_answers_within_a_second_and_loads_no_torch(make_job, repository):
     assert "quality_gate_init_bias" in make_job("convert").run("--help")
     assert make_job("convert").cpu_seconds_of_help() < 1
     script = (
-        "import sys, jobs.convert_command as c; c.build_parser().format_help();"
+        "import sys, jobs.stage_0_convert.command as c; c.build_parser().format_help();"
         "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
     )
     finished = subprocess.run(

@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from selectmoe.config import WarmupConfig
-from selectmoe.config_loading import from_values
+from selectmoe.config.loading import from_values
+from selectmoe.config.warmup import WarmupConfig
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.training.warmup import TrainingPlace, run_warmup
+from selectmoe.warmup.stage import TrainingPlace, run_warmup
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -11,13 +11,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from selectmoe import register_select_moe
-from selectmoe.config_loading import load_config
+from selectmoe.config.evaluation import EvaluateConfig
+from selectmoe.config.loading import load_config
 from selectmoe.errors import ConfigError
 from selectmoe.evaluation.lm_eval_run import LmEvalTasks
 from selectmoe.evaluation.local_tasks import plan_tasks
 from selectmoe.evaluation.run_files import read_run
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.target_config import EvaluateConfig
 
 pytestmark = [
     pytest.mark.timeout(300),

@@ -14,15 +14,15 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from jobs.finetune_command import main
-from selectmoe.config_loading import load_config
-from selectmoe.data.normalize import write_shards
+from jobs.stage_3_finetune.command import main
+from selectmoe.config.finetune import FinetuneConfig
+from selectmoe.config.loading import load_config
+from selectmoe.corpus.normalize import write_shards
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import SelectMoeError
+from selectmoe.finetune.stage import TrainingPlace, finetune
+from selectmoe.finetune.supervised_data import SupervisedRows, prepare_rows
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
-from selectmoe.target_config import FinetuneConfig
-from selectmoe.training.finetune import TrainingPlace, finetune
-from selectmoe.training.supervised_data import SupervisedRows, prepare_rows
 from tests.job import Job
 
 pytestmark = pytest.mark.timeout(300)
@@ -203,7 +203,7 @@ def test_help_answers_within_a_second_and_loads_no_torch(command, repository):
     assert "training.lora.r=128" in command.run("--help")
     assert command.cpu_seconds_of_help() < 1
     script = (
-        "import sys, jobs.finetune_command as c; c.build_parser().format_help();"
+        "import sys, jobs.stage_3_finetune.command as c; c.build_parser().format_help();"
         "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
     )
     printed = subprocess.run(

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from selectmoe.config_loading import resolved
-from selectmoe.training.supervised_data import prepare_rows
+from selectmoe.config.loading import resolved
+from selectmoe.finetune.supervised_data import prepare_rows
 from tests.finetune_run import LORA, Run, assert_same, spoiled
 from tests.tiny_olmoe import tiny_tokenizer
 from tests.tiny_target import save_tiny_llama
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.timeout(120)
 WORKER = """
 import sys
 from pathlib import Path
-from selectmoe.target_config import FinetuneConfig
-from selectmoe.config_loading import load_config
-from selectmoe.training.finetune import TrainingPlace, finetune
-from selectmoe.training.supervised_data import SupervisedRows, load_target_tokenizer
+from selectmoe.config.finetune import FinetuneConfig
+from selectmoe.config.loading import load_config
+from selectmoe.finetune.stage import TrainingPlace, finetune
+from selectmoe.finetune.supervised_data import SupervisedRows, load_target_tokenizer
 rank, output, checkpoints, *overrides = sys.argv[1:]
 config = load_config(FinetuneConfig, overrides)
 place = TrainingPlace(checkpoints=Path(checkpoints), num_workers=2)

@@ -12,13 +12,13 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from selectmoe.calibration import described
-from selectmoe.config import WarmupConfig
-from selectmoe.config_loading import from_values
+from selectmoe.config.loading import from_values
+from selectmoe.config.warmup import WarmupConfig
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.scoring import ScoringEngine
-from selectmoe.training.warmup import TrainingPlace, run_warmup
+from selectmoe.scoring.calibration import described
+from selectmoe.scoring.engine import ScoringEngine
+from selectmoe.warmup.stage import TrainingPlace, run_warmup
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -12,21 +12,22 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.command_line import user_mistake
-from jobs.ray_passes import map_on_ray, shard_map
-from jobs.ray_session import start_ray
-from jobs.worker_tasks import WorkerTasks
-from selectmoe.data import corpus_parts, normalize
-from selectmoe.data.normalize import write_corpus, write_shards
+from jobs.on_ray.passes import map_on_ray, shard_map
+from jobs.on_ray.session import start_ray
+from jobs.on_ray.tasks import WorkerTasks
+from selectmoe.cli.command_line import user_mistake
+from selectmoe.corpus import normalize
+from selectmoe.corpus import parts as corpus_parts
+from selectmoe.corpus.normalize import write_corpus, write_shards
+from selectmoe.corpus.shards import read_shard
 from selectmoe.data.readers import read_corpora
-from selectmoe.data.shards import read_shard
 from selectmoe.data.writers import write_parquet
 from selectmoe.errors import DataError
 from selectmoe.records import Message, Sample, ScoredSample
-from selectmoe.score_passes import ShardMap, Survey, find_cuts, map_in_threads, survey
-from selectmoe.scored_shards import RunFolder, scored_table
-from selectmoe.selected_data import cut_run
-from selectmoe.selection import Cut
+from selectmoe.selection.outputs import cut_run
+from selectmoe.selection.passes import ShardMap, Survey, find_cuts, map_in_threads, survey
+from selectmoe.selection.run_folder import RunFolder, scored_table
+from selectmoe.selection.top_k import Cut
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from selectmoe.calibration import described
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.calibration import described
+from selectmoe.scoring.engine import ScoringEngine
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -13,19 +13,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.remote_scorers import ServerScorer
-from jobs.scoring_places import find_place, require_agreement
-from jobs.shard_scorer import ShardScorer
-from selectmoe.calibration import as_json
+from jobs.stage_2_selection.remote_scorers import ServerScorer
+from jobs.stage_2_selection.scoring_places import find_place, require_agreement
+from jobs.stage_2_selection.shard_scorer import ShardScorer
 from selectmoe.client import ScoreClient
-from selectmoe.config import ScoringConfig, SelectConfig
-from selectmoe.data.normalize import write_shards
+from selectmoe.client.requests import parse_info
+from selectmoe.config.engine import ScoringConfig
+from selectmoe.config.selection import SelectConfig
+from selectmoe.corpus.normalize import write_shards
 from selectmoe.data.readers import read_corpora
 from selectmoe.errors import ConfigError, ServerUnavailableError, UnauthorizedError
 from selectmoe.model.checkpoint import hash_weights
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
-from selectmoe.score_requests import parse_info
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.calibration import as_json
+from selectmoe.scoring.engine import ScoringEngine
 from serve.settings import ServeSettings
 from tests.job import Job
 from tests.local_server import LocalScorers, local_server
@@ -195,7 +196,7 @@ def test_the_model_is_the_servers_where_none_is_given(server):
 
 def test_a_server_that_is_not_there_or_wants_a_key_ends_a_run_before_it_begins(server, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.scoring_places.INFO_TIMEOUT_SECONDS", 0.5)
+        patch.setattr("jobs.stage_2_selection.scoring_places.INFO_TIMEOUT_SECONDS", 0.5)
         with pytest.raises(ServerUnavailableError, match=r"not available within 0\.5 s"):
             find_place(SelectConfig(via=f"http://127.0.0.1:{free_port()}"))
     server.api_key = "secret"

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from selectmoe.data.readers import read_corpus
 from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import Sample
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.engine import ScoringEngine
 from serve.local_ray import ENVIRONMENT
 from tests.ray_head import free_port
 from tests.serve_process import serve_run

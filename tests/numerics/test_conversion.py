@@ -15,7 +15,7 @@ from selectmoe.model.parity import require_parity, verify_conversion
 from selectmoe.model.quiet_loading import quiet_transformers
 from selectmoe.model.weight_files import hub_tensors, stored_tensors
 from selectmoe.records import Message, Sample
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.engine import ScoringEngine
 from tests.tiny_olmoe import CHAT_TEMPLATE, SMALL, save_tiny_olmoe
 
 IDS = torch.arange(4, 68).reshape(2, 32)

@@ -8,7 +8,7 @@ import pytest
 from selectmoe.data.readers import read_corpus
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Sample, ScoredSample
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.engine import ScoringEngine
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selectmoe import register_select_moe
+from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.errors import ConfigError, ModelError
 from selectmoe.evaluation.answer_loss import answer_losses
@@ -18,7 +19,6 @@ from selectmoe.evaluation.local_tasks import ANSWER_LOSS_FILES, SHIPPED_TASKS, r
 from selectmoe.evaluation.target_model import load_target
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Message, Sample
-from selectmoe.target_config import EvaluateConfig
 from tests.tiny_olmoe import save_tiny_olmoe
 
 # Log-likelihoods of 10 to 500 nats in float32, from batches of another shape: a thousandth of a

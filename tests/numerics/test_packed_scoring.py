@@ -12,12 +12,12 @@ from transformers import AutoTokenizer
 from selectmoe.data.packing import pack_end_to_end
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ModelError
-from selectmoe.gate_scores import SCORE_FORMULAS
 from selectmoe.model.modeling_select_moe import SelectMoeModel
-from selectmoe.packed_scoring import largest_budget
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Message, Sample, ScoredSample, TokenizedSample, UnscoredSample
-from selectmoe.scoring import TOKENIZED_TOGETHER, ScoringEngine
+from selectmoe.scoring.engine import TOKENIZED_TOGETHER, ScoringEngine
+from selectmoe.scoring.formulas import SCORE_FORMULAS
+from selectmoe.scoring.packed import largest_budget
 from tests.tiny_select_moe import LOUD, tiny_model
 
 TOLERANCE = 1e-5  # float32 sums in another order; looser would hide a row that sees another

@@ -9,16 +9,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from selectmoe.calibration import calibrate, save_calibration
 from selectmoe.data.packing import collate, pack_closely
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ConfigError, ModelError
-from selectmoe.gate_scores import SCORE_FORMULAS, good_margins, layer_scores, sample_scores
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Message, Sample, ScoredSample, UnscoredSample
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.calibration import calibrate, save_calibration
+from selectmoe.scoring.engine import ScoringEngine
+from selectmoe.scoring.formulas import SCORE_FORMULAS, good_margins, layer_scores, sample_scores
 
 TOLERANCE = 1e-5  # float32; looser would hide a mask that leaks
 

@@ -1,61 +1,38 @@
 """Imports go down only, and looking at the package costs no torch (DESIGN: "The house").
 
-jobs | serve  ->  training | evaluation | scoring  ->  data | model | the pure modules
-              ->  records | config | errors
+jobs | serve  ->  cli  ->  warmup | finetune | evaluation
+              ->  training | scoring | selection | client
+              ->  corpus | corruptions | model | data  ->  config | records | errors | paths
 """
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# A module may import from its own layer (where SIDEWAYS does not forbid it) and from lower ones.
-# Top to bottom; a name stands for the module or for the package and all in it.
+# Top to bottom; a room or flat module of `selectmoe` imports from its own layer and lower ones.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("jobs", "serve"),
-    (
-        "selectmoe.training",
-        "selectmoe.evaluation",
-        "selectmoe.scoring",
-        "selectmoe.scoring_model",
-        "selectmoe.packed_scoring",
-        "selectmoe.scored_shards",
-        "selectmoe.score_blocks",
-        "selectmoe.score_passes",
-        "selectmoe.selected_data",
-        "selectmoe.client",
-    ),
-    (
-        "selectmoe.data",
-        "selectmoe.model",
-        "selectmoe.registration",
-        "selectmoe.quality_losses",
-        "selectmoe.gate_scores",
-        "selectmoe.selection",
-        "selectmoe.calibration",
-        "selectmoe.score_requests",
-    ),
-    (
-        "selectmoe.records",
-        "selectmoe.config",
-        "selectmoe.config_loading",
-        "selectmoe.target_config",
-        "selectmoe.errors",
-        "selectmoe.hub_access",
-        "selectmoe.paths",
-    ),
+    ("selectmoe.cli",),
+    ("selectmoe.warmup", "selectmoe.finetune", "selectmoe.evaluation"),
+    ("selectmoe.training", "selectmoe.scoring", "selectmoe.selection", "selectmoe.client"),
+    ("selectmoe.corpus", "selectmoe.corruptions", "selectmoe.model", "selectmoe.data"),
+    ("selectmoe.config", "selectmoe.records", "selectmoe.errors", "selectmoe.paths"),
 )
-PURE = ("selectmoe.quality_losses", "selectmoe.gate_scores", "selectmoe.selection")
+MAX_ROOMS = 17
+PURE = ("selectmoe.model.quality_losses", "selectmoe.scoring.formulas", "selectmoe.selection.top_k")
 NOT_IN_THE_PACKAGE = ("ray", "fastapi", "jobs", "serve")
 WITHOUT_TORCH = (
     "selectmoe",
-    "selectmoe.calibration",
+    "selectmoe.cli.command_line",
     "selectmoe.client",
-    "selectmoe.config_loading",
+    "selectmoe.scoring.calibration",
+    "selectmoe.config.loading",
     "selectmoe.errors",
     "selectmoe.records",
 )
@@ -139,6 +116,32 @@ def test_imports_go_down_only() -> None:
         and other < own
     ]
     assert upwards == []
+
+
+def rooms() -> dict[str, set[str]]:
+    """Each room of `selectmoe`, and the other rooms that its files import."""
+    found: dict[str, set[str]] = {}
+    for module, names in imports_by_module("selectmoe").items():
+        if (REPOSITORY / "selectmoe" / (own := room_of(module))).is_dir() and own:
+            others = {room_of(name) for name in names if is_within(name, "selectmoe")}
+            found.setdefault(own, set()).update(others - {own, ""})
+    return found
+
+
+def room_of(module: str) -> str:
+    """selectmoe.data.chat -> data; selectmoe -> "" """
+    return ".".join(module.split(".")[1:2])
+
+
+def test_rooms_are_few_and_form_no_circle() -> None:
+    found = rooms()
+    assert 10 < len(found) <= MAX_ROOMS
+    TopologicalSorter(found).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_circle_of_rooms_would_be_found() -> None:
+    with pytest.raises(CycleError):
+        TopologicalSorter(rooms() | {"data": {"scoring"}}).prepare()
 
 
 def test_the_model_files_that_travel_to_the_hub_know_nothing_else_of_the_package() -> None:

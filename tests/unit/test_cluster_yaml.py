@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.output_folder import OUTPUT_ROOT_VARIABLE
+from selectmoe.cli.output_folder import OUTPUT_ROOT_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ from benchmarks.quality_rows import Sizes
 from benchmarks.quality_scorers import SCORERS
 from benchmarks.quality_warmups import LEFT_OUT
 from benchmarks.quality_worth import WorthSettings
-from selectmoe.data.corruptions import CORRUPTIONS
+from selectmoe.corruptions.kinds import CORRUPTIONS
 from selectmoe.paths import EMBEDDED_SELECTOR
 
 TINY = Extent(

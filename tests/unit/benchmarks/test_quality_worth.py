@@ -19,8 +19,8 @@ from benchmarks.quality_worth import (
     plan_runs,
     worth_rows,
 )
+from selectmoe.corpus.shards import row_key
 from selectmoe.data.readers import read_corpus
-from selectmoe.data.shards import row_key
 from selectmoe.errors import DataError
 from selectmoe.evaluation.answer_loss import AnswerLoss
 from selectmoe.paths import DEMO_CORPUS

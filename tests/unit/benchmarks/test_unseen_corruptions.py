@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.quality_warmups import LEFT_OUT
 from benchmarks.unseen_corruptions import UNSEEN_CORRUPTIONS
-from selectmoe.data.corruptions import CORRUPTIONS, corrupt
+from selectmoe.corruptions.kinds import CORRUPTIONS, corrupt
 from selectmoe.records import Message, Sample
 
 ANSWER = (

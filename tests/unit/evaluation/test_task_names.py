@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from selectmoe.config_loading import load_config
+from selectmoe.config.evaluation import EvaluateConfig
+from selectmoe.config.loading import load_config
 from selectmoe.evaluation.local_tasks import plan_tasks
 from selectmoe.evaluation.task_names import names_nowhere, require_known
-from selectmoe.target_config import EvaluateConfig
 
 
 @pytest.fixture

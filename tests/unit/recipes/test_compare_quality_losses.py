@@ -15,12 +15,12 @@ from recipes.compare_quality_losses import (
     read_held_out,
 )
 from recipes.held_out_auroc import auroc
-from selectmoe.config import TrainingConfig, WarmupConfig, WarmupDatasetConfig
-from selectmoe.data.shards import row_key
+from selectmoe.config.warmup import TrainingConfig, WarmupConfig, WarmupDatasetConfig
+from selectmoe.corpus.shards import row_key
 from selectmoe.errors import DataError
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.training.warmup_rows import read_warmup_rows
+from selectmoe.warmup.rows import read_warmup_rows
 
 
 def config_of(*, subset_ratio: float = 0.5, **training) -> WarmupConfig:

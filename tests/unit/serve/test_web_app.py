@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from selectmoe.data.readers import read_corpus
 from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import Message, Sample
-from selectmoe.scoring import ScoringEngine
+from selectmoe.scoring.engine import ScoringEngine
 from serve.settings import ServeSettings
 from tests.local_server import LocalScorers, local_server
 

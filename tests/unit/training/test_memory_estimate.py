@@ -12,10 +12,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from selectmoe.config.finetune import FinetuneLoraConfig, FinetuneTrainingConfig
 from selectmoe.errors import ModelError
+from selectmoe.finetune.stage import checkpoint_layers, with_adapter
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.target_config import FinetuneLoraConfig, FinetuneTrainingConfig
-from selectmoe.training.finetune import checkpoint_layers, with_adapter
 from selectmoe.training.memory_estimate import (
     NotEnoughMemoryError,
     available_memory,

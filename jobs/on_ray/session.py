@@ -1,0 +1,190 @@
+"""A quiet Ray: the cluster that the environment names, one that runs here, or one of our own."""
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from selectmoe.cli.output_folder import in_uploaded_folder
+from selectmoe.errors import SelectMoeError
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+
+
+def start_ray(*worker_modules: ModuleType) -> None:
+    """Connects to a cluster or starts a local Ray; says how large, and how long it took. Does
+    neither a second time.
+
+    worker_modules: modules of `jobs` whose classes run on workers. They travel with the pickles,
+    since `jobs` is in no wheel and a worker's path need not hold the checkout.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ["PYTHONPATH"] = _python_path()
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import ray
+
+        for module in worker_modules:
+            ray.cloudpickle.register_pickle_by_value(module)
+        if ray.is_initialized():
+            return
+        _connect_or_start(ray)
+    if threading.current_thread() is threading.main_thread():
+        # `ray job stop` sends it. Ray's own handler ends the process with a stack of addresses; as
+        # Ctrl-C it ends with how to go on.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    resources = ray.cluster_resources()
+    logger.info(
+        "Ray is ready: %d CPUs, %d GPUs on %d node(s) (%.1f s)",
+        int(resources.get("CPU", 0)),
+        int(resources.get("GPU", 0)),
+        sum(node["Alive"] for node in ray.nodes()),
+        time.perf_counter() - started,
+    )
+
+
+def _connect_or_start(ray: ModuleType) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS") or _head_on_this_machine()
+    if address is None:
+        _use_a_token_of_our_own()
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return
+    _require_answer(address)
+    # Workers of a running cluster have an environment of their own, and need the checkout's path
+    # unless Ray unpacked the checkout for this job. Those of a local Ray inherit ours, which saves
+    # a runtime environment: two seconds, since Ray's idle workers then fit the job.
+    needs_path = not in_uploaded_folder()
+    environment = {"env_vars": {"PYTHONPATH": _python_path()}} if needs_path else {}
+    try:
+        ray.init(runtime_env=environment, **quiet)
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster at {address} asks for a token; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray/auth_token"
+        ) from error
+
+
+def _head_on_this_machine() -> str | None:
+    """The address that `ray start` left here, unless nothing answers there any more."""
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    address = file.read_text("utf-8").strip() if file.is_file() else ""
+    if not address or _answers(address):
+        return address or None
+    if _is_of_this_machine(address):
+        # A head that was killed leaves its address behind. Ray's actors would try it, too: each
+        # look at the state of another one takes 40 seconds, and ends a training run so much later.
+        with contextlib.suppress(OSError):
+            file.unlink()
+    return None
+
+
+def _is_of_this_machine(address: str) -> bool:
+    """True where a server could listen at that host here."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address.rpartition(":")[0], 0))
+        except OSError:
+            return False
+    return True
+
+
+def _require_answer(address: str) -> None:
+    if not _answers(address):
+        raise ClusterError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names")
+
+
+def _answers(address: str) -> bool:
+    """True where something listens; also for an address with no port to try."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _use_a_token_of_our_own() -> None:
+    """Secures a local Ray without a trace.
+
+    Left to itself, Ray writes a token into the home folder; `ray start --head` finds it there ever
+    after and asks for it, and `ray job submit`, which does not look for it, is refused.
+    """
+    settings = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    has_file = (Path.home() / ".ray" / "auth_token").exists()
+    if not has_file and not any(name in os.environ for name in settings):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+class ClusterError(SelectMoeError, RuntimeError):
+    """A Ray cluster does not take us."""
+
+
+def _python_path() -> str:
+    """Lets workers import `selectmoe` from this checkout, also where it is not installed."""
+    checkout = str(Path(__file__).resolve().parents[2])
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([checkout, *(path for path in given if path not in ("", checkout))])
+
+
+_NOTICE = re.compile(rb"^\[[^\n]*core_worker\.cc[^\n]*issues/53727[^\n]*\n", re.MULTILINE)
+
+
+@contextlib.contextmanager
+def without_restart_notice() -> Iterator[None]:
+    """Keeps one line of Ray's C++ side off the terminal while Ray Data starts actors.
+
+    It warns that an actor cannot be restarted once its arguments are out of scope. Ray Data puts
+    them there itself and holds them until the pool ends. It has no switch, and goes around
+    Python's logging straight to file descriptor 2; all else that comes there passes.
+    """
+    terminal, python_stderr = os.dup(2), sys.stderr
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+    forwarding = threading.Thread(target=_forward, args=(reader, os.dup(terminal)), daemon=True)
+    forwarding.start()
+    with os.fdopen(os.dup(terminal), "w", encoding="utf-8") as direct:
+        sys.stderr = direct  # our own lines need no filter, and a progress line wants a terminal
+        try:
+            yield
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(terminal, 2)  # the pipe's last writer is gone, and the thread ends
+            os.close(terminal)
+            # Bounded: a subprocess of Ray's might have inherited the pipe.
+            forwarding.join(timeout=1.0)
+
+
+def _forward(reader: int, terminal: int) -> None:
+    while chunk := os.read(reader, 1 << 16):
+        os.write(terminal, _NOTICE.sub(b"", chunk))
+    os.close(reader)
+    os.close(terminal)
+
+
+def quiet_ray_data() -> None:
+    """No bars, no plan, and of errors only what is raised."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # It logs an actor's exception at a hundred lines before it raises it.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -1,0 +1,167 @@
+"""What `jobs/finetune.py` does: tokenise the rows, train on Ray's workers, follow them, report."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.on_ray.training_run import print_rows, train_in, write_manifest
+from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
+from selectmoe.cli.output_folder import (
+    absolute_corpus,
+    absolute_model,
+    absolute_unless_url,
+    claim_run,
+    values_given,
+)
+from selectmoe.cli.progress import RowsProgress, format_seconds
+from selectmoe.config.finetune import FinetuneConfig
+from selectmoe.config.loading import load_config
+from selectmoe.paths import EMBEDDED_SELECTOR
+
+if TYPE_CHECKING:  # these load torch, and --help must not wait for it
+    from transformers import PreTrainedTokenizerBase
+
+    from selectmoe.finetune.supervised_data import SupervisedSummary
+
+logger = logging.getLogger(__name__)
+
+# These change where, how fast and on what workers a run goes on, not what it learns.
+FREE_ON_RESUME = (
+    "output", "output_root", "resume", "max_rejected", "scaling.num_workers", "scaling.use_gpu",
+    "scaling.num_cpus_per_worker", "scaling.max_failures", "scaling.num_checkpoints",
+    "scaling.wait_for_nodes",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str]) -> None:
+    """One run of stage 3. Raises SelectMoeError for what the user can mend."""
+    config = parse(arguments)
+    started = time.perf_counter()
+    tokenizer = require_inputs(config)
+
+    # Only now: --help and a mistyped option must not wait for the imports below.
+    from jobs.on_ray.training import storage_of
+    from jobs.stage_3_finetune.finetune_worker import TOKENIZED_NAME, train_adapter
+
+    output = claim_output(config)
+    summary = tokenise(config, tokenizer, output / TOKENIZED_NAME)
+    report = train_in(output, train_adapter, config)
+    folder, name = storage_of(output, config.scaling.storage_path)
+    report["adapter"] = f"{folder}/{name}/{report.pop('checkpoint')}"
+    seconds = time.perf_counter() - started
+    about = {"data": dataclasses.asdict(summary), **report}
+    write_manifest(config, output, about, wall_seconds=seconds)
+    print_report(summary, report, wall_seconds=seconds)
+
+
+def parse(arguments: Sequence[str]) -> FinetuneConfig:
+    """Options and `key=value` overrides as one checked configuration with absolute paths."""
+    options, overrides = parse_arguments(build_parser(), arguments)
+    given = {
+        "dataset.data_path": options.data,
+        "model": options.model,
+        "output": options.output,
+        "scaling.num_workers": options.num_workers,
+        "resume": options.resume,
+    }
+    return with_absolute_paths(load_config(FinetuneConfig, overrides, values=values_given(given)))
+
+
+def build_parser() -> CommandParser:
+    parser = stage_parser(
+        "jobs/finetune.py",
+        "Stage 3: finetune a causal language model with LoRA on selected rows.",
+        FinetuneConfig,
+    )
+    parser.add_argument("--data", help="a stage 2 run, its selected_data.jsonl, or a corpus")
+    parser.add_argument("--model", help="folder or hub name of a causal language model")
+    parser.add_argument("--output", metavar="DIR", help="folder of this run")
+    parser.add_argument("--num-workers", type=int, help="training processes")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the interrupted run in DIR")
+    return parser
+
+
+def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
+    """Workers may run in another directory than the driver, so no path stays relative."""
+    data_path, storage = config.dataset.data_path, config.scaling.storage_path
+    if data_path is not None:
+        data_path = absolute_corpus(data_path, "dataset.data_path")
+    if storage is not None:
+        storage = absolute_unless_url(storage, "scaling.storage_path")
+    return dataclasses.replace(
+        config,
+        model=config.model and absolute_model(config.model, "--model"),
+        dataset=dataclasses.replace(config.dataset, data_path=data_path),
+        scaling=dataclasses.replace(config.scaling, storage_path=storage),
+    )
+
+
+def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
+    """Refuses data, a model or target modules that are not there before Ray starts or a folder is
+    made; returns the model's tokenizer."""
+    from selectmoe.model.checkpoint import read_model_config
+
+    model = config.model or str(EMBEDDED_SELECTOR)
+    read_model_config(model)
+
+    from selectmoe.finetune.sources import require_source
+    from selectmoe.finetune.supervised_data import load_target_tokenizer
+    from selectmoe.training.lora_targets import find_targets
+    from selectmoe.training.memory_estimate import skeleton
+
+    require_source(config.dataset)
+    lora = config.training.lora
+    find_targets(
+        skeleton(model), lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model
+    )
+    return load_target_tokenizer(config)
+
+
+def claim_output(config: FinetuneConfig) -> Path:
+    return claim_run(config, free=FREE_ON_RESUME, resume=config.resume is not None)
+
+
+def tokenise(
+    config: FinetuneConfig, tokenizer: "PreTrainedTokenizerBase", folder: Path
+) -> "SupervisedSummary":
+    """Here rather than on a worker: it needs no GPU, and the progress is to be seen."""
+    from selectmoe.finetune.supervised_data import prepare_rows
+    from selectmoe.model.checkpoint import read_model_config
+
+    positions = read_model_config(config.model or str(EMBEDDED_SELECTOR)).get(
+        "max_position_embeddings"
+    )
+    summary = prepare_rows(
+        config,
+        tokenizer,
+        folder,
+        max_positions=positions if isinstance(positions, int) else None,
+        on_progress=RowsProgress("tokenising"),
+    )
+    logger.info(
+        "%s: %s rows with %s tokens, %s of them answers; %s truncated, %s rejected",
+        summary.described,
+        f"{summary.num_rows:,}",
+        f"{summary.num_tokens:,}",
+        f"{summary.num_answer_tokens:,}",
+        f"{summary.num_truncated:,}",
+        f"{sum(summary.num_rejected.values()):,}",
+    )
+    return summary
+
+
+def print_report(
+    summary: "SupervisedSummary", report: Mapping[str, Any], *, wall_seconds: float
+) -> None:
+    rejected = sum(summary.num_rejected.values())
+    rows = (
+        ("rows", f"{summary.num_rows:,} ({rejected:,} rejected, {summary.described})"),
+        ("trained", f"{report['num_trained_parameters']:,} parameters"),
+        ("steps", f"{report['num_steps']:,} in {format_seconds(wall_seconds)}"),
+        ("loss", f"{report['loss']:.4f} at the end"),
+        ("adapter", report["adapter"]),
+    )
+    print_rows(rows)

@@ -1,0 +1,247 @@
+"""What `jobs/evaluate.py` does: run tasks on a model, store and print results; compare runs."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from selectmoe import __version__
+from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser, user_mistake
+from selectmoe.cli.output_folder import (
+    absolute_model,
+    absolute_path,
+    claim_output_folder,
+    claim_run,
+    new_output_folder,
+    values_given,
+)
+from selectmoe.config.evaluation import EvaluateConfig
+from selectmoe.config.loading import load_config, resolved
+from selectmoe.errors import SelectMoeError
+
+if TYPE_CHECKING:
+    from selectmoe.evaluation.task_results import TaskResult
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "ray")
+# These name files and runs; they change nothing that is measured.
+PATHS = ("output", "output_root")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """One run of stage 4. Raises SelectMoeError for what the user can mend."""
+    config = parse(arguments)
+    if config.compare:
+        compare(config)
+        return
+    needs_hub = require_inputs(config)
+    config = with_adapter_itself(config)
+    output = claim_run(config, free=PATHS, resume=False)
+    use_gpu = start_ray_for(config)
+    results = []
+    for result in run_on_ray(config, output, needs_hub=needs_hub, use_gpu=use_gpu):
+        results.append(result)
+        if result.seconds:  # not each task inside a group
+            print(task_line(result), flush=True)
+    from selectmoe.evaluation.run_files import SAMPLES_NAME, write_run
+
+    name = config.name or output.name
+    file = write_run(output, name=name, about=about(config, use_gpu=use_gpu), results=results)
+    print(f"\n{output / SAMPLES_NAME}\n{file}", flush=True)
+
+
+def parse(arguments: Sequence[str]) -> EvaluateConfig:
+    """Options and `key=value` overrides as one checked configuration with absolute paths."""
+    options, overrides = parse_arguments(build_parser(), arguments)
+    keys = (
+        "name", "tasks", "tasks_dir", "model", "adapter", "num_fewshot", "limit", "batch_size",
+        "compare", "output",
+    )  # fmt: skip
+    given = {key: getattr(options, key) for key in keys}
+    if options.tasks is not None:  # with commas, too, as lm-eval's own command takes them
+        given["tasks"] = [task for names in options.tasks for task in names.split(",")]
+    return with_absolute_paths(load_config(EvaluateConfig, overrides, values=values_given(given)))
+
+
+def build_parser() -> CommandParser:
+    parser = stage_parser(
+        "jobs/evaluate.py",
+        "Stage 4: evaluate a model, with or without an adapter; compare runs.",
+        EvaluateConfig,
+    )
+    parser.add_argument("--model", help="folder or hub name of a causal language model")
+    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter, or a run of stage 3")
+    parser.add_argument("--name", help="of the run in tables; base, random, full, selected")
+    parser.add_argument("--tasks", nargs="+", help="names of tasks, or files of rows")
+    parser.add_argument("--tasks-dir", metavar="DIR", help="lm-eval task files of your own")
+    parser.add_argument("--num-fewshot", type=int, help="solved examples before each question")
+    parser.add_argument("--limit", type=int, help="rows of each task to use")
+    parser.add_argument("--batch-size", type=int, help="rows of a forward pass")
+    parser.add_argument("--output", metavar="DIR", help="folder of this run")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="RUN", help="print and store one table over finished runs"
+    )
+    return parser
+
+
+def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
+    """The worker may run in another folder than this process, so no path stays relative."""
+    from selectmoe.evaluation.local_tasks import is_row_file
+
+    tasks = tuple(
+        str(absolute_path(task, "--tasks")) if is_row_file(task) else task for task in config.tasks
+    )
+    changes: dict[str, Any] = {"tasks": tasks}
+    for key in ("tasks_dir", "adapter"):
+        path = getattr(config, key)
+        if path is not None:
+            changes[key] = str(absolute_path(path, f"--{key.replace('_', '-')}"))
+    if config.model is not None:
+        changes["model"] = absolute_model(config.model, "--model")
+    changes["compare"] = tuple(str(absolute_path(run, "--compare")) for run in config.compare)
+    return dataclasses.replace(config, **changes)
+
+
+def require_inputs(config: EvaluateConfig) -> bool:
+    """Refuses what is not there before Ray starts; True where something may be on the hub."""
+    from selectmoe.evaluation.local_tasks import plan_tasks, ships_with_the_package
+    from selectmoe.evaluation.task_names import require_known
+    from selectmoe.model.checkpoint import read_model_config
+    from selectmoe.model.hub_access import hub_answers, work_offline
+
+    planned = plan_tasks(config.tasks, config.tasks_dir)
+    from_hub = config.model is not None and not Path(config.model).is_dir()
+    if from_hub and not hub_answers():
+        work_offline()
+    if config.model is not None:
+        read_model_config(config.model)
+    require_known(planned, config.tasks_dir)
+    return from_hub or not all(map(ships_with_the_package, planned))
+
+
+def with_adapter_itself(config: EvaluateConfig) -> EvaluateConfig:
+    """Names the checkpoint where a run of stage 3 was given."""
+    from selectmoe.evaluation.adapter_folder import adapter_folder
+
+    if config.adapter is None:
+        return config
+    return dataclasses.replace(config, adapter=str(adapter_folder(Path(config.adapter))))
+
+
+def start_ray_for(config: EvaluateConfig) -> bool:
+    """Starts Ray; True where the run gets a GPU. Raises ClusterError where no node can take it."""
+    from jobs.on_ray.session import ClusterError, start_ray
+    from jobs.stage_4_eval import task_evaluator
+
+    start_ray(task_evaluator)
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    has_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+    num_gpus = int(has_gpu) if config.num_gpus is None else config.num_gpus
+    fits = any(
+        node.get("CPU", 0) >= config.num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes
+    )
+    if not fits and not config.wait_for_nodes:
+        largest = max(int(node.get("CPU", 0)) for node in nodes)
+        raise ClusterError(
+            f"no node has the num_cpus={config.num_cpus} and num_gpus={num_gpus} of the run: the "
+            f"largest has {largest} CPUs, and {'one has' if has_gpu else 'none has'} a GPU; "
+            "wait_for_nodes=true waits for another"
+        )
+    return bool(num_gpus)
+
+
+def run_on_ray(
+    config: EvaluateConfig, output: Path, *, needs_hub: bool, use_gpu: bool
+) -> "Iterator[TaskResult]":
+    """The results of one Ray task, each as soon as it is there."""
+    import ray
+
+    from jobs.stage_4_eval import task_evaluator
+
+    logger.info(
+        "evaluating %s on %s",
+        ", ".join(config.tasks),
+        "a GPU" if use_gpu else f"{config.num_cpus} CPU(s)",
+    )
+    evaluate: Any = ray.remote(num_cpus=config.num_cpus, num_gpus=int(use_gpu), max_retries=0)(
+        cast("Any", task_evaluator.evaluate_tasks)
+    )
+    results = evaluate.options(num_returns="streaming").remote(
+        config, needs_hub=needs_hub, use_gpu=use_gpu
+    )
+    try:
+        for reference in results:
+            yield ray.get(reference)
+    except ray.exceptions.RayError as error:
+        mistake = user_mistake(error)
+        if mistake is not None:
+            raise mistake from error
+        details = output / "evaluation_error.txt"
+        details.write_text(str(error), encoding="utf-8")
+        reason = str(error).strip().splitlines()[-1]
+        raise EvaluationError(f"the evaluation stopped: {reason}; details: {details}") from error
+
+
+class EvaluationError(SelectMoeError, RuntimeError):
+    """The worker was lost, or failed in a way that is none of the above."""
+
+
+def task_line(result: "TaskResult") -> str:
+    """demo_choices: acc 0.2750 ± 0.0409, acc_norm 0.3000 ± 0.0420 (120 rows, 3.1 s)"""
+    metrics = ", ".join(
+        f"{name} {metric.value:.4f}"
+        + ("" if metric.standard_error is None else f" ± {metric.standard_error:.4f}")
+        for name, metric in result.metrics.items()
+    )
+    counts = [f"{result.num_samples:,} rows"]
+    counts += [f"{count} left out: {reason}" for reason, count in result.num_left_out.items()]
+    if result.num_truncated:
+        counts.append(f"{result.num_truncated:,} passes cut to fit the model")
+    return f"{result.task}: {metrics} ({', '.join(counts)}, {result.seconds:.1f} s)"
+
+
+def about(config: EvaluateConfig, *, use_gpu: bool) -> dict[str, object]:
+    """What a results file says besides its numbers."""
+    from selectmoe.paths import EMBEDDED_SELECTOR
+
+    return {
+        "model": config.model or str(EMBEDDED_SELECTOR),
+        "adapter": config.adapter,
+        "device": "cuda" if use_gpu else "cpu",
+        "config": resolved(config),
+        "versions": {
+            "selectmoe": __version__,
+            "python": ".".join(map(str, sys.version_info[:3])),
+            **{library: _version(library) for library in LIBRARIES},
+        },
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def compare(config: EvaluateConfig) -> None:
+    """Prints and stores one table over the runs of --compare."""
+    from selectmoe.evaluation.results_table import compare_runs, plain, write_table
+    from selectmoe.evaluation.run_files import read_run
+
+    runs = [read_run(Path(folder)) for folder in config.compare]
+    table = compare_runs(runs, baseline=config.baseline)
+    output = new_output_folder(config.stage, output=config.output, output_root=config.output_root)
+    claim_output_folder(output, resolved(config), resume=False)
+    as_json, as_markdown = write_table(table, output)
+    print(plain(table))
+    for run in runs:
+        adapter = f"adapter {run.adapter}" if run.adapter else "no adapter"
+        print(f"{run.name}: {run.folder}, {adapter}")
+    print(f"{as_json}\n{as_markdown}", flush=True)

@@ -1,0 +1,111 @@
+"""What every command shares: quiet logs, dotted overrides, and one clear line for a mistake."""
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeGuard
+
+from selectmoe.config.loading import StageConfig, settings_help
+from selectmoe.errors import SelectMoeError
+
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+_OVERRIDE = re.compile(r"[a-z_][a-z0-9_.]*=")
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs `main(arguments)` and leaves the process with a status; a user's mistake is one line."""
+    configure_logging()
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        _leave("interrupted", INTERRUPTED_STATUS)
+    except Exception as error:
+        mistake = user_mistake(error)
+        if mistake is None:
+            raise
+        _leave(f"error: {one_line(mistake)}", USER_ERROR_STATUS)
+    sys.exit(0)
+
+
+def user_mistake(error: BaseException | None) -> SelectMoeError | OSError | None:
+    """The mistake inside what Ray made of it: Ray wraps an exception of a worker in its own.
+
+    A full disk, a missing permission and their like count too: no code of ours can mend them.
+    """
+    while error is not None:
+        cause = getattr(error, "cause", None)  # RayTaskError holds the worker's exception here
+        if isinstance(cause, BaseException):
+            error = cause
+        elif isinstance(error, SelectMoeError) or _is_of_the_machine(error):
+            return error
+        else:
+            error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno is not None and bool(error.filename)
+
+
+def one_line(mistake: SelectMoeError | OSError) -> str:
+    if isinstance(mistake, OSError) and not isinstance(mistake, SelectMoeError):
+        return f"{mistake.filename}: {mistake.strerror}"
+    return " ".join(str(mistake).split())
+
+
+def configure_logging() -> None:
+    """Our own lines at INFO; the libraries speak only when something is wrong."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for package in ("selectmoe", "jobs", "serve"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line, like every other mistake's."""
+
+    def error(self, message: str) -> NoReturn:
+        _leave(f"error: {message} (see {self.prog} --help)", USER_ERROR_STATUS)
+
+
+def stage_parser(prog: str, description: str, config_class: type[StageConfig]) -> CommandParser:
+    """A parser without options yet; its --help ends with every setting of the stage."""
+    return CommandParser(
+        prog=prog,
+        description=description,
+        epilog="settings:\n" + settings_help(config_class),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def parse_arguments(
+    parser: CommandParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Options and `key=value` overrides, in any order."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="any setting, as in Hydra"
+    )
+    namespace = parser.parse_intermixed_args(list(arguments))
+    overrides = list(namespace.overrides)
+    for name, entries in vars(namespace).items():
+        if isinstance(entries, list) and name != "overrides":
+            # An option of several values takes `seed=1` behind it for one more of them.
+            swallowed = [entry for entry in entries if _is_override(entry)]
+            setattr(namespace, name, [entry for entry in entries if entry not in swallowed] or None)
+            overrides += swallowed
+    return namespace, overrides
+
+
+def _is_override(entry: str) -> bool:
+    """True for `a.b=c`, unless there is a file of that name (year=2026/part-1.jsonl)."""
+    return bool(_OVERRIDE.match(entry)) and not os.path.exists(entry)
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -1,0 +1,382 @@
+"""A corpus as normalised parquet shards that do not depend on how it was split into files.
+
+Rows are ordered by a key of two hashes, of the id and of the content, and cut into shards of a
+fixed size. The same rows in other files, or in another order, give the same shards, so the same
+batches and bit for bit the same scores; only `source`, where a row was read, differs. It is a
+bucket sort on disk in two steps, each of them tasks that processes can share: parts of the corpus
+are gathered into buckets, and ranges of keys are put in order. Memory does not grow with the
+corpus: a task holds MAX_ROWS_IN_MEMORY rows, or MAX_CHARACTERS of text if these are fewer, beside a
+shard of at most as much text.
+"""
+
+import contextlib
+import functools
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selectmoe.corpus.buckets import (
+    MAX_CHARACTERS,
+    MAX_ROWS_IN_MEMORY,
+    Bucket,
+    BucketWriter,
+    KeyedSample,
+    joined,
+    num_characters,
+    rows_in_order,
+)
+from selectmoe.corpus.parts import CorpusPart, TaskMap, read_part, split_corpora
+from selectmoe.corpus.shards import (
+    SUMMARY_NAME,
+    CorpusSummary,
+    in_subset,
+    nothing_kept,
+    row_key,
+    shard_table,
+)
+from selectmoe.data.writers import whole_file, write_json, write_parquet
+from selectmoe.errors import DataError
+from selectmoe.records import RejectedRow, Sample
+
+# Tasks share the writing of shards by the first digits of keys, as long as each range of keys has
+# so many shards: the last one of a range is not full.
+SHARDS_PER_RANGE = 16
+MAX_RANGE_DIGITS = 2
+ROWS_BETWEEN_COUNTS = 5_000
+COUNT_NAME = "rows_read"
+REJECTED_NAME = "rejected.parquet"
+REJECTED_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("dataset", pa.string()),
+        ("sample_id", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredPart:
+    """The first step's answer: what was read of a part, and where its buckets are."""
+
+    folder: Path
+    num_read: int
+    num_samples: int
+    num_rejected: int
+    first_rejected: str  # "<file>:<row>: <reason>", or empty
+    read_by_dataset: Counter[str]  # of the subset and the rejected rows
+    buckets: dict[str, Bucket]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """What one task of the second step puts in order: some buckets of every part."""
+
+    digits: str  # with which their keys begin
+    buckets: Mapping[str, Bucket]
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedRange:
+    """The second step's answer."""
+
+    num_shards: int
+    num_duplicate_ids: int
+
+
+def write_corpus(
+    specs: Sequence[str],
+    directory: Path,
+    *,
+    rows_per_shard: int,
+    subset_ratio: float = 1.0,
+    run_tasks: TaskMap = map,
+) -> CorpusSummary:
+    """Writes the rows of corpora (see `read_corpus`) as `write_shards` does.
+
+    subset_ratio: share of the samples to keep, as `keep_subset` does.
+    run_tasks: who does the parts; they need `directory` on storage that all of them see.
+    Raises DataError where a corpus cannot be read, has no rows, or none in the subset.
+    """
+    _make_empty(directory)
+    with _bucket_folder(directory) as buckets:
+        gather = functools.partial(_gather_part, buckets=buckets, subset_ratio=subset_ratio)
+        numbered = list(enumerate(split_corpora(specs, run_tasks=run_tasks)))
+        gathered = list(run_tasks(gather, numbered))
+        parts = [part for part, _ in gathered]
+        num_read = sum((counts for _, counts in gathered), Counter[str]())
+        for spec in specs:
+            if not num_read[spec]:
+                raise DataError(f"{spec}: no rows: every file is empty")
+        num_samples = sum(part.num_samples for part in parts)
+        if num_samples and not any(part.buckets for part in parts):
+            raise nothing_kept(num_samples, subset_ratio)
+        return _write_gathered(
+            parts,
+            directory,
+            scratch=buckets,
+            rows_per_shard=rows_per_shard,
+            run_tasks=run_tasks,
+        )
+
+
+def write_shards(
+    rows: Iterable[Sample | RejectedRow],
+    directory: Path,
+    *,
+    rows_per_shard: int,
+    max_rows_in_memory: int = MAX_ROWS_IN_MEMORY,
+) -> CorpusSummary:
+    """Writes shard-000000.parquet …, rejected.parquet and, last, summary.json into `directory`.
+
+    Of a large corpus, the names are shard-0-000000.parquet … shard-f-…, or shard-00-… to
+    shard-ff-…, by the first digits of the keys. What an interrupted run left in `directory` is
+    removed first.
+    Raises DataError when there is no row at all.
+    """
+    _make_empty(directory)
+    with _bucket_folder(directory) as buckets:
+        part = gather(rows, buckets / "part", max_rows_in_memory=max_rows_in_memory)
+        if not part.num_read:
+            raise DataError("the corpus has no rows")
+        return _write_gathered(
+            [part],
+            directory,
+            scratch=buckets,
+            rows_per_shard=rows_per_shard,
+            max_rows_in_memory=max_rows_in_memory,
+        )
+
+
+def rows_read(directory: Path) -> int:
+    """How many rows the tasks of `write_corpus` have read so far, roughly."""
+    files = directory.glob(f"buckets-*/*/{COUNT_NAME}")
+    return sum(int(text) for file in files if (text := _text_of(file)).isdigit())
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text("ascii")
+    except OSError:  # removed since it was listed
+        return ""
+
+
+def _make_empty(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+
+
+@contextlib.contextmanager
+def _bucket_folder(directory: Path) -> Iterator[Path]:
+    # Where one task has failed, others may still be writing.
+    with tempfile.TemporaryDirectory(
+        prefix="buckets-", dir=directory, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+def _gather_part(
+    numbered: tuple[int, CorpusPart], *, buckets: Path, subset_ratio: float
+) -> tuple[GatheredPart, Counter[str]]:
+    """The part, and how many rows of each corpus it has."""
+    number, part = numbered
+    num_read: Counter[str] = Counter()
+
+    def rows() -> Iterator[Sample | RejectedRow]:
+        for spec, row in read_part(part):
+            num_read[spec] += 1
+            yield row
+
+    if not buckets.is_dir():
+        raise DataError(
+            f"{buckets.parent}: not to be seen by a worker; the output folder must be on storage "
+            "that all nodes share"
+        )
+    # A name of its own: the task may be tried again while a lost node goes on with it.
+    folder = Path(tempfile.mkdtemp(prefix=f"part-{number:06d}-", dir=buckets))
+    return gather(rows(), folder, subset_ratio=subset_ratio), num_read
+
+
+def gather(
+    rows: Iterable[Sample | RejectedRow],
+    folder: Path,
+    *,
+    subset_ratio: float = 1.0,
+    max_rows_in_memory: int = MAX_ROWS_IN_MEMORY,
+) -> GatheredPart:
+    """Puts samples into buckets by their keys, and rejected rows into a file beside them."""
+    folder.mkdir(exist_ok=True)
+    read_by_dataset: Counter[str] = Counter()
+    num_read = num_samples = 0
+    buckets = BucketWriter(folder, max_rows_in_memory=max_rows_in_memory)
+    with pq.ParquetWriter(folder / REJECTED_NAME, REJECTED_SCHEMA) as writer:
+        rejected = _RejectedRows(writer)
+        for num_read, row in enumerate(rows, start=1):
+            if num_read % ROWS_BETWEEN_COUNTS == 0:
+                (folder / COUNT_NAME).write_text(str(num_read), "ascii")
+            if isinstance(row, RejectedRow):
+                rejected.add(row)
+            else:
+                num_samples += 1
+                key = row_key(row)
+                if not in_subset(key, subset_ratio):
+                    continue
+                buckets.add((key, row))
+            read_by_dataset[row.dataset] += 1
+        rejected.flush()
+    return GatheredPart(
+        folder=folder,
+        num_read=num_read,
+        num_samples=num_samples,
+        num_rejected=rejected.num_rows,
+        first_rejected=rejected.first,
+        read_by_dataset=read_by_dataset,
+        buckets=buckets.close(),
+    )
+
+
+def _write_gathered(
+    parts: Sequence[GatheredPart],
+    directory: Path,
+    *,
+    scratch: Path,
+    rows_per_shard: int,
+    max_rows_in_memory: int = MAX_ROWS_IN_MEMORY,
+    run_tasks: TaskMap = map,
+) -> CorpusSummary:
+    read_by_dataset = sum((part.read_by_dataset for part in parts), Counter[str]())
+    num_rejected = sum(part.num_rejected for part in parts)
+    num_kept = read_by_dataset.total() - num_rejected
+    _join_rejected(parts, directory)
+    order = functools.partial(
+        order_range,
+        directory=directory,
+        scratch=scratch,
+        rows_per_shard=rows_per_shard,
+        max_rows_in_memory=max_rows_in_memory,
+    )
+    ordered = list(run_tasks(order, _key_ranges(parts, num_kept, rows_per_shard)))
+    summary = CorpusSummary(
+        num_read=read_by_dataset.total(),
+        num_rejected=num_rejected,
+        num_shards=sum(found.num_shards for found in ordered),
+        num_duplicate_ids=sum(found.num_duplicate_ids for found in ordered),
+        read_by_dataset=dict(sorted(read_by_dataset.items())),
+        first_rejected=next((part.first_rejected for part in parts if part.first_rejected), ""),
+    )
+    write_json(directory / SUMMARY_NAME, asdict(summary))
+    return summary
+
+
+def _key_ranges(
+    parts: Sequence[GatheredPart], num_rows: int, rows_per_shard: int
+) -> list[KeyRange]:
+    """Shards end where ranges do, so these may depend on nothing but the rows themselves."""
+    num_digits = 0
+    while (
+        num_digits < MAX_RANGE_DIGITS
+        and num_rows >= 16 ** (num_digits + 1) * SHARDS_PER_RANGE * rows_per_shard
+    ):
+        num_digits += 1
+    ranges: dict[str, dict[str, Bucket]] = {} if num_digits else {"": {}}
+    for digits, bucket in joined(part.buckets for part in parts).items():
+        ranges.setdefault(digits[:num_digits], {})[digits] = bucket
+    return [KeyRange(digits, buckets) for digits, buckets in ranges.items()]
+
+
+def order_range(
+    keys: KeyRange, *, directory: Path, scratch: Path, rows_per_shard: int, max_rows_in_memory: int
+) -> OrderedRange:
+    """Writes the shards of some buckets. May be done twice: the files are the same."""
+    duplicates = _DuplicateCounter()
+    num_shards = 0
+    with tempfile.TemporaryDirectory(prefix="again-", dir=scratch) as folder:
+        rows = rows_in_order(
+            keys.buckets, scratch=Path(folder), max_rows_in_memory=max_rows_in_memory
+        )
+        for chunk in _chunks(_with_numbers(duplicates.watch(rows)), rows_per_shard):
+            number = f"{keys.digits}-{num_shards:06d}" if keys.digits else f"{num_shards:06d}"
+            write_parquet(directory / f"shard-{number}.parquet", shard_table(chunk))
+            num_shards += 1
+    return OrderedRange(num_shards, duplicates.num_duplicate_ids)
+
+
+def _join_rejected(parts: Iterable[GatheredPart], directory: Path) -> None:
+    with (
+        whole_file(directory / REJECTED_NAME) as file,
+        pq.ParquetWriter(file, REJECTED_SCHEMA) as writer,
+    ):
+        for part in parts:
+            with pq.ParquetFile(part.folder / REJECTED_NAME) as rejected:
+                for batch in rejected.iter_batches():
+                    writer.write_batch(batch)
+
+
+def _with_numbers(rows: Iterable[KeyedSample]) -> Iterator[KeyedSample]:
+    """Exact duplicates get a number behind their key, so that no two rows have the same."""
+    previous, number = "", 0
+    for key, sample in rows:
+        number = number + 1 if key == previous else 0
+        previous = key
+        yield (f"{key}-{number}" if number else key), sample
+
+
+class _DuplicateCounter:
+    """Counts rows whose (data set, id) came before; equal ids stand together in key order."""
+
+    def __init__(self) -> None:
+        self.num_duplicate_ids = 0
+
+    def watch(self, rows: Iterable[KeyedSample]) -> Iterator[KeyedSample]:
+        current, seen = "", set[tuple[str, str]]()
+        for key, sample in rows:
+            if key[:16] != current:
+                current, seen = key[:16], set()
+            name = (sample.dataset, sample.sample_id)
+            self.num_duplicate_ids += name in seen
+            seen.add(name)
+            yield key, sample
+
+
+class _RejectedRows:
+    """Rejected rows on their way into one parquet file, a thousand at a time."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self.writer = writer
+        self.pending: list[dict[str, object]] = []
+        self.num_rows = 0
+        self.first = ""
+
+    def add(self, row: RejectedRow) -> None:
+        self.first = self.first or f"{row.file}:{row.row}: {row.detail}"
+        self.pending.append(asdict(row))
+        self.num_rows += 1
+        if len(self.pending) == 1_000:
+            self.flush()
+
+    def flush(self) -> None:
+        self.writer.write_table(pa.Table.from_pylist(self.pending, schema=REJECTED_SCHEMA))
+        self.pending = []
+
+
+def _chunks(rows: Iterable[KeyedSample], size: int) -> Iterator[list[KeyedSample]]:
+    """Lists of `size` rows, or of fewer where they hold more text than memory is meant to."""
+    chunk: list[KeyedSample] = []
+    num_held = 0
+    for keyed in rows:
+        chunk.append(keyed)
+        num_held += num_characters(keyed[1])
+        if len(chunk) == size or num_held >= MAX_CHARACTERS:
+            yield chunk
+            chunk, num_held = [], 0
+    if chunk:
+        yield chunk

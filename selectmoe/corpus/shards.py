@@ -1,0 +1,147 @@
+"""The shards of a corpus: parquet files of samples in the order of their keys.
+
+`normalize.py` writes them.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selectmoe.corpus.buckets import KeyedSample
+from selectmoe.errors import DataError
+from selectmoe.records import Message, RejectedRow, Sample
+
+SUMMARY_NAME = "summary.json"
+SHARD_SCHEMA = pa.schema(
+    [
+        ("row_key", pa.string()),
+        ("dataset", pa.string()),
+        ("id", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("source", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSummary:
+    """What normalisation read: num_read = rows in shards + num_rejected."""
+
+    num_read: int
+    num_rejected: int
+    num_shards: int
+    num_duplicate_ids: int  # rows whose data set and id another row had before
+    read_by_dataset: dict[str, int]
+    first_rejected: str  # "<file>:<row>: <reason>" of the first rejected row, or empty
+
+
+def read_summary(directory: Path) -> CorpusSummary | None:
+    """The summary of a whole corpus; None where normalisation has not finished."""
+    file = directory / SUMMARY_NAME
+    return CorpusSummary(**json.loads(file.read_text("utf-8"))) if file.is_file() else None
+
+
+def read_shard(path: Path) -> list[KeyedSample]:
+    """The samples of one shard with their keys, in their order."""
+    return _keyed_samples(pq.read_table(path))
+
+
+def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
+    """Some rows of a shard, by ascending positions; row groups without any are not read."""
+    with pq.ParquetFile(path) as file:
+        first_row = 0
+        for number in range(file.num_row_groups):
+            end = first_row + file.metadata.row_group(number).num_rows
+            wanted = row_numbers[(row_numbers >= first_row) & (row_numbers < end)] - first_row
+            first_row = end
+            if len(wanted):
+                table = file.read_row_group(number).take(wanted)
+                yield from (sample for _, sample in _keyed_samples(table))
+
+
+def row_key(sample: Sample) -> str:
+    """32 hexadecimal digits: the hash of the id, then that of the data set and the messages."""
+    parts = [sample.dataset, *(part for m in sample.messages for part in (m.role, m.content))]
+    return _digest([sample.sample_id]) + _digest(parts)
+
+
+def keep_subset(
+    rows: Iterable[Sample | RejectedRow], *, ratio: float
+) -> Iterator[Sample | RejectedRow]:
+    """About `ratio` of the samples, the same ones however the corpus is split; all rejects.
+
+    Raises DataError when none of the samples is kept.
+    """
+    num_samples, num_kept = 0, 0
+    for row in rows:
+        if isinstance(row, RejectedRow):
+            yield row
+            continue
+        num_samples += 1
+        if in_subset(row_key(row), ratio):
+            num_kept += 1
+            yield row
+    if num_samples and not num_kept:
+        raise nothing_kept(num_samples, ratio)
+
+
+def in_subset(key: str, ratio: float) -> bool:
+    """Whether the sample with this row key is one of `ratio` of all."""
+    return int(key[16:], 16) < ratio * 2**64
+
+
+def nothing_kept(num_samples: int, ratio: float) -> DataError:
+    """What is said where a subset is empty."""
+    return DataError(f"subset_ratio={ratio:g} keeps none of the {num_samples:,} rows")
+
+
+def _digest(parts: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def _keyed_samples(table: pa.Table) -> list[KeyedSample]:
+    return [
+        (
+            row["row_key"],
+            Sample(
+                row["dataset"],
+                row["id"],
+                tuple(Message(**message) for message in row["messages"]),
+                row["source"],
+            ),
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def shard_table(rows: Sequence[KeyedSample]) -> pa.Table:
+    """The rows of one shard, as SHARD_SCHEMA has them."""
+    samples = [sample for _, sample in rows]
+    messages = [message for sample in samples for message in sample.messages]
+    ends = itertools.accumulate((len(sample.messages) for sample in samples), initial=0)
+    turns = pa.StructArray.from_arrays(
+        [
+            pa.array([message.role for message in messages], pa.string()),
+            pa.array([message.content for message in messages], pa.string()),
+        ],
+        names=["role", "content"],
+    )
+    columns = [
+        pa.array([key for key, _ in rows], pa.string()),
+        pa.array([sample.dataset for sample in samples], pa.string()),
+        pa.array([sample.sample_id for sample in samples], pa.string()),
+        pa.ListArray.from_arrays(pa.array(ends, pa.int32()), turns),
+        pa.array([sample.source for sample in samples], pa.string()),
+    ]
+    return pa.Table.from_arrays(columns, schema=SHARD_SCHEMA)

@@ -1,0 +1,185 @@
+"""Damage to the form of an answer: words, sentences, letters and signs out of order.
+
+Line breaks and indentation stay where they were unless the kind is about them: else a gate would
+learn to look for those alone. Each function is a `Corruption` (see corruptions.py).
+"""
+
+import itertools
+import re
+import string
+from collections.abc import Sequence
+from random import Random
+
+from selectmoe.corruptions.text_pieces import (
+    MIN_WORDS,
+    join_pieces,
+    shuffled_pieces,
+    some_positions,
+    split_sentences,
+    split_words,
+)
+from selectmoe.records import Sample
+
+_TRUNCATED_SHARE = (0.2, 0.5)
+_DROPPED_SHARE = 0.3
+_GIBBERISH_SHARE = 0.3
+_MOJIBAKE_SHARE = 0.06
+_TYPO_SHARE = 0.25
+_MARKUP_SHARE = 0.15
+_LONG_WORD = re.compile(r"[^\W\d_]{4,}")
+_LIST_OR_CODE = re.compile(r"^\s*(?:[-*\u2022\u2013]|\d+[.)])\s|^```|^(?: {4}|\t)", re.MULTILINE)
+
+
+def shuffled_words(
+    answer: str, question: str, others: Sequence[Sample], random: Random
+) -> str | None:
+    words, gaps = split_words(answer)
+    if len(words) < MIN_WORDS or len(set(words)) == 1:
+        return None
+    return join_pieces(shuffled_pieces(words, random), gaps)
+
+
+def shuffled_sentences(
+    answer: str, question: str, others: Sequence[Sample], random: Random
+) -> str | None:
+    """Not of lists and code: their lines are no sentences, and a list has no one order."""
+    sentences, gaps = split_sentences(answer)
+    if len(sentences) < 3 or len(set(sentences)) == 1 or len(_LIST_OR_CODE.findall(answer)) > 1:
+        return None
+    return join_pieces(shuffled_pieces(sentences, random), gaps)
+
+
+def gibberish(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+    """Every word becomes letters by chance, or a third of them do."""
+    words, gaps = split_words(answer)
+    if not words:
+        return None
+    for position in sorted(
+        some_positions(len(words), random.choice((_GIBBERISH_SHARE, 1.0)), random)
+    ):
+        letters = random.choices(string.ascii_lowercase, k=len(words[position]))
+        words[position] = "".join(letters)
+    return join_pieces(words, gaps)
+
+
+def truncated(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+    """The beginning only, stopping inside a sentence, half the time inside a word."""
+    words, gaps = split_words(answer)
+    if len(words) < 2 * MIN_WORDS:
+        return None
+    kept = max(int(len(words) * random.uniform(*_TRUNCATED_SHARE)), 2)
+    last = words[kept - 1]
+    if len(last) > 3 and random.random() < 0.5:
+        words[kept - 1] = last[: random.randint(1, len(last) - 1)]
+    return join_pieces(words[:kept], gaps[:kept]).rstrip(_ENDINGS)
+
+
+def repeated(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+    """Falls into a loop: one phrase takes the place of all that follows it."""
+    words, gaps = split_words(answer)
+    if len(words) < MIN_WORDS:
+        return None
+    length = random.randint(2, min(12, len(words)))
+    start = random.randrange(len(words) // 2)
+    before = join_pieces(words[:start], gaps[:start])
+    loop = slice(start, start + length)
+    phrase = join_pieces(words[loop], gaps[loop]).rstrip() + (" " if any(gaps) else "")
+    room = max(len(answer) - len(before), 3 * len(phrase))
+    return (before + phrase * (room // len(phrase))).rstrip()
+
+
+def dropped_words(
+    answer: str, question: str, others: Sequence[Sample], random: Random
+) -> str | None:
+    words, gaps = split_words(answer)
+    if len(words) < MIN_WORDS:
+        return None
+    dropped = some_positions(len(words), _DROPPED_SHARE, random)
+    kept = [position for position in range(len(words)) if position not in dropped]
+    return join_pieces([words[n] for n in kept], [gaps[n] for n in kept])
+
+
+def wrong_script(
+    answer: str, question: str, others: Sequence[Sample], random: Random
+) -> str | None:
+    """Letters of another script in place of the Latin ones: readable to nobody."""
+    if sum(letter in string.ascii_letters for letter in answer) < len(answer) / 2:
+        return None
+    script = random.choice(_SCRIPTS)
+    return answer.lower().translate(str.maketrans(string.ascii_lowercase, script))
+
+
+def mojibake(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+    """UTF-8 read as Windows-1252: every sign beyond ASCII suffers, and a few that were ASCII."""
+    signs = list(answer)
+    if len(signs) < 12:
+        return None
+    for position in sorted(some_positions(len(signs), _MOJIBAKE_SHARE, random)):
+        if signs[position].isascii():
+            signs[position] = random.choice(
+                _ACCENTED if signs[position].isalnum() else _TYPOGRAPHIC
+            )
+    return "".join(sign.encode().decode("cp1252", errors="replace") for sign in signs)
+
+
+def typos(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+    """In some words a letter is doubled, left out, or written before the one that it follows."""
+    chosen = some_positions(len(re.findall(_LONG_WORD, answer)), _TYPO_SHARE, random)
+    number = itertools.count()
+
+    def typed(match: re.Match[str]) -> str:
+        word = match[0]
+        if next(number) not in chosen:
+            return word
+        at = random.randrange(1, len(word) - 1)
+        first, second = word[at], word[at + 1]
+        slip = random.choice((second + first, first + first + second, second))
+        return word[:at] + slip + word[at + 2 :]
+
+    return re.sub(_LONG_WORD, typed, answer)
+
+
+def run_on(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+    """Lower case, no punctuation, some words grown together."""
+    bare = answer.lower().translate(str.maketrans("", "", string.punctuation)).split()
+    if len(bare) < MIN_WORDS:
+        return None
+    return "".join(word + ("" if random.random() < 0.25 else " ") for word in bare).strip()
+
+
+def markup_noise(
+    answer: str, question: str, others: Sequence[Sample], random: Random
+) -> str | None:
+    """Left-overs of a scraped page between the words."""
+    words, gaps = split_words(answer)
+    if len(words) < MIN_WORDS:
+        return None
+    for position in sorted(some_positions(len(words), _MARKUP_SHARE, random)):
+        words[position] = f"{random.choice(_MARKUP)} {words[position]}"
+    return join_pieces(words, gaps)
+
+
+_SCRIPTS = (
+    "абцдефгхијклмнопярстуввхуз",
+    "αβξδεφγηιϊκλμνοπψρστυώωχύζ",
+    "אבגדהוזחטיכלמנסעפצקרשתםןףץ",
+)
+_ENDINGS = " \n.!?\u2026\u3002\uff01\uff1f"
+_ACCENTED = "éèüñáç"
+_TYPOGRAPHIC = "\u2019\u201c\u201d\u2013\u2014\u2026\u00a0\ufeff"
+_MARKUP = (
+    "</div>",
+    "<br/>",
+    "&nbsp;",
+    "Click here",
+    "[edit]",
+    '<p class="x">',
+    "Share on",
+    "Cookie settings",
+    "{{",
+    "}}",
+    "Advertisement",
+    "\\n\\n",
+    "Read more »",
+    "null",
+)

@@ -1,0 +1,83 @@
+"""Known-worse copies of a sample, by kind: what the gates learn to tell from the real one.
+
+Only what the assistant says is changed, in every assistant turn that a kind can make worse. A copy
+keeps the data set, and its id is the sample's with "#<kind>" behind it. A kind that cannot make a
+sample worse (an answer of one word cannot be shuffled) gives None. The same seed, kind, sample and
+set of donors give the same copy, whatever the donors' order.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+
+from selectmoe.corruptions import content, form
+from selectmoe.records import Message, Sample
+
+# A kind maps (answer, its question, other samples, random) to a worse answer, or None.
+Corruption = Callable[[str, str, Sequence[Sample], Random], str | None]
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "shuffled_words": form.shuffled_words,
+    "shuffled_sentences": form.shuffled_sentences,
+    "gibberish": form.gibberish,
+    "truncated": form.truncated,
+    "repeated": form.repeated,
+    "dropped_words": form.dropped_words,
+    "other_answer": content.other_answer,
+    "mixed_answers": content.mixed_answers,
+    "wrong_script": form.wrong_script,
+    "refusal": content.refusal,
+    "echoed_question": content.echoed_question,
+    "mojibake": form.mojibake,
+    "typos": form.typos,
+    "run_on": form.run_on,
+    "markup_noise": form.markup_noise,
+    "wrong_numbers": content.wrong_numbers,
+    "similar_answer": content.similar_answer,
+    "other_turn": content.other_turn,
+    "rambling": content.rambling,
+    "shortened": content.shortened,
+    "wrong_conclusion": content.wrong_conclusion,
+    "swapped_names": content.swapped_names,
+    "swapped_words": content.swapped_words,
+}
+_OWN_TURNS = "other_turn"  # the kind whose donor is the sample itself
+
+
+def corrupt(
+    sample: Sample,
+    *,
+    kind: str,
+    seed: int,
+    donors: Sequence[Sample],
+    kinds: Mapping[str, Corruption] = CORRUPTIONS,
+) -> Sample | None:
+    """A copy of `sample` made worse in the way of `kind`; None where that is not possible.
+
+    donors: other samples of the corpus, from whose answers some kinds take.
+    """
+    corruption = kinds[kind]
+    random = _random_for(sample, kind, seed)
+    others = [donor for donor in donors if donor.sample_id != sample.sample_id]
+    if kind == _OWN_TURNS:
+        others = [sample]
+    messages, changed, question = [], False, ""
+    for message in sample.messages:
+        if message.role == "assistant":
+            worse = corruption(message.content, question, others, random)
+            # Compared word by word: other white space alone makes nothing worse.
+            if worse is not None and worse.split() and worse.split() != message.content.split():
+                message = Message("assistant", worse)
+                changed = True
+        else:
+            question = message.content
+        messages.append(message)
+    if not changed:
+        return None
+    return replace(sample, sample_id=f"{sample.sample_id}#{kind}", messages=tuple(messages))
+
+
+def _random_for(sample: Sample, kind: str, seed: int) -> Random:
+    text = "\0".join((str(seed), kind, sample.sample_id, *(m.content for m in sample.messages)))
+    return Random(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -1,0 +1,156 @@
+"""Which conversations a finetuning learns from: the selected ones, all, or as many at random."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from selectmoe.config.finetune import FinetuneDatasetConfig
+from selectmoe.corpus.shards import read_shard, row_key
+from selectmoe.data.readers import read_corpus, require_readable
+from selectmoe.errors import ConfigError, DataError
+from selectmoe.paths import DEMO_CORPUS
+from selectmoe.records import RejectedRow, Sample
+from selectmoe.selection.run_folder import RunFolder
+from selectmoe.selection.top_k import num_to_keep
+
+SELECTED_NAME = "selected_data.jsonl"
+
+Rows = Iterator[Sample | RejectedRow]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenRows:
+    """Rows that can be read as often as one likes."""
+
+    read: Callable[[], Rows]
+    num_rows: int | None  # None where they were not counted on the way here
+    described: str  # "76 of 380 rows at random"
+
+
+def choose_rows(dataset: FinetuneDatasetConfig, *, seed: int) -> ChosenRows:
+    """The rows of `dataset.mode`; a random choice depends on the rows and the seed alone.
+
+    Raises what `require_source` does.
+    """
+    require_source(dataset)
+    path = _path(dataset)
+    run = selection_run(path)
+    if dataset.mode == "selected":
+        file = path if run is None else str(run / SELECTED_NAME)
+        return ChosenRows(lambda: read_corpus(file), None, f"the rows of {file}")
+    if run is None:
+        corpus = ChosenRows(lambda: read_corpus(path), None, f"all rows of {path}")
+    else:
+        shards = corpus_shards(run)
+        corpus = ChosenRows(lambda: _of_shards(shards), None, f"all rows that {run} read")
+    if dataset.mode == "full":
+        return corpus
+    if dataset.fraction is not None:
+        return draw(corpus, fraction=dataset.fraction, seed=seed)
+    assert run is not None
+    return draw(corpus, num_rows=num_lines(run / SELECTED_NAME), seed=seed)
+
+
+def require_source(dataset: FinetuneDatasetConfig) -> None:
+    """Refuses data that is not there, reading none of it.
+
+    Raises DataError where there is no such file, the selection is empty or its run unfinished, and
+    ConfigError where the size of a random choice is not known.
+    """
+    path = _path(dataset)
+    run = selection_run(path)
+    if run is None:
+        require_readable([path])
+        if dataset.mode == "random" and dataset.fraction is None:
+            raise ConfigError(
+                "dataset.fraction must be given with dataset.mode=random unless dataset.data_path "
+                f"is a stage 2 run or its {SELECTED_NAME}, got {path}"
+            )
+    elif dataset.mode != "selected":
+        corpus_shards(run)
+    file = Path(path).expanduser() if run is None else run / SELECTED_NAME
+    if file.name == SELECTED_NAME and file.is_file() and not num_lines(file):
+        raise DataError(f"{file}: the selection is empty: there is nothing to finetune on")
+
+
+def selection_run(data_path: str) -> Path | None:
+    """The folder of the stage 2 run that is given, by itself or by its selected_data.jsonl."""
+    path = Path(data_path).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() and RunFolder(path).scored.is_dir() and not (path / SELECTED_NAME).is_file():
+        raise DataError(
+            f"{path}: a selection that has not finished: it has no {SELECTED_NAME}; go on with "
+            f"'python jobs/select.py --resume {path}'"
+        )
+    is_its_file = path.name == SELECTED_NAME and (folder / "manifest.json").is_file()
+    has_file = path.is_dir() and (folder / SELECTED_NAME).is_file()
+    return folder if is_its_file or has_file else None
+
+
+def corpus_shards(run: Path) -> list[Path]:
+    """The rows that a selection could choose from; those of another run where it cut that one's
+    scores again."""
+    shards = RunFolder(run).corpus_shards()
+    settings = run / "config.json"
+    if not shards and settings.is_file():
+        scored = json.loads(settings.read_text("utf-8")).get("scored")
+        shards = RunFolder(Path(scored)).corpus_shards() if scored else []
+    if not shards:
+        raise DataError(
+            f"{run}: the corpus that this selection was made from is not there; give it as "
+            "dataset.data_path, with dataset.fraction where dataset.mode=random"
+        )
+    return shards
+
+
+def draw(
+    corpus: ChosenRows, *, num_rows: int | None = None, fraction: float = 1.0, seed: int
+) -> ChosenRows:
+    """Exactly `num_rows` of a corpus, or max(1, floor(fraction * rows)): those that come first by
+    a hash of the seed, the id and the content, so the same ones however the corpus is split."""
+    keys = np.array(
+        [draw_key(row, seed) for row in corpus.read() if isinstance(row, Sample)], dtype=np.uint64
+    )
+    if num_rows is None:
+        num_rows = num_to_keep(len(keys), fraction)
+    if num_rows > len(keys):
+        raise DataError(f"cannot draw {num_rows} rows at random: the corpus has {len(keys)}")
+    chosen = np.zeros(len(keys), dtype=bool)
+    # Stable: of rows that are the same in every letter the first ones are taken.
+    chosen[np.argsort(keys, kind="stable")[:num_rows]] = True
+
+    def read() -> Rows:
+        position = 0
+        for row in corpus.read():
+            if isinstance(row, Sample):
+                if chosen[position]:
+                    yield row
+                position += 1
+
+    described = f"{num_rows:,} of {len(keys):,} rows at random"
+    return ChosenRows(read, num_rows, described)
+
+
+def draw_key(sample: Sample, seed: int) -> int:
+    """64 bits that place a row in the random order of a seed."""
+    digest = hashlib.blake2b(f"{seed}:{row_key(sample)}".encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def num_lines(file: Path) -> int:
+    with file.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def _path(dataset: FinetuneDatasetConfig) -> str:
+    return dataset.data_path or str(DEMO_CORPUS)
+
+
+def _of_shards(shards: list[Path]) -> Rows:
+    for shard in shards:
+        for _, sample in read_shard(shard):
+            yield sample

@@ -1,0 +1,297 @@
+"""ScoringEngine: samples in, scores out. Owns the model, its device and its dtype."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from selectmoe.data.chat import ChatTokenizer
+from selectmoe.data.packing import pack, pack_end_to_end
+from selectmoe.errors import ConfigError, DataError
+from selectmoe.model.checkpoint import (
+    calibration_folder,
+    hash_weights,
+    require_select_moe,
+    weights_file,
+)
+from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.model.packed_attention import copy_to
+from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.records import (
+    FlatBatch,
+    PackedBatch,
+    Sample,
+    ScoredSample,
+    ScoredTokens,
+    TokenizedSample,
+    UnscoredSample,
+)
+from selectmoe.scoring.calibration import Calibration, fitting, load_calibration
+from selectmoe.scoring.formulas import (
+    SCORE_FORMULAS,
+    ScoreFormula,
+    good_margins,
+    layer_scores,
+    sample_scores,
+    scored_tokens,
+    token_scores,
+)
+from selectmoe.scoring.loading import load_scoring_model
+from selectmoe.scoring.packed import PackedScorer, packs_rows
+
+Packer = Callable[..., Iterator[PackedBatch] | Iterator[FlatBatch]]
+ROW_LAYOUTS: dict[str, Packer] = {"padded": pack, "packed": pack_end_to_end}
+TOKENIZED_TOGETHER = 256  # samples; a thread has so many ready in a few hundredths of a second
+
+
+class ScoringEngine:
+    """Scores conversations with the quality gates of one forward pass.
+
+    >>> engine = ScoringEngine.from_pretrained()  # the embedded selector, on the CPU
+    >>> [scored] = engine.score([sample])
+    >>> scored.score
+    0.73
+    """
+
+    def __init__(
+        self,
+        model: SelectMoeModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        formula: str = "answer_margin",
+        max_sequence_length: int = 1_024,
+        max_tokens_per_batch: int | None = None,
+        packer: Packer | None = None,
+    ) -> None:
+        """`model` is put into evaluation mode and loses the experts of its last layer.
+
+        max_sequence_length: longer samples are scored on their first so many tokens.
+        max_tokens_per_batch: tokens of one forward pass, padding included; default 4,096 on a
+        CPU, whose caches they fit, and at most 65,536 on a GPU, by its free memory.
+        packer: how samples become batches; `pack_end_to_end`, the default on a GPU from Ampere on,
+        also means the forward pass of `PackedForward` instead of the model's own. `pack` is the
+        default elsewhere; `pack_closely` suits a server, which has few samples at a time.
+        """
+        if formula not in SCORE_FORMULAS:
+            raise ConfigError(
+                f"scoring formula must be one of {', '.join(SCORE_FORMULAS)}, got {formula!r}"
+            )
+        self.model = model.eval()
+        self.model.skip_last_experts()
+        self.device = model.device
+        self.formula_name = formula
+        self.formula: ScoreFormula = SCORE_FORMULAS[formula]
+        self._files: tuple[str, Path | None] | None = None  # the model, and stage 1's weights
+        self._stored_calibration: Calibration | None = None
+        on_cpu = self.device.type == "cpu"
+        self.packer: Packer = packer or (pack_end_to_end if packs_rows(self.device) else pack)
+        self.max_tokens_per_batch = max_tokens_per_batch or (4_096 if on_cpu else 65_536)
+        self.packed: PackedScorer | None = None
+        if self.packer is pack_end_to_end:
+            self.packed = PackedScorer(
+                model, self.formula, max_tokens_per_batch=max_tokens_per_batch
+            )
+            self.max_tokens_per_batch = self.packed.max_tokens_per_batch
+        limit = min(max_sequence_length, model.config.max_position_embeddings)
+        self.tokenizer = ChatTokenizer(tokenizer, max_sequence_length=limit)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = EMBEDDED_SELECTOR,
+        *,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        attn_implementation: str = "sdpa",
+        experts_implementation: str | None = None,
+        **settings: Any,  # noqa: ANN401 (handed on to the constructor, which types them)
+    ) -> "ScoringEngine":
+        """Loads a Select-MoE from a folder or hub name, and stage 1's gates or adapter (`weights`).
+
+        device: default cuda where there is one. dtype: float32 (default on a CPU) or bfloat16.
+        attn_implementation, experts_implementation: of transformers, for padded rows; where one is
+        given, rows are padded on a GPU, too.
+        settings: the keyword arguments of the constructor.
+        Raises ModelError where the model is no Select-MoE or the weights do not fit it.
+        """
+        require_select_moe(str(model))
+        if attn_implementation != "sdpa" or experts_implementation is not None:
+            settings["packer"] = settings.get("packer") or pack
+        stage_1 = None if weights is None else weights_file(weights)
+        loaded, tokenizer = load_scoring_model(
+            str(model),
+            stage_1,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            experts_implementation=experts_implementation,
+        )
+        engine = cls(loaded, tokenizer, **settings)
+        engine._files = str(model), stage_1
+        engine._stored_calibration = load_calibration(calibration_folder(str(model), stage_1))
+        return engine
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """Gives percentiles to this engine's scores; None where none is stored beside the weights,
+        and, with a line that says so, where it was made for other weights or another formula.
+
+        The first look hashes the weights: a second for each gigabyte or two.
+        """
+        return fitting(
+            self._stored_calibration, formula=self.formula_name, weights_hash=self.weights_hash
+        )
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights, as manifests have it; only of what was loaded from files."""
+        assert self._files is not None, "made from a model in memory"
+        return hash_weights(*self._files)
+
+    def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
+        """One answer a sample, in the order given; a sample's score does not depend on the rest."""
+        answers: list[ScoredSample | UnscoredSample | None] = []
+
+        def tokenized() -> Iterator[TokenizedSample]:
+            for sample, outcome in zip(samples, self._tokenize_in_parts(samples), strict=True):
+                if isinstance(outcome, DataError):
+                    answers.append(UnscoredSample(sample.sample_id, "chat_template", str(outcome)))
+                else:
+                    answers.append(None)
+                    yield outcome
+
+        scored = iter(self.score_tokenized(tokenized()))
+        return [next(scored) if answer is None else answer for answer in answers]
+
+    def _tokenize_in_parts(
+        self, samples: Sequence[Sample]
+    ) -> Iterator[TokenizedSample | DataError]:
+        """Packed rows are scored while the next part is tokenised; padded ones wait for all."""
+        size = TOKENIZED_TOGETHER if self.packed else max(len(samples), 1)
+        for start in range(0, len(samples), size):
+            yield from self.tokenize(samples[start : start + size])
+
+    def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample | DataError]:
+        """One result a sample; the template's refusal of one leaves its neighbours alone."""
+        try:
+            return list(self.tokenizer.tokenize(samples))
+        except DataError as error:
+            if len(samples) == 1:
+                return [error]
+            return [outcome for sample in samples for outcome in self.tokenize([sample])]
+
+    def score_tokenized(
+        self,
+        samples: Iterable[TokenizedSample],
+        *,
+        packer: Packer | None = None,
+    ) -> list[ScoredSample | UnscoredSample]:
+        """As `score`, for samples that are token ids already; `packer` in place of the usual, where
+        rows are padded."""
+        if self.packed:
+            return self._score_packed(self.packed, samples)
+        samples = list(samples)
+        if not samples:
+            return []
+        packer = packer or self.packer
+        batches: list[Any] = list(packer(samples, max_tokens_per_batch=self.max_tokens_per_batch))
+        # Every batch is queued before the first number is fetched: a GPU never waits for Python.
+        answers = torch.cat([self._score_batch(batch) for batch in batches]).cpu().numpy()
+        by_position = np.empty_like(answers)
+        by_position[np.concatenate([batch.positions for batch in batches])] = answers
+        return [
+            _scored_sample(sample, row) for sample, row in zip(samples, by_position, strict=True)
+        ]
+
+    @staticmethod
+    def _score_packed(
+        packed: PackedScorer, samples: Iterable[TokenizedSample]
+    ) -> list[ScoredSample | UnscoredSample]:
+        # As above: the loop queues every pass before the first number is fetched.
+        passes = [(scores.samples, scores.rows) for scores in packed.score(samples)]
+        return [
+            _scored_sample(sample, row)
+            for part, rows_BL in passes
+            for sample, row in zip(part, rows_BL.cpu().numpy(), strict=True)
+        ]
+
+    def score_each_token(
+        self, samples: Sequence[TokenizedSample]
+    ) -> list[ScoredTokens | UnscoredSample]:
+        """As `score_tokenized`, with the scores of single tokens beside those of samples."""
+        if self.packed:
+            return [
+                _scored_tokens(sample, row, tokens)
+                for scores in self.packed.score(samples)
+                for sample, row, tokens in zip(*scores.by_sample(), strict=True)
+            ]
+        answers: dict[int, ScoredTokens | UnscoredSample] = {}
+        batches: Iterator[Any] = self.packer(
+            samples, max_tokens_per_batch=self.max_tokens_per_batch
+        )
+        for batch in batches:
+            rows_BL, tokens_BT = (part.cpu().numpy() for part in self._score_tokens(batch))
+            for position, row, tokens in zip(
+                batch.positions.tolist(), rows_BL, tokens_BT, strict=True
+            ):
+                answers[position] = _scored_tokens(samples[position], row, tokens)
+        return [answers[position] for position in range(len(samples))]
+
+    @torch.inference_mode()
+    def _score_batch(self, batch: PackedBatch) -> Tensor:
+        """Score and layer scores of each row: float32 [B, 1 + L], left on the device."""
+        return self._rows(*self._margins(batch))
+
+    @torch.inference_mode()
+    def _score_tokens(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """As `_score_batch`, and the score of each token: float32 [B, T]."""
+        margins_LBT, mask_BT = self._margins(batch)
+        return self._rows(margins_LBT, mask_BT), token_scores(margins_LBT, self.formula)
+
+    def _rows(self, margins_LBT: Tensor, mask_BT: Tensor) -> Tensor:
+        by_layer_BL = layer_scores(margins_LBT, mask_BT, self.formula)
+        return torch.cat([sample_scores(by_layer_BL, self.formula)[:, None], by_layer_BL], dim=1)
+
+    def _margins(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """One forward pass: the gates' margins [L, B, T], and which tokens count [B, T]."""
+        token_ids_BT, attention_mask_BT, answer_mask_BT = (
+            self._to_device(array)
+            for array in (batch.token_ids, batch.attention_mask, batch.answer_mask)
+        )
+        # No attention mask: under a causal mask padding on the right is seen by no real token.
+        decoded = self.model(input_ids=token_ids_BT, use_cache=False, output_quality_logits=True)
+        margins_LBT = good_margins(torch.stack(decoded["quality_logits"]))
+        return margins_LBT, scored_tokens(answer_mask_BT, attention_mask_BT, self.formula.tokens)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return copy_to(array, self.device)
+
+
+def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | UnscoredSample:
+    if not math.isfinite(row[0]):
+        return UnscoredSample(
+            sample.sample_id, "score_not_finite", f"the model's score is {row[0]}, not a number"
+        )
+    return ScoredSample(
+        sample_id=sample.sample_id,
+        score=float(row[0]),
+        num_tokens=len(sample.token_ids),
+        num_answer_tokens=int(sample.answer_mask.sum()),
+        truncated=sample.truncated,
+        layer_scores=row[1:],
+    )
+
+
+def _scored_tokens(
+    sample: TokenizedSample, row: np.ndarray, tokens: np.ndarray
+) -> ScoredTokens | UnscoredSample:
+    scored = _scored_sample(sample, row)
+    if isinstance(scored, UnscoredSample):
+        return scored
+    return ScoredTokens(scored, tokens[: len(sample.token_ids)].copy())

@@ -1,0 +1,177 @@
+"""Scoring of rows that lie end to end: batches made ahead on a thread, sized to the device's
+memory, and cut in two where that does not suffice."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selectmoe.data.packing import lay_end_to_end, pack_end_to_end
+from selectmoe.errors import ModelError
+from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.model.packed_attention import PackedRows, copy_to
+from selectmoe.model.packed_forward import PackedForward, bytes_per_token
+from selectmoe.records import FlatBatch, TokenizedSample
+from selectmoe.scoring.formulas import (
+    ScoreFormula,
+    counted_tokens,
+    flat_layer_scores,
+    good_margins,
+    sample_scores,
+    token_scores,
+)
+
+# Shape letters: L = layers, B = rows of a batch, N = tokens of a batch.
+CPU_TOKENS = 4_096  # what its caches hold of a small model
+# Products are long bound by arithmetic, and a batch's start and end are nothing beside it.
+MOST_TOKENS = 65_536
+# The rest is for what libraries take for themselves, and for blocks too small to be used again.
+USABLE_SHARE = 0.8
+
+Item = TypeVar("Item")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedScores:
+    """What one pass says of its rows, left on the device."""
+
+    samples: tuple[TokenizedSample, ...]
+    rows: Tensor  # float32 [B, 1 + L]: score, and score of each layer
+    tokens: Tensor  # float32 [N]
+
+    def by_sample(self) -> tuple[tuple[TokenizedSample, ...], np.ndarray, list[np.ndarray]]:
+        """Samples, and the rows and tokens of each, fetched from the device."""
+        ends = np.cumsum([len(sample.token_ids) for sample in self.samples])
+        tokens = np.split(self.tokens.cpu().numpy(), ends[:-1])
+        return self.samples, self.rows.cpu().numpy(), tokens
+
+
+class PackedScorer:
+    """One model's passes under a token budget, which shrinks where memory does not suffice."""
+
+    def __init__(
+        self, model: SelectMoeModel, formula: ScoreFormula, *, max_tokens_per_batch: int | None
+    ) -> None:
+        """max_tokens_per_batch: tokens of one pass; None is what the device's memory takes."""
+        self.forward = PackedForward(model)
+        self.device = model.device
+        self.formula = formula
+        self.max_tokens_per_batch = max_tokens_per_batch or fitting_tokens(model)
+
+    def score(self, samples: Iterable[TokenizedSample]) -> Iterator[PackedScores]:
+        """In the order of the samples, which are read on a thread, one batch ahead.
+
+        Raises ModelError where a single sample does not fit in memory.
+        """
+        batches = pack_end_to_end(samples, max_tokens_per_batch=self.max_tokens_per_batch)
+        for batch in one_ahead(batches):
+            yield from self._score(batch)
+
+    def _score(self, batch: FlatBatch) -> Iterator[PackedScores]:
+        failure = None
+        # A batch may have been made before the budget shrank.
+        if len(batch.token_ids) <= self.max_tokens_per_batch or len(batch.samples) == 1:
+            try:
+                scores = self._pass(batch)
+            except torch.OutOfMemoryError as error:
+                failure = str(error).strip().split(". ")[0]
+            else:
+                yield scores
+                return
+        # Out of the `except`: the error's traceback held the tensors of the pass that failed.
+        if failure is not None:
+            self._shrink(batch, failure)
+        middle = len(batch.samples) // 2
+        for half in (batch.samples[:middle], batch.samples[middle:]):
+            yield from self._score(lay_end_to_end(half))
+
+    def _shrink(self, batch: FlatBatch, failure: str) -> None:
+        num_tokens = len(batch.token_ids)
+        if len(batch.samples) == 1:
+            raise ModelError(
+                f"a row of {num_tokens:,} tokens does not fit in the memory of {self.device}; "
+                f"max_sequence_length (dataset.max_sequence_length) must be lower: {failure}"
+            )
+        self.max_tokens_per_batch = max(min(num_tokens, self.max_tokens_per_batch) // 2, 1)
+        logger.warning(
+            "%d tokens in %d rows do not fit in the memory of %s: batches of at most %d from here "
+            "on; max_tokens_per_batch=%d does so from the start",
+            num_tokens,
+            len(batch.samples),
+            self.device,
+            self.max_tokens_per_batch,
+            self.max_tokens_per_batch,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # blocks of the sizes that no batch asks for again
+
+    @torch.inference_mode()
+    def _pass(self, batch: FlatBatch) -> PackedScores:
+        rows = PackedRows(
+            token_ids_N=self._on_device(batch.token_ids),
+            places_N=self._on_device(batch.places),
+            row_edges_R1=self._on_device(batch.row_edges),
+            lengths=tuple(np.diff(batch.row_edges).tolist()),
+        )
+        counts_N = self._on_device(
+            np.concatenate(
+                [counted_tokens(s.answer_mask, self.formula.tokens) for s in batch.samples]
+            ).astype(np.float32)
+        )
+        margins_LN = good_margins(self.forward.quality_logits(rows))
+        row_starts_B = rows.row_edges_R1[:-1].long()
+        by_layer_BL = flat_layer_scores(margins_LN, counts_N, row_starts_B, self.formula)
+        scores_B1 = sample_scores(by_layer_BL, self.formula)[:, None]
+        return PackedScores(
+            samples=batch.samples,
+            rows=torch.cat([scores_B1, by_layer_BL], dim=1),
+            tokens=token_scores(margins_LN, self.formula),
+        )
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return copy_to(array, self.device)
+
+
+def packs_rows(device: torch.device) -> bool:
+    """Whether rows lie end to end there by default: grouped products need an Ampere or newer."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def fitting_tokens(model: SelectMoeModel) -> int:
+    """The default budget: on a GPU the largest power of two whose pass fits in 80 % of the free
+    memory, by `bytes_per_token`, and at most 65,536.
+
+    A power of two and a limit, so that GPUs of one kind, and larger ones, make the same batches: a
+    score depends on those in its last digit.
+    """
+    if model.device.type != "cuda":
+        return CPU_TOKENS
+    free, _ = torch.cuda.mem_get_info(model.device)
+    # What torch holds for itself, and has given to nobody, is free as well.
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return largest_budget(free, bytes_per_token(model.config, model.dtype))
+
+
+def largest_budget(free_bytes: int, token_bytes: int) -> int:
+    fitting = max(int(USABLE_SHARE * free_bytes / token_bytes), 1)
+    return int(min(1 << (fitting.bit_length() - 1), MOST_TOKENS))
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items in the same order; the next is made on a thread while one is used.
+
+    What goes wrong on the thread is raised here.
+    """
+    end: Any = object()
+    iterator: Iterator[Any] = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as executor:
+        coming = executor.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = executor.submit(next, iterator, end)
+            yield item

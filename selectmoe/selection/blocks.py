@@ -1,0 +1,111 @@
+"""The scores of a run, a row group at a time, and of the other columns only what is asked for."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selectmoe.selection.top_k import ReadKeys, descending_keys
+
+# Shape letters: N = rows of a block, M = some of them.
+
+Rows = np.ndarray | slice
+"""Some of a block's N rows, int64 (M,) ascending; all of them as a slice, which copies nothing."""
+ALL_KEYS = (0, (1 << 32) - 1)
+
+
+class ScoreBlock:
+    """The rows of one row group that have a score; N of them."""
+
+    def __init__(
+        self, file: pq.ParquetFile, row_group: int, first_row: int, columns: Sequence[str]
+    ) -> None:
+        self._file = file
+        self._row_group = row_group
+        self._table = self._read(columns)
+        scores = self._table["score"]
+        self._scored = scores.is_valid()
+        self._has_nulls = scores.null_count > 0
+        self._first_row = first_row
+        self.scores: np.ndarray = scores.drop_null().to_numpy()  # float32 (N,)
+
+    @cached_property
+    def row_numbers(self) -> np.ndarray:
+        """int64 (N,), position in the shard, and in the corpus shard of the same name."""
+        return self._first_row + np.flatnonzero(self._scored)
+
+    def numbers(self, column: str) -> np.ndarray:
+        """(N,), of a column of numbers or truth values."""
+        numbers: np.ndarray = self._of_scored(self._table[column]).to_numpy()
+        return numbers
+
+    def keys_of(self, rows: Rows) -> ReadKeys:
+        """Gives the row keys of some of these rows, and reads the column when it is called."""
+
+        def read_keys(places: np.ndarray) -> np.ndarray:
+            if not len(places):
+                return np.empty(0, dtype=np.str_)
+            wanted = places if isinstance(rows, slice) else rows[places]
+            return np.array(self._row_keys.take(wanted).to_pylist(), dtype=np.str_)
+
+        return read_keys
+
+    def rows_by_dataset(self) -> Iterator[tuple[str, Rows]]:
+        """Each data set in the block with its rows."""
+        if not len(self.scores):
+            return
+        column = self._of_scored(self._table["dataset"]).combine_chunks()
+        names = column.dictionary.to_pylist()
+        if len(names) == 1:
+            yield names[0], slice(None)
+            return
+        codes = column.indices.to_numpy()
+        order = np.argsort(codes, kind="stable")
+        ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+        for name, rows in zip(names, np.split(order, ends[:-1]), strict=True):
+            if len(rows):
+                yield name, rows
+
+    @cached_property
+    def _row_keys(self) -> pa.ChunkedArray:
+        return self._of_scored(self._read(["row_key"])["row_key"])
+
+    def _of_scored(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        return column.filter(self._scored) if self._has_nulls else column
+
+    def _read(self, columns: Sequence[str]) -> pa.Table:
+        # Single-threaded: a pass reads several shards at once already.
+        return self._file.read_row_group(self._row_group, columns=list(columns), use_threads=False)
+
+
+def score_blocks(
+    shard: Path, columns: Sequence[str] = ("score",), *, key_range: tuple[int, int] = ALL_KEYS
+) -> Iterator[ScoreBlock]:
+    """The blocks of a scored shard that can hold a score in the range, by parquet's statistics.
+
+    key_range: the first and the last of the `descending_keys` that are looked for.
+    """
+    # Data sets as numbers: there are few names, and a million strings take a second.
+    with pq.ParquetFile(shard, read_dictionary=["dataset"]) as file:
+        first_row = 0
+        score = file.schema.names.index("score")
+        for number in range(file.num_row_groups):
+            row_group = file.metadata.row_group(number)
+            if _may_hold(row_group.column(score).statistics, row_group.num_rows, key_range):
+                yield ScoreBlock(file, number, first_row, columns)
+            first_row += row_group.num_rows
+
+
+def _may_hold(statistics: pq.Statistics | None, num_rows: int, key_range: tuple[int, int]) -> bool:
+    if statistics is None:
+        return True
+    if statistics.has_null_count and statistics.null_count == num_rows:
+        return False
+    if not statistics.has_min_max:
+        return True
+    ends = np.array([statistics.max, statistics.min], dtype=np.float32)
+    first, last = descending_keys(ends).tolist()
+    return bool(first <= key_range[1] and key_range[0] <= last)

@@ -1,0 +1,206 @@
+"""Passes over the scored shards of a run: what is counted, where the cut lies, which rows it keeps.
+
+A pass is a function of some shards; what it returns for parts of them adds up. Who calls it, for
+which parts and on how many threads or machines is a ShardMap's business.
+"""
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from selectmoe.selection.blocks import Rows, ScoreBlock, score_blocks
+from selectmoe.selection.top_k import (
+    MAX_CANDIDATES,
+    Bucket,
+    Buckets,
+    Candidates,
+    Cut,
+    Histogram,
+    ReadKeys,
+    descending_keys,
+    first_digits,
+    narrow,
+    num_to_keep,
+)
+
+ALL_DATASETS = "*"
+NUM_QUANTILE_BINS = 10_000
+MAX_THREADS = 4  # more wait for each other: what is small here is Python's
+MAX_SHARDS_PER_CALL = 64
+CALLS_PER_THREAD = 8  # or more; for even loads
+CALLS_AHEAD = 2  # of each thread: what is done and not yet taken waits in memory
+T = TypeVar("T")
+
+
+class ShardMap(Protocol):
+    """Calls a pass on parts of the shards, and gives what it returns for each."""
+
+    def __call__(
+        self, a_pass: Callable[[Sequence[Path]], T], shards: Sequence[Path]
+    ) -> Iterator[T]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """What the first pass counts, by data set."""
+
+    num_rows: Counter[str]  # that have a score
+    num_tokens: Counter[str]
+    num_truncated: Counter[str]
+    first_digits: dict[str, Histogram]  # of the rows' places in the order
+    quantile_bins: np.ndarray  # int64 (NUM_QUANTILE_BINS,), of all scores over (0, 1)
+
+    @classmethod
+    def total(cls, parts: Iterable["Survey"]) -> "Survey":
+        whole = cls(Counter(), Counter(), Counter(), {}, np.zeros(NUM_QUANTILE_BINS, np.int64))
+        for part in parts:
+            whole.num_rows.update(part.num_rows)
+            whole.num_tokens.update(part.num_tokens)
+            whole.num_truncated.update(part.num_truncated)
+            _add_up(whole.first_digits, part.first_digits)
+            np.add(whole.quantile_bins, part.quantile_bins, out=whole.quantile_bins)
+        return whole
+
+
+def survey(shards: Sequence[Path]) -> Survey:
+    """The first pass."""
+    columns = ("score", "dataset", "num_tokens", "truncated")
+    return Survey.total(
+        _survey_block(block) for shard in shards for block in score_blocks(shard, columns)
+    )
+
+
+def find_cuts(
+    shards: Sequence[Path],
+    histograms: Mapping[str, Histogram],
+    *,
+    selection_percentage: float,
+    per_dataset: bool,
+    map_shards: ShardMap,
+    max_candidates: int = MAX_CANDIDATES,
+) -> dict[str, Cut]:
+    """One cut for the whole corpus under "*", or one for each data set; all in the same passes.
+
+    histograms: the survey's, of first digits.
+    """
+    if not per_dataset:
+        histograms = {ALL_DATASETS: Histogram.total(histograms.values())}
+    first_buckets = {}
+    for name, histogram in sorted(histograms.items()):
+        num_kept = num_to_keep(int(histogram.counts.sum()), selection_percentage)
+        first_buckets[name] = Bucket.of_all_rows(num_kept).narrowed(histogram)
+
+    def count(wide: Buckets) -> dict[str, Histogram]:
+        totals: dict[str, Histogram] = {}
+        for counts in map_shards(partial(count_next_digits, wide), shards):
+            _add_up(totals, counts)
+        return totals
+
+    buckets = narrow(first_buckets, count, max_candidates=max_candidates)
+    candidates: dict[str, list[Candidates]] = {name: [] for name in buckets}
+    for found in map_shards(partial(find_candidates, buckets), shards):
+        for name, rows in found:
+            candidates[name].append(rows)
+    return {name: bucket.cut(candidates[name]) for name, bucket in buckets.items()}
+
+
+def count_next_digits(buckets: Buckets, shards: Sequence[Path]) -> dict[str, Histogram]:
+    """A pass: of the rows in each bucket, the digit that narrows it."""
+    totals: dict[str, Histogram] = {}
+    for name, scores, read_keys in _rows_to_cut(buckets, shards):
+        digits = buckets[name].next_digits(scores, read_keys)
+        _add_up(totals, {name: Histogram.of(digits)})
+    return totals
+
+
+def find_candidates(buckets: Buckets, shards: Sequence[Path]) -> list[tuple[str, Candidates]]:
+    """The last pass: the rows in each bucket."""
+    found = []
+    for name, scores, read_keys in _rows_to_cut(buckets, shards):
+        candidates = buckets[name].candidates(scores, read_keys)
+        if len(candidates[0]):
+            found.append((name, candidates))
+    return found
+
+
+def kept_rows(cuts: Mapping[str, Cut], shard: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a shard that the cuts keep, int64 (M,) ascending, and their scores float32 (M,).
+
+    Row groups whose best score is below every cut are not read.
+    """
+    row_numbers, all_scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    lowest = np.array([min(cut.score for cut in cuts.values())], dtype=np.float32)
+    key_range = (0, int(descending_keys(lowest)[0]))
+    for block in score_blocks(shard, _columns(cuts), key_range=key_range):
+        kept = np.zeros(len(block.scores), dtype=bool)
+        for name, rows in _rows_by_name(block, cuts):
+            kept[rows] = cuts[name].keeps_of(block.scores[rows], block.keys_of(rows))
+        row_numbers.append(block.row_numbers[kept])
+        all_scores.append(block.scores[kept])
+    return np.concatenate(row_numbers), np.concatenate(all_scores)
+
+
+def map_in_threads(a_pass: Callable[[Sequence[Path]], T], shards: Sequence[Path]) -> Iterator[T]:
+    """A ShardMap in this process: reading and counting run beside each other."""
+    num_threads = min(os.cpu_count() or 1, MAX_THREADS)
+    size = max(1, min(MAX_SHARDS_PER_CALL, len(shards) // (num_threads * CALLS_PER_THREAD)))
+    pending: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(num_threads) as executor:
+        for start in range(0, len(shards), size):
+            pending.append(executor.submit(a_pass, shards[start : start + size]))
+            if len(pending) > CALLS_AHEAD * num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _survey_block(block: ScoreBlock) -> Survey:
+    num_tokens, truncated = block.numbers("num_tokens"), block.numbers("truncated")
+    digits = first_digits(block.scores)
+    bins = np.clip((block.scores * NUM_QUANTILE_BINS).astype(np.int64), 0, NUM_QUANTILE_BINS - 1)
+    found = Survey(
+        Counter(), Counter(), Counter(), {}, np.bincount(bins, minlength=NUM_QUANTILE_BINS)
+    )
+    for name, rows in block.rows_by_dataset():
+        found.num_rows[name] = len(digits[rows])
+        found.num_tokens[name] = int(num_tokens[rows].sum())
+        found.num_truncated[name] = int(truncated[rows].sum())
+        found.first_digits[name] = Histogram.of(digits[rows])
+    return found
+
+
+def _rows_to_cut(
+    buckets: Buckets, shards: Sequence[Path]
+) -> Iterator[tuple[str, np.ndarray, ReadKeys]]:
+    """Name, scores and keys of the rows that may lie in a bucket."""
+    first, last = zip(*(bucket.key_range for bucket in buckets.values()), strict=True)
+    for shard in shards:
+        for block in score_blocks(shard, _columns(buckets), key_range=(min(first), max(last))):
+            for name, rows in _rows_by_name(block, buckets):
+                yield name, block.scores[rows], block.keys_of(rows)
+
+
+def _rows_by_name(block: ScoreBlock, names: Mapping[str, object]) -> Iterator[tuple[str, Rows]]:
+    if ALL_DATASETS in names:
+        yield ALL_DATASETS, slice(None)
+        return
+    for name, rows in block.rows_by_dataset():
+        if name in names:
+            yield name, rows
+
+
+def _columns(names: Mapping[str, object]) -> tuple[str, ...]:
+    return ("score",) if ALL_DATASETS in names else ("score", "dataset")
+
+
+def _add_up(totals: dict[str, Histogram], more: Mapping[str, Histogram]) -> None:
+    for name, histogram in more.items():
+        so_far = [totals[name]] if name in totals else []
+        totals[name] = Histogram.total([*so_far, histogram])

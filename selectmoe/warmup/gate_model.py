@@ -1,0 +1,187 @@
+"""The model of a warm-up: loaded, frozen but for its gates, with adapters where they are wanted."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from selectmoe.config.warmup import TrainingConfig
+from selectmoe.model.configuration_select_moe import SelectMoeConfig
+from selectmoe.model.conversion import meta_tensors, read_config
+from selectmoe.model.modeling_select_moe import QualityGate, SelectMoeForCausalLM, SelectMoeModel
+from selectmoe.model.quiet_loading import load_model
+from selectmoe.training.lora_targets import find_targets
+from selectmoe.training.memory_estimate import NotEnoughMemoryError, available_memory, in_words
+from selectmoe.warmup.gate_objectives import (
+    ContrastiveObjective,
+    LanguageModelObjective,
+    Objective,
+)
+from selectmoe.warmup.settings import is_contrastive, learns_detached
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_GATE_PARTS = ("mean", "std", "bias")  # of training.quality_gate_init_*
+QUALITY_GATES, MOE_GATES, TRASH_EXPERTS = ".quality_gate.", ".mlp.gate.", ".trash_expert."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trainee:
+    """A model ready for GateTrainer, and what it learns from."""
+
+    model: nn.Module
+    objective: Objective
+    num_layers: int
+    is_adapter: bool
+
+
+def gated_settings(config: SelectMoeConfig, training: TrainingConfig) -> SelectMoeConfig:
+    """The model's configuration with what the warm-up sets of it."""
+    if is_contrastive(training):
+        config.quality_loss_weight = 0.0  # the trainer adds the contrastive loss
+    else:
+        if training.quality_loss_type != config.quality_loss_type:
+            config.quality_loss_parameters = None  # those of another loss
+        config.quality_loss_type = training.quality_loss_type
+        config.quality_loss_weight = training.quality_loss_weight
+    config.sample_wise_averaging = training.sample_wise_averaging
+    config.enable_load_balancing = training.enable_load_balancing
+    settings = ("trash_expert_mode", *(f"quality_gate_init_{part}" for part in _GATE_PARTS))
+    for name in settings:
+        if getattr(training, name) is not None:
+            setattr(config, name, getattr(training, name))
+    return config
+
+
+def load_gated_model(
+    folder: Path, training: TrainingConfig, *, uses_gpu: bool, seed: int, num_sharing: int = 1
+) -> Any:  # noqa: ANN401 (a SelectMoeForCausalLM, whose methods transformers does not type)
+    """The Select-MoE of a folder in the dtype of the warm-up, its gates new where that is asked.
+
+    Raises NotEnoughMemoryError before it reads a weight, and ModelError where it cannot be loaded.
+    """
+    config = gated_settings(read_config(SelectMoeConfig, folder), training)
+    dtype = DTYPES[training.dtype or ("bfloat16" if uses_gpu else "float32")]
+    # On its way into shards, which no one GPU need hold together, a model is whole in memory.
+    on_gpu = uses_gpu and training.strategy != "fsdp"
+    require_memory(config, dtype, uses_gpu=on_gpu, num_sharing=num_sharing)
+    model = load_model(
+        SelectMoeForCausalLM,
+        folder,
+        new_parts=(TRASH_EXPERTS,),  # training.trash_expert_mode=custom may add one
+        config=config,
+        dtype=dtype,
+        attn_implementation=training.attn_implementation,
+        experts_implementation=training.experts_implementation
+        or ("grouped_mm" if uses_gpu else "eager"),
+    )
+    if any(getattr(training, f"quality_gate_init_{part}") is not None for part in _GATE_PARTS):
+        renew_gates(model, seed=seed)
+    return model
+
+
+def require_memory(
+    config: SelectMoeConfig, dtype: torch.dtype, *, uses_gpu: bool, num_sharing: int = 1
+) -> None:
+    """Raises NotEnoughMemoryError where the weights alone do not fit.
+
+    num_sharing: workers on this machine, which share its memory where they have no GPU.
+    """
+    num_parameters = sum(t.numel() for t in meta_tensors(SelectMoeForCausalLM, config).values())
+    needed = num_parameters * dtype.itemsize
+    available, place = available_memory("cuda" if uses_gpu else "cpu", num_sharing=num_sharing)
+    if needed > available:
+        raise NotEnoughMemoryError(
+            f"warm-up needs at least {in_words(needed)} of {place} for "
+            f"{num_parameters / 1e9:.2f} billion parameters in {str(dtype).split('.')[-1]}, and "
+            f"has {in_words(available)}; take a smaller model or a larger machine"
+        )
+
+
+def renew_gates(model: Any, *, seed: int) -> None:  # noqa: ANN401
+    """Starts every quality gate anew, by the model's configuration and the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, QualityGate):
+                for parameter in module.parameters():
+                    # transformers marks what it has loaded, and initialises none of it again.
+                    parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+                model._init_weights(module)
+
+
+def prepare_trainee(
+    model: Any,  # noqa: ANN401 (a SelectMoe of either class)
+    training: TrainingConfig,
+    *,
+    name: str,
+    seed: int,
+) -> Trainee:
+    """Freezes what is not trained, adds adapters, and pairs the model with its objective.
+
+    name: of the model, for messages. seed: of the adapters' first weights.
+    """
+    num_layers = int(model.config.num_hidden_layers)
+    label_weight, weight = training.label_weight, training.quality_loss_weight
+    if learns_detached(training):
+        decoder: SelectMoeModel = getattr(model, "model", model)
+        freeze_all_but(decoder, (QUALITY_GATES,))
+        decoder.detach_gates()
+        objective: Objective = ContrastiveObjective(label_weight, weight)
+        return Trainee(decoder, objective, num_layers, is_adapter=False)
+    objective = LanguageModelObjective(label_weight, weight)
+    if training.peft_mode == "lora":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted = with_adapters(model, training, name=name)
+        return Trainee(adapted, objective, num_layers, is_adapter=True)
+    freeze_all_but(model, trained_parts(training))
+    return Trainee(model, objective, num_layers, is_adapter=False)
+
+
+def trained_parts(training: TrainingConfig) -> tuple[str, ...]:
+    """Parts of the names of the tensors that full_rank trains; a learned trash vector belongs to
+    the quality gates, which mix it in."""
+    parts = (QUALITY_GATES, TRASH_EXPERTS) if training.train_quality_gates else ()
+    return (*parts, MOE_GATES) if training.train_moe_gates else parts
+
+
+def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """What is trained becomes float32: steps of AdamW are smaller than bfloat16 can show."""
+    for name, parameter in model.named_parameters():
+        is_trained = any(part in f".{name}" for part in parts)
+        parameter.requires_grad_(is_trained)
+        if is_trained:
+            parameter.data = parameter.data.float()
+
+
+def with_adapters(model: Any, training: TrainingConfig, *, name: str) -> Any:  # noqa: ANN401 (a PeftModel)
+    """LoRA on the named modules; the trained gates are whole copies inside the adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = training.lora
+    targets = find_targets(
+        model, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=name
+    )
+    gates = ["quality_gate"] if training.train_quality_gates else []
+    # "gate" alone would take the quality gates too: names are matched by their ends.
+    gates += ["mlp.gate"] if training.train_moe_gates else []
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
+        modules_to_save=gates or None,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft asks for a property that transformers has renamed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted

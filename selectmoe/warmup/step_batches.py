@@ -1,0 +1,197 @@
+"""The batches of each optimizer step: which samples, beside which copies, on which worker.
+
+What a step trains on follows from the seed and the number of the step alone. So a resumed run goes
+on with the batches that the interrupted one would have had, without making those before; and the
+workers, of which each takes its share of the same step, together see what one would see.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from selectmoe.data.chat import ChatTokenizer
+from selectmoe.data.packing import collate
+from selectmoe.errors import DataError
+from selectmoe.records import Sample, TokenizedSample
+from selectmoe.warmup.contrastive_pairs import make_copy
+
+# Shape letters: B = rows of a batch (real ones first, then their copies), T = tokens.
+IGNORED_LABEL = -100
+Unit = tuple[TokenizedSample, ...]
+"""What stays together on one worker: a sample, or a sample and its copy."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """What a worker computes at a time."""
+
+    sample_ids: tuple[str, ...]  # of the real rows
+    token_ids_BT: Tensor
+    attention_mask_BT: Tensor  # False on padding
+    answer_mask_BT: Tensor
+    labels_BT: Tensor  # -100 where nothing is to be predicted: padding, copies, as a rule questions
+    num_real: int  # the first rows; the others are their copies, in the same order
+    share_of_step: float  # of the step's real rows, over all workers
+    num_labels_of_step: int  # over all workers
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.attention_mask_BT.sum())
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("token_ids_BT", "attention_mask_BT", "answer_mask_BT", "labels_BT")
+        }
+        kept = {
+            name: getattr(self, name)
+            for name in ("sample_ids", "num_real", "share_of_step", "num_labels_of_step")
+        }
+        return MicroBatch(**moved, **kept)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingRows:
+    """The samples to learn from, and their tokens, in the same order."""
+
+    samples: Sequence[Sample]
+    tokenized: Sequence[TokenizedSample]
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise DataError("warm-up needs at least one sample, got none")
+        assert len(self.samples) == len(self.tokenized)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSettings:
+    """How steps are made of rows."""
+
+    batch_size: int  # real rows of a step, over all workers
+    max_tokens_per_forward: int
+    kinds: tuple[str, ...]  # of corruption; () makes no copies
+    full_sequence_prediction: bool
+    seed: int
+    rank: int = 0
+    num_workers: int = 1
+    first_step: int = 0  # steps before it are left out
+
+
+class StepBatches(IterableDataset[list[MicroBatch]]):
+    """Endless; each item is this worker's share of one optimizer step, at least one MicroBatch."""
+
+    def __init__(
+        self, rows: TrainingRows, tokenizer: ChatTokenizer, settings: StepSettings
+    ) -> None:
+        self.rows = rows
+        self.tokenizer = tokenizer
+        self.settings = settings
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        step = self.settings.first_step
+        while True:
+            yield self.step(step)
+            step += 1
+
+    def step(self, number: int) -> list[MicroBatch]:
+        """This worker's share of a step, as batches under the token budget, longest first."""
+        chosen = self._chosen(number)
+        share = chosen[self.settings.rank :: self.settings.num_workers]
+        # A worker without a row of its own computes one all the same, since the others wait for
+        # its gradient, and counts it for nothing.
+        weight = 1 / len(chosen) if share else 0.0
+        units = self._units(share or chosen[:1])
+        num_labels = sum(self._num_labels(self.rows.tokenized[index]) for index, _ in chosen)
+        limit = self.settings.max_tokens_per_forward
+        return [
+            self._micro_batch(group, weight=weight, num_labels=num_labels)
+            for group in groups_of_units(units, max_tokens=limit)
+        ]
+
+    def _chosen(self, number: int) -> list[tuple[int, Sample | None]]:
+        """(index of a row, its copy) for all rows of a step, over all workers.
+
+        A row that no kind of corruption makes worse is left out where copies are wanted; that is
+        found out here, on every worker, so that all know how many rows the step has.
+        """
+        size = self.settings.batch_size
+        positions = range(number * size, (number + 1) * size)
+        indices = [self._index(position) for position in positions]
+        if not self.settings.kinds:
+            return [(index, None) for index in indices]
+        pairs = [
+            (index, self._copy(index, position))
+            for index, position in zip(indices, positions, strict=True)
+        ]
+        chosen = [pair for pair in pairs if pair[1] is not None]
+        if not chosen:
+            raise DataError(
+                f"none of {size} samples can be made worse by {', '.join(self.settings.kinds)}; "
+                f"first: {self.rows.samples[indices[0]].sample_id}"
+            )
+        return chosen
+
+    def _index(self, position: int) -> int:
+        """The row at a position of the endless stream of passes over the rows."""
+        num_rows = len(self.rows.samples)
+        return _order(self.settings.seed, position // num_rows, num_rows)[position % num_rows]
+
+    def _copy(self, index: int, position: int) -> Sample | None:
+        random = Random(f"{self.settings.seed} {position}")
+        samples = self.rows.samples
+        return make_copy(samples[index], samples, kinds=self.settings.kinds, random=random)
+
+    def _units(self, chosen: Sequence[tuple[int, Sample | None]]) -> list[Unit]:
+        real = [self.rows.tokenized[index] for index, _ in chosen]
+        copies = self.tokenizer.tokenize([copy for _, copy in chosen if copy is not None])
+        return list(zip(real, copies, strict=True)) if copies else [(row,) for row in real]
+
+    def _micro_batch(self, units: Sequence[Unit], *, weight: float, num_labels: int) -> MicroBatch:
+        rows = [row for nth in zip(*units, strict=True) for row in nth]
+        batch = collate(rows, np.arange(len(rows)))
+        predicted = batch.attention_mask if self._predicts_all else batch.answer_mask
+        labels = np.where(predicted, batch.token_ids, IGNORED_LABEL)
+        labels[len(units) :] = IGNORED_LABEL
+        return MicroBatch(
+            sample_ids=tuple(unit[0].sample_id for unit in units),
+            token_ids_BT=torch.from_numpy(batch.token_ids),
+            attention_mask_BT=torch.from_numpy(batch.attention_mask),
+            answer_mask_BT=torch.from_numpy(batch.answer_mask),
+            labels_BT=torch.from_numpy(labels),
+            num_real=len(units),
+            share_of_step=weight * len(units),
+            num_labels_of_step=num_labels,
+        )
+
+    def _num_labels(self, row: TokenizedSample) -> int:
+        """Tokens of a row that are predicted: of the first there is nothing to predict it from."""
+        return len(row.token_ids) - 1 if self._predicts_all else int(row.answer_mask[1:].sum())
+
+    @property
+    def _predicts_all(self) -> bool:
+        return self.settings.full_sequence_prediction
+
+
+def groups_of_units(units: Sequence[Unit], *, max_tokens: int) -> list[list[Unit]]:
+    """The units longest first, in groups of at most `max_tokens` tokens, padding included."""
+    lengths = np.array([max(len(row.token_ids) for row in unit) for unit in units])
+    order = np.argsort(-lengths, kind="stable")
+    groups, start = [], 0
+    while start < len(order):
+        longest = order[start]
+        size = max(max_tokens // int(lengths[longest] * len(units[longest])), 1)
+        groups.append([units[index] for index in order[start : start + size]])
+        start += size
+    return groups
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, num_passes: int, num_rows: int) -> list[int]:
+    """The order of the rows in one pass over them."""
+    return Random(f"{seed} pass {num_passes}").sample(range(num_rows), num_rows)

@@ -1,0 +1,63 @@
+import errno
+
+import pytest
+
+from selectmoe.cli.command_line import CommandParser, one_line, parse_arguments, user_mistake
+from selectmoe.errors import DataError
+
+
+class WrappedByRay(Exception):
+    """As RayTaskError: the worker's exception stands in `cause`, not in __cause__."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def test_a_mistake_is_found_inside_what_ray_made_of_it():
+    mistake = DataError("corpus.jsonl: no such file")
+    wrapped = raised_from(RuntimeError("execution failed"), WrappedByRay(mistake))
+    assert user_mistake(wrapped) is mistake
+
+
+def test_a_bug_is_no_mistake():
+    assert user_mistake(raised_from(RuntimeError("x"), KeyError("y"))) is None
+    # A closed pipe or a lost connection names no file: nothing that a user could mend.
+    assert user_mistake(ConnectionResetError(errno.ECONNRESET, "reset")) is None
+
+
+def test_a_full_disk_is_one_line_with_the_file():
+    error = OSError(errno.ENOSPC, "No space left on device", "/data/out/scored")
+    assert user_mistake(error) is error
+    assert one_line(error) == "/data/out/scored: No space left on device"
+
+
+def test_options_and_overrides_come_in_any_order():
+    parser = CommandParser(prog="x")
+    parser.add_argument("--pct", type=float)
+    options, overrides = parse_arguments(parser, ["a=1", "--pct", "0.5", "b.c=x y"])
+    assert (options.pct, overrides) == (0.5, ["a=1", "b.c=x y"])
+
+
+def test_an_option_of_several_values_leaves_overrides_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "year=2026").mkdir()
+    parser = CommandParser(prog="x")
+    parser.add_argument("--data", nargs="+")
+    arguments = ["--data", "a.jsonl", "s3://b/c.jsonl?region=d", "year=2026", "seed=1", "f.g=h/i"]
+    options, overrides = parse_arguments(parser, arguments)
+    assert options.data == ["a.jsonl", "s3://b/c.jsonl?region=d", "year=2026"]
+    assert overrides == ["seed=1", "f.g=h/i"]
+
+
+def test_an_unknown_option_is_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_arguments(CommandParser(prog="jobs/select.py"), ["--pctt", "1"])
+    assert exit_.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "--pctt" in line

@@ -1,0 +1,403 @@
+"""Normalised shards: the same for every order and splitting of the rows, and every row counted."""
+
+import json
+import os
+import random
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from selectmoe.corpus import buckets, normalize
+from selectmoe.corpus import parts as corpus_parts
+from selectmoe.corpus.normalize import rows_read, write_corpus, write_shards
+from selectmoe.corpus.shards import (
+    CorpusSummary,
+    keep_subset,
+    read_rows,
+    read_shard,
+    read_summary,
+    row_key,
+)
+from selectmoe.data.readers import read_corpora
+from selectmoe.errors import DataError
+from selectmoe.records import Message, RejectedRow, Sample
+
+
+def sample_of(
+    name: str, *, content: str = "Because.", dataset: str = "d", source: str = ""
+) -> Sample:
+    return Sample(dataset, name, (Message("user", "Why?"), Message("assistant", content)), source)
+
+
+def samples(number: int) -> list[Sample]:
+    """Turns, lengths and scripts differ; every id is its own."""
+    rng = random.Random(0)
+    made = []
+    for n in range(number):
+        turns = [
+            message
+            for _ in range(rng.randint(1, 3))
+            for message in (
+                Message("user", "日本 " * rng.randint(0, 5)),
+                Message("assistant", f"{n} " * rng.randint(1, 40)),
+            )
+        ]
+        made.append(Sample(f"d{n % 3}", f"id-{n}", tuple(turns), f"f:{n}"))
+    return made
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("shard-*")}
+
+
+def shard_rows(folder: Path) -> list[tuple[str, Sample]]:
+    return [row for path in sorted(folder.glob("shard-*")) for row in read_shard(path)]
+
+
+def test_every_sample_is_in_one_shard_unchanged_and_in_the_order_of_its_key(tmp_path):
+    corpus = samples(250)
+    summary = write_shards(corpus, tmp_path / "c", rows_per_shard=100)
+    rows = shard_rows(tmp_path / "c")
+    assert {sample.sample_id: sample for _, sample in rows} == {s.sample_id: s for s in corpus}
+    keys = [key for key, _ in rows]
+    assert keys == sorted(keys) == [row_key(sample) for _, sample in rows]
+    assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "c").glob("s*-*"))] == [
+        100,
+        100,
+        50,
+    ]
+    assert summary == CorpusSummary(250, 0, 3, 0, {"d0": 84, "d1": 83, "d2": 83}, "")
+    assert read_summary(tmp_path / "c") == summary
+
+
+@pytest.mark.parametrize("row_group_size", [1, 3, 25])
+def test_some_rows_of_a_shard_are_read_by_their_positions(tmp_path, row_group_size):
+    write_shards(samples(25), tmp_path / "c", rows_per_shard=25)
+    shard = tmp_path / "c" / "shard-000000.parquet"
+    rows = [sample for _, sample in read_shard(shard)]
+    pq.write_table(pq.read_table(shard), shard, row_group_size=row_group_size)
+    for positions in ([], [0], [24], [0, 1, 2, 9, 24], list(range(25))):
+        found = list(read_rows(shard, np.array(positions, dtype=np.int64)))
+        assert found == [rows[position] for position in positions]
+
+
+@pytest.mark.parametrize("max_rows_in_memory", [2, 7, 100, 249, 250, 251, 1_000])
+def test_shards_do_not_depend_on_memory_or_on_the_order_of_the_rows(tmp_path, max_rows_in_memory):
+    corpus = samples(250)
+    write_shards(corpus, tmp_path / "a", rows_per_shard=64)
+    random.Random(1).shuffle(corpus)
+    write_shards(corpus, tmp_path / "b", rows_per_shard=64, max_rows_in_memory=max_rows_in_memory)
+    assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
+    assert len(shard_bytes(tmp_path / "b")) == 4
+
+
+def test_shards_of_the_same_rows_in_other_files_differ_in_the_source_alone(tmp_path):
+    rows = [{"dataset": "d", "id": n, "text": f"Because {n}."} for n in range(60)]
+    tables = []
+    for num_files in (1, 7):
+        paths = [tmp_path / f"{num_files}-{n}.jsonl" for n in range(num_files)]
+        for n, path in enumerate(paths):
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows[n::num_files]))
+        folder = tmp_path / str(num_files)
+        write_shards(read_corpora([str(p) for p in paths]), folder, rows_per_shard=25)
+        tables.append([pq.read_table(path) for path in sorted(folder.glob("shard-*"))])
+    for one, seven in zip(*tables, strict=True):
+        assert one.drop_columns("source") == seven.drop_columns("source")
+        assert one["source"] != seven["source"]
+
+
+def test_a_row_key_is_made_of_the_id_and_then_of_the_rest():
+    key = row_key(sample_of("1"))
+    assert len(key) == 32
+    assert int(key, 16) >= 0
+    assert row_key(sample_of("1", source="elsewhere:9")) == key
+    other_content = row_key(sample_of("1", content="No."))
+    assert other_content[:16] == key[:16]
+    moved = Sample("d", "1", (Message("user", "Why?B"), Message("assistant", "ecause.")))
+    others = [row_key(moved), row_key(sample_of("1", dataset="e")), other_content]
+    assert len({key[16:], *(other[16:] for other in others)}) == 4
+    assert row_key(sample_of("2"))[:16] != key[:16]
+    # Pinned: runs of two versions must agree on it to be resumed and re-cut.
+    assert key == "b40d9d1ec3484b373f355de98e6698f6"
+
+
+def test_duplicates_are_all_kept_and_counted(tmp_path):
+    corpus = [
+        sample_of("1", source="f:1"),
+        sample_of("1", source="f:2"),  # the very same
+        sample_of("1", source="f:3"),
+        sample_of("1", content="No.", source="f:4"),  # the id only
+        sample_of("1", dataset="e", source="f:5"),  # another data set's
+        sample_of("2", source="f:6"),
+    ]
+    for max_rows_in_memory in (2, 100):
+        summary = write_shards(
+            corpus, tmp_path / "c", rows_per_shard=4, max_rows_in_memory=max_rows_in_memory
+        )
+        assert (summary.num_read, summary.num_duplicate_ids) == (6, 3)
+        rows = shard_rows(tmp_path / "c")
+        assert sorted(sample.source for _, sample in rows) == [f"f:{n}" for n in range(1, 7)]
+        same = [key for key, sample in rows if sample.source in ("f:1", "f:2", "f:3")]
+        key = row_key(corpus[0])
+        assert same == [key, f"{key}-1", f"{key}-2"]
+        assert len({key for key, _ in rows}) == 6
+
+
+@pytest.mark.parametrize("content", ["{}", "the very same"])
+def test_rows_of_one_id_do_not_fill_memory(tmp_path, content):
+    """Cut by their ids they would all lie in one bucket, and copies of one row by any key."""
+    corpus = [sample_of("1", content=content.format(n)) for n in range(200)]
+    summary = write_shards(corpus, tmp_path / "c", rows_per_shard=50, max_rows_in_memory=9)
+    assert (summary.num_shards, summary.num_duplicate_ids) == (4, 199)
+    rows = shard_rows(tmp_path / "c")
+    assert Counter(s.messages for _, s in rows) == Counter(s.messages for s in corpus)
+    assert len({key for key, _ in rows}) == 200
+
+
+def peak_of(folder: Path, rows: Iterator[Sample | RejectedRow]) -> int:
+    """The most bytes that Python held while `rows` were written."""
+    tracemalloc.start()
+    write_shards(rows, folder, rows_per_shard=50, max_rows_in_memory=50)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize(("name", "number"), [("{}", 3_000), ("the same", 1_000)])
+def test_memory_does_not_grow_with_the_corpus(tmp_path, name, number):
+    def rows(number: int) -> Iterator[Sample]:
+        return (sample_of(name.format(n), content=f"{n} {'x' * 2_000}") for n in range(number))
+
+    peak_of(tmp_path, rows(100))  # imports and caches
+    # Half a megabyte of room for what a bucket costs; 700 rows more would be 1.5 MB.
+    assert peak_of(tmp_path, rows(number)) < peak_of(tmp_path, rows(300)) + (1 << 19)
+
+
+def test_memory_does_not_grow_with_the_rejected_rows(tmp_path):
+    def rows(number: int) -> Iterator[RejectedRow]:
+        return (RejectedRow("f", n, "d", "", "why", f"{n} {'x' * 1_000}") for n in range(number))
+
+    # As above; 4,000 rows more would be 5 MB.
+    assert peak_of(tmp_path, rows(6_000)) < peak_of(tmp_path, rows(2_000)) + (1 << 19)
+
+
+def test_long_rows_fill_memory_sooner_and_make_smaller_shards(tmp_path, monkeypatch):
+    for module in (buckets, normalize):
+        monkeypatch.setattr(module, "MAX_CHARACTERS", 1_000)
+    corpus = [sample_of(str(n), content=str(n % 10) * 400) for n in range(10)]
+    summary = write_shards(corpus, tmp_path / "c", rows_per_shard=100)
+    assert summary.num_shards == 4  # 404 characters a row: the third one reaches 1,000
+    assert len(shard_rows(tmp_path / "c")) == 10
+
+
+def rejected_rows(number: int) -> list[RejectedRow]:
+    return [
+        RejectedRow("f", n, "d", f"id-{n}", "why", f"because {n}") for n in range(1, number + 1)
+    ]
+
+
+@pytest.mark.parametrize("number", [1, 999, 1_000, 1_001, 2_500])
+def test_every_rejected_row_is_written_with_its_place_and_reason(tmp_path, number):
+    summary = write_shards(
+        [sample_of("1"), *rejected_rows(number)], tmp_path / "c", rows_per_shard=10
+    )
+    assert (summary.num_read, summary.num_rejected) == (number + 1, number)
+    assert summary.read_by_dataset == {"d": number + 1}
+    assert summary.first_rejected == "f:1: because 1"
+    written = pq.read_table(tmp_path / "c" / "rejected.parquet").to_pylist()
+    assert [RejectedRow(**row) for row in written] == rejected_rows(number)
+
+
+def test_a_corpus_of_which_all_is_rejected_is_whole(tmp_path):
+    summary = write_shards(rejected_rows(3), tmp_path / "c", rows_per_shard=10)
+    assert summary == CorpusSummary(3, 3, 0, 0, {"d": 3}, "f:1: because 1")
+    assert sorted(os.listdir(tmp_path / "c")) == ["rejected.parquet", "summary.json"]
+
+
+def test_a_corpus_without_rows_is_refused(tmp_path):
+    with pytest.raises(DataError, match="the corpus has no rows"):
+        write_shards([], tmp_path / "c", rows_per_shard=10)
+    assert read_summary(tmp_path / "c") is None
+
+
+def test_an_interrupted_write_leaves_no_summary_and_can_be_done_again(tmp_path):
+    corpus = samples(30)
+
+    def interrupted():
+        yield from corpus[:20]
+        yield rejected_rows(1)[0]
+        raise DataError("f: cannot be read to its end")
+
+    with pytest.raises(DataError, match="to its end"):
+        write_shards(interrupted(), tmp_path / "c", rows_per_shard=5, max_rows_in_memory=3)
+    assert read_summary(tmp_path / "c") is None
+    assert os.listdir(tmp_path / "c") == []  # neither half a file nor a bucket
+    (tmp_path / "c" / "shard-000099.parquet").write_bytes(b"of a killed run")
+    write_shards(corpus, tmp_path / "c", rows_per_shard=10, max_rows_in_memory=3)
+    names = ["rejected.parquet", *(f"shard-00000{n}.parquet" for n in range(3)), "summary.json"]
+    assert sorted(os.listdir(tmp_path / "c")) == names
+
+
+def test_the_summary_is_written_last(tmp_path, monkeypatch):
+    def fail(path: Path, content: object) -> None:
+        assert len(list(tmp_path.glob("c/*.parquet"))) == 4
+        raise OSError("disk full")
+
+    monkeypatch.setattr(normalize, "write_json", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_shards(samples(30), tmp_path / "c", rows_per_shard=10)
+    assert read_summary(tmp_path / "c") is None
+
+
+@pytest.mark.parametrize("ratio", [0.03, 0.5, 0.97])
+def test_a_subset_has_about_the_ratio_and_every_rejected_row(ratio):
+    kept = list(keep_subset([*samples(4_000), *rejected_rows(5)], ratio=ratio))
+    num_kept = sum(isinstance(row, Sample) for row in kept)
+    # Four standard deviations of a binomial; the keys are fixed, so this passes always or never.
+    assert abs(num_kept - 4_000 * ratio) < 4 * (4_000 * ratio * (1 - ratio)) ** 0.5
+    assert len(kept) == num_kept + 5
+
+
+def test_a_subset_depends_on_the_content_of_a_row_alone():
+    corpus = samples(500)
+    small, large = ({s.sample_id for s in keep_subset(corpus, ratio=r)} for r in (0.2, 0.6))
+    assert small < large
+    rng = random.Random(0)
+    rng.shuffle(corpus)
+    halves = [*keep_subset(corpus[:250], ratio=0.2), *keep_subset(corpus[250:], ratio=0.2)]
+    assert {sample.sample_id for sample in halves} == small
+    assert len(list(keep_subset(corpus, ratio=1.0))) == 500
+    renamed = [replace(sample, sample_id=f"{sample.sample_id} again") for sample in corpus]
+    again = {sample.sample_id for sample in keep_subset(renamed, ratio=0.2)}
+    assert again == {f"{name} again" for name in small}
+
+
+def test_a_subset_of_nothing_is_refused():
+    with pytest.raises(DataError, match="subset_ratio=1e-09 keeps none of the 10 rows"):
+        list(keep_subset(samples(10), ratio=1e-9))
+    assert list(keep_subset(rejected_rows(2), ratio=1e-9)) == rejected_rows(2)
+
+
+def write_corpora(folder: Path) -> list[str]:
+    """Three corpora of 150 rows together, with and without ids, in every kind of file."""
+    rows = [
+        {"id": f"{n % 100}", "dataset": f"d{n % 2}", "text": f"{n % 97} {'x' * (n % 50)}"}
+        for n in range(110)
+    ]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    lines[10] = "no JSON\n"
+    (folder / "a.jsonl").write_text("".join(lines[:60]))
+    (folder / "many").mkdir()
+    for number in range(5):
+        part = lines[60 + 10 * number : 70 + 10 * number]
+        (folder / "many" / f"{number}.jsonl").write_text("".join(part))
+    table = pa.Table.from_pylist([{"text": f"without an id {n}"} for n in range(40)])
+    pq.write_table(table, folder / "c.parquet", row_group_size=7)
+    return [str(folder / name) for name in ("a.jsonl", "many", "c.parquet")]
+
+
+def backwards(function, items):
+    """A TaskMap that does the last item first."""
+    return [function(item) for item in items[::-1]][::-1]
+
+
+@pytest.mark.parametrize("min_part_bytes", [1, 300, 1_500, 1 << 20])
+def test_parts_of_corpora_give_the_shards_of_one_stream_of_rows(
+    tmp_path, monkeypatch, min_part_bytes
+):
+    specs = write_corpora(tmp_path)
+    split = partial(corpus_parts.split_corpora, min_part_bytes=min_part_bytes)
+    monkeypatch.setattr(normalize, "split_corpora", split)
+    whole = write_shards(read_corpora(specs), tmp_path / "a", rows_per_shard=32)
+    parts = write_corpus(specs, tmp_path / "b", rows_per_shard=32, run_tasks=backwards)
+    assert parts == whole
+    assert (whole.num_read, whole.num_rejected, whole.num_shards) == (150, 1, 5)
+    assert whole.num_duplicate_ids > 0
+    assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
+    rejected = [pq.read_table(tmp_path / name / "rejected.parquet") for name in "ab"]
+    assert rejected[0] == rejected[1]
+    assert sorted(os.listdir(tmp_path / "a")) == sorted(os.listdir(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.6])
+def test_parts_have_the_subset_of_the_whole(tmp_path, monkeypatch, ratio):
+    specs = write_corpora(tmp_path)
+    monkeypatch.setattr(
+        normalize, "split_corpora", partial(corpus_parts.split_corpora, min_part_bytes=300)
+    )
+    kept = keep_subset(read_corpora(specs), ratio=ratio)
+    whole = write_shards(kept, tmp_path / "a", rows_per_shard=32)
+    parts = write_corpus(specs, tmp_path / "b", rows_per_shard=32, subset_ratio=ratio)
+    assert parts == whole
+    assert 0 < whole.num_read < 150
+    assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
+
+
+def test_a_subset_of_a_corpus_that_keeps_nothing_is_refused(tmp_path):
+    specs = write_corpora(tmp_path)
+    with pytest.raises(DataError, match="subset_ratio=1e-09 keeps none of the 149 rows"):
+        write_corpus(specs, tmp_path / "b", rows_per_shard=32, subset_ratio=1e-9)
+    assert os.listdir(tmp_path / "b") == []
+
+
+def test_a_corpus_without_rows_among_others_is_refused(tmp_path):
+    specs = write_corpora(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    specs.insert(1, str(tmp_path / "empty.jsonl"))
+    with pytest.raises(DataError, match=r"empty\.jsonl: no rows: every file is empty"):
+        write_corpus(specs, tmp_path / "b", rows_per_shard=32)
+    assert read_summary(tmp_path / "b") is None
+
+
+@pytest.mark.parametrize(("num_rows", "num_digits"), [(95, 0), (96, 1), (1_535, 1), (1_536, 2)])
+def test_shards_of_a_large_corpus_end_with_ranges_of_keys(
+    tmp_path, monkeypatch, num_rows, num_digits
+):
+    monkeypatch.setattr(normalize, "SHARDS_PER_RANGE", 2)
+    corpus = [sample_of(str(n)) for n in range(num_rows)]
+    written = write_shards(corpus, tmp_path / "a", rows_per_shard=3)
+    keys = [key for key, _ in shard_rows(tmp_path / "a")]
+    assert keys == sorted(row_key(sample) for sample in corpus)
+    names = [
+        f"shard-{digits}-{number:06d}.parquet" if digits else f"shard-{number:06d}.parquet"
+        for digits, in_range in sorted(Counter(key[:num_digits] for key in keys).items())
+        for number in range(-(-in_range // 3))
+    ]
+    assert sorted(path.name for path in (tmp_path / "a").glob("shard-*")) == names
+    assert written.num_shards == len(names)
+
+
+def test_rows_are_counted_while_they_are_read(tmp_path):
+    rows, seen = [sample_of(str(n)) for n in range(12_000)], []
+
+    def watched():
+        for row in rows:
+            seen.append(rows_read(tmp_path / "c"))
+            yield row
+
+    write_shards(watched(), tmp_path / "c", rows_per_shard=12_000)
+    assert sorted(set(seen)) == [0, 5_000, 10_000]
+    assert seen == sorted(seen)
+    assert rows_read(tmp_path / "c") == 0  # with the buckets
+
+
+def test_a_bucket_that_is_gone_is_told_and_not_passed_over(tmp_path):
+    specs = write_corpora(tmp_path)
+
+    def lose_a_file(function, items):
+        answers = list(map(function, items))
+        for file in sorted(tmp_path.glob("b/buckets-*/part-*/*.pickle"))[3:4]:
+            file.unlink()
+        return answers
+
+    with pytest.raises(FileNotFoundError, match=r"\.pickle"):
+        write_corpus(specs, tmp_path / "b", rows_per_shard=32, run_tasks=lose_a_file)
+    assert read_summary(tmp_path / "b") is None

@@ -1,0 +1,77 @@
+import os
+import socket
+
+import pytest
+
+from jobs.on_ray import session as ray_session
+from jobs.on_ray.session import ClusterError, start_ray, without_restart_notice
+
+NOTICE = (
+    b"[2026-01-31 10:00:00,000 E 1 1] core_worker.cc:2465: Actor with class name: 'X' has "
+    b"constructor arguments. See https://github.com/ray-project/ray/issues/53727 for more.\n"
+)
+
+
+def test_the_restart_notice_is_kept_off_the_terminal_and_nothing_else_is(capfd):
+    with without_restart_notice():
+        os.write(2, b"before\n" + NOTICE + b"after\n")
+        os.write(2, b"[2026-01-31 10:00:00,000 E 1 1] core_worker.cc:1: another error\n")
+    os.write(2, NOTICE)  # outside it passes
+    printed = capfd.readouterr().err
+    assert printed == (
+        "before\nafter\n[2026-01-31 10:00:00,000 E 1 1] core_worker.cc:1: another error\n"
+        + NOTICE.decode()
+    )
+
+
+def test_standard_error_is_whole_again_after_an_exception(capfd):
+    with pytest.raises(ZeroDivisionError), without_restart_notice():
+        raise ZeroDivisionError
+    os.write(2, b"still there\n")
+    assert capfd.readouterr().err == "still there\n"
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once(monkeypatch):
+    with socket.socket() as listener:  # bound and not listening: nobody else can take the port
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ClusterError, match=f"no Ray cluster answers at {address}"):
+            start_ray()
+
+
+def test_a_head_that_was_killed_is_not_taken_for_a_cluster(tmp_path, monkeypatch):
+    (tmp_path / "ray").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    file = tmp_path / "ray" / "ray_current_cluster"
+    assert ray_session._head_on_this_machine() is None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        file.write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        assert ray_session._head_on_this_machine() == file.read_text()
+    assert ray_session._head_on_this_machine() is None
+    assert not file.exists()  # else Ray's own actors would try it, for 40 seconds each time
+
+
+def test_the_address_of_a_head_elsewhere_that_does_not_answer_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "ray").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_SECONDS", 0.1)
+    file = tmp_path / "ray" / "ray_current_cluster"
+    file.write_text("192.0.2.77:6379")  # an address that the standards keep for examples
+    assert ray_session._head_on_this_machine() is None
+    assert file.exists()
+
+
+def test_a_token_is_made_only_where_the_user_has_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("theirs")
+    ray_session._use_a_token_of_our_own()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    (tmp_path / ".ray" / "auth_token").unlink()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that monkeypatch takes ours away again
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    ray_session._use_a_token_of_our_own()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64

@@ -1,0 +1,117 @@
+"""jobs/pretrain.py up to the point where Ray would start."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.stage_1_pretrain.command import claim_output, parse, print_report, require_inputs
+from selectmoe.errors import ConfigError, DataError, ModelError, ResumeError
+from selectmoe.training.metrics_lines import metrics_line
+
+
+def test_options_and_overrides_become_one_configuration_with_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = parse([
+        "--data", "a.jsonl", "hub:b/c", "--num-workers", "2", "dataset.folder=corpora",
+        "dataset.names=cot,dolly", "scaling.storage_path=s3://bucket/runs", "training.lora.r=4",
+    ])  # fmt: skip
+    assert config.dataset.paths == (str(tmp_path / "a.jsonl"), "hub:b/c")
+    assert config.dataset.folder == str(tmp_path / "corpora")
+    assert config.dataset.names == ("cot", "dolly")
+    assert config.scaling.num_workers == 2
+    assert config.scaling.storage_path == "s3://bucket/runs"
+    assert config.training.lora.r == 4
+
+
+def test_the_presets_are_configurations():
+    original = parse(["preset=original"])
+    assert original.training.learning_rate == 1e-4
+    assert original.training.quality_loss_type == "sigmoid"
+    assert original.training.train_moe_gates
+    assert original.dataset.subset_ratio == 0.05
+    assert parse(["preset=demo"]).dataset.subset_ratio == 1.0
+
+
+def test_without_a_model_and_a_corpus_the_demo_preset_is_what_overrides_stand_on():
+    config = parse(["training.num_steps=7"])
+    assert config.dataset.subset_ratio == 1.0
+    assert config.training.num_steps == 7
+    assert parse(["--model", "a/b"]).dataset.subset_ratio == 0.05
+    assert parse(["preset=original"]).dataset.subset_ratio == 0.05
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.batch_size=1", "scaling.num_workers=2"], r"at least scaling\.num_workers = 2"),
+        (["training.strategy=single", "scaling.num_workers=2"], r"num_workers 1, got 2"),
+        (["training.strategy=fsdp"], r"num_workers at least 2, got 1"),
+        (["training.train_quality_gates=false"], "nothing would be trained"),
+        (["dataset.names=cot"], r"dataset\.names needs dataset\.folder, got cot"),
+        (["training.label_weight=1.5"], r"label_weight must be in \[0, 1\], got 1.5"),
+        (["training.peft_mode=qlora"], "full_rank, lora"),
+        (["training.learning_rat=1"], r"did you mean 'training\.learning_rate'"),
+        (["scaling.num_workers=0"], "at least 1, got 0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(overrides)
+
+
+def test_inputs_that_are_not_there_are_refused_by_name(tmp_path):
+    with pytest.raises(ModelError, match="model folder nowhere/at/all does not exist"):
+        require_inputs(parse(["--model", "nowhere/at/all"]))
+    with pytest.raises(DataError, match="no such file or folder"):
+        require_inputs(parse(["--data", str(tmp_path / "nothing.jsonl")]))
+    (tmp_path / "cot.jsonl").touch()
+    names = [f"dataset.folder={tmp_path}", "dataset.names=dolly"]
+    with pytest.raises(DataError, match="'dolly' must be a folder or a"):
+        require_inputs(parse(names))
+    with pytest.raises(ConfigError, match="got 'sarcasm'"):
+        require_inputs(parse(["training.corruptions=sarcasm"]))
+
+
+def test_a_run_is_resumed_with_its_settings_and_refused_with_others(tmp_path):
+    output = tmp_path / "run"
+    claim_output(parse(["--output", str(output), "training.num_steps=7", "max_rejected=0.5"]))
+    again = parse(["--resume", str(output), "--num-workers", "2"])
+    assert again.training.num_steps == 7
+    assert again.max_rejected == 0.5
+    assert claim_output(again) == output
+    other = parse(["--resume", str(output), "training.learning_rate=0.5"])
+    with pytest.raises(ResumeError, match=r"training\.learning_rate is 0\.005 there and 0\.5 here"):
+        claim_output(other)
+    saved = json.loads((output / "config.json").read_text())
+    assert "scaling.num_workers" not in saved
+    assert saved["scaling.storage_path"] is None
+
+
+def test_a_line_of_metrics_says_what_a_person_looks_for():
+    row = {
+        "step": 40, "num_steps": 1_500, "loss": 0.5, "label_loss": 0.6, "grad_norm": 0.3,
+        "good_probability": 0.8, "good_probability_layer_00": 0.7, "margin_spread": 1.0,
+        "good_probability_layer_01": 0.9, "pairs_in_order": 0.75, "tokens_per_second": 12_345.6,
+    }  # fmt: skip
+    assert metrics_line(row) == (
+        "step 40 of 1,500: loss 0.5000, label loss 0.6000, gradient 0.3, good 0.800 (by layer "
+        "0.700-0.900), pairs in order 75%, 12,346 tokens/s"
+    )
+
+
+def test_the_report_says_where_the_weights_are(capsys):
+    report = {
+        "num_samples": 1_200, "num_rejected": 3, "num_parameters_trained": 65_600,
+        "num_steps": 100, "weights": str(Path("/runs/full_rank_weights.safetensors")),
+        "calibration": {"num_samples": 1_190},
+    }  # fmt: skip
+    print_report(report, wall_seconds=42.0)
+    printed = capsys.readouterr().out
+    assert "1,200 (3 rows rejected)" in printed
+    assert "100 in 42 s" in printed
+    assert "scores   calibrated on 1,190 rows of the corpus" in printed
+    assert "/runs/full_rank_weights.safetensors" in printed
+    uncalibrated = {"calibration": None, "calibration_failure": "the model has no tensor 'x'"}
+    print_report(report | uncalibrated, wall_seconds=42.0)
+    assert "not calibrated: the model has no tensor 'x'" in capsys.readouterr().out

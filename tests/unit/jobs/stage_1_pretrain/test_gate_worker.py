@@ -1,0 +1,40 @@
+"""What a worker of the pretrain job reports."""
+
+import json
+
+from jobs.stage_1_pretrain.gate_worker import calibrate
+from selectmoe.config.loading import from_values
+from selectmoe.config.warmup import WarmupConfig
+from selectmoe.scoring.calibration import CALIBRATION_NAME
+from selectmoe.warmup.cache import prepare_warmup_rows
+from selectmoe.warmup.stage import TrainingPlace, run_warmup
+
+SETTINGS = {
+    "dataset.subset_ratio": 0.1, "dataset.max_sequence_length": 64, "max_rejected": 1.0,
+    "training.num_steps": 1, "training.batch_size": 2,
+}  # fmt: skip
+
+
+def calibrated(folder, **settings):
+    """What the report of such a warm-up says of its calibration."""
+    config = from_values(WarmupConfig, SETTINGS | settings)
+    rows = folder / "tokenized"
+    summary = prepare_warmup_rows(config, folder, rows, on_progress=lambda *_: None)
+    place = TrainingPlace(output=folder, scratch=folder / "scratch", rows=rows)
+    return summary, calibrate(config, place, run_warmup(config, place).weights)
+
+
+def test_a_calibration_is_reported_without_its_quantiles(tmp_path):
+    summary, told = calibrated(tmp_path)
+    written = json.loads((tmp_path / CALIBRATION_NAME).read_text("utf-8"))
+    assert told["calibration"] == {k: v for k, v in written.items() if k != "quantiles"}
+    assert told["calibration"]["corpus"] == {"demo": summary.num_samples}
+
+
+def test_weights_that_cannot_score_are_kept_and_the_report_says_why(tmp_path):
+    """A learned trash expert, of which the model's own configuration knows nothing."""
+    _, told = calibrated(tmp_path, **{"training.trash_expert_mode": "custom"})
+    assert told["calibration"] is None
+    assert "the model has no tensor" in told["calibration_failure"]
+    assert (tmp_path / "full_rank_weights.safetensors").is_file()
+    assert not (tmp_path / CALIBRATION_NAME).exists()

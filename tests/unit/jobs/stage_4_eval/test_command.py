@@ -1,0 +1,125 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jobs.stage_4_eval.command import main, parse, require_inputs, task_line, with_adapter_itself
+from selectmoe.config.evaluation import EvaluateConfig
+from selectmoe.errors import ConfigError, DataError, ModelError
+from selectmoe.evaluation.run_files import write_run
+from selectmoe.evaluation.task_results import SampleValues, TaskResult, aggregated
+
+
+def result_of(right):
+    samples = tuple(SampleValues(str(n), {"acc": float(v)}) for n, v in enumerate(right))
+    metric = aggregated(samples, "acc", higher_is_better=True)
+    return TaskResult("choices", {"acc": metric}, len(right), samples=samples, seconds=3.14)
+
+
+def test_no_option_gives_the_defaults():
+    assert parse([]) == EvaluateConfig()
+
+
+def test_options_and_overrides_reach_the_settings_and_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = parse(
+        ["--adapter", "run", "--name", "selected", "--tasks", "mmlu", "rows.jsonl", "--limit", "5",
+         "--tasks-dir", "mine", "num_fewshot=2", "num_gpus=0"]
+    )  # fmt: skip
+    assert config.tasks == ("mmlu", str(tmp_path / "rows.jsonl"))
+    assert (config.adapter, config.tasks_dir) == (str(tmp_path / "run"), str(tmp_path / "mine"))
+    assert (config.name, config.limit, config.num_fewshot, config.num_gpus) == ("selected", 5, 2, 0)
+    for arguments in (["tasks=mmlu,bbh"], ["--tasks", "mmlu,bbh"], ["--tasks", "mmlu", "bbh"]):
+        assert parse(arguments).tasks == ("mmlu", "bbh")
+
+
+def test_an_override_may_follow_an_option_of_several_values():
+    config = parse(["--tasks", "mmlu", "bbh", "limit=5"])
+    assert (config.tasks, config.limit) == (("mmlu", "bbh"), 5)
+    config = parse(["--compare", "/a", "/b", "baseline=full"])
+    assert (config.compare, config.baseline) == (("/a", "/b"), "full")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["num_gpus=2"], "num_gpus must be 0 or 1, got 2"),
+        (["--limit", "0"], "limit must be at least 1, got 0"),
+        (["task=mmlu"], "did you mean 'tasks'"),
+        (["tasks=[]"], "tasks must be at least one task"),
+    ],
+)
+def test_settings_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(arguments)
+
+
+def test_what_is_not_there_is_refused_before_ray_starts(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Why?", "choices": ["a", "b"], "answer": 5}\n')
+    for error, message, arguments in (
+        (ModelError, "model folder /gone does not exist", ["--model", "/gone"]),
+        (ModelError, "adapter folder /gone does not exist", ["--adapter", "/gone"]),
+        (ConfigError, "file /gone.jsonl does not exist", ["--tasks", "/gone.jsonl"]),
+        (DataError, "rows.jsonl:1: 'answer' must be", ["--tasks", str(rows)]),
+        (ConfigError, "tasks_dir must be a folder", ["--tasks-dir", "/gone"]),
+    ):
+        with pytest.raises(error, match=message):
+            main([*arguments, "--output", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_what_ships_or_lies_in_files_is_known_not_to_need_the_hub(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Why?", "choices": ["a", "b"], "answer": 0}\n')
+    assert require_inputs(EvaluateConfig(tasks=("demo_answer_loss", str(rows)))) is False
+    assert require_inputs(EvaluateConfig(tasks=("demo_choices", "mmlu"))) is True
+
+
+def test_a_run_of_stage_3_is_recorded_by_its_last_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint-12"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").touch()
+    config = with_adapter_itself(EvaluateConfig(adapter=str(tmp_path)))
+    assert config.adapter == str(folder)
+
+
+def test_a_line_says_what_a_task_gave():
+    line = task_line(result_of([1, 0, 0, 0]))
+    assert line == "choices: acc 0.2500 ± 0.2500 (4 rows, 3.1 s)"
+
+
+def test_compare_prints_and_stores_one_table(tmp_path, capsys):
+    for name, right in (("random", [1, 0, 0, 1]), ("selected", [1, 1, 0, 1])):
+        (tmp_path / name).mkdir()
+        about = {"model": "m", "adapter": None}
+        write_run(tmp_path / name, name=name, about=about, results=[result_of(right)])
+    runs = [str(tmp_path / name) for name in ("random", "selected")]
+    main(["--compare", *runs, "--output", str(tmp_path / "table")])
+    printed = capsys.readouterr().out
+    assert "selected  0.7500 ± 0.2500 (+0.2500 ± 0.2500)" in printed
+    table = tmp_path / "table" / "results_table.json"
+    assert str(table) in printed
+    assert json.loads(table.read_text())["baseline"] == "random"
+    assert (tmp_path / "table" / "results_table.md").is_file()
+
+
+def test_help_answers_at_once_and_loads_no_torch(repository):
+    started = time.perf_counter()
+    script = repository / "jobs" / "evaluate.py"
+    finished = subprocess.run(
+        [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - started < 5  # 0.3 s on an idle machine; torch alone takes 3
+    assert "quality_gate_forced_open=true" in finished.stdout
+    check = (
+        "import sys, jobs.stage_4_eval.command as c; c.build_parser().format_help();"
+        "print([m for m in ('torch', 'transformers', 'ray', 'lm_eval') if m in sys.modules])"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", check], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "[]"

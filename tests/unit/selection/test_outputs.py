@@ -1,0 +1,154 @@
+"""A finished run's shards, written by hand, cut into what is kept."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from selectmoe.corpus.normalize import write_shards
+from selectmoe.corpus.shards import read_shard
+from selectmoe.errors import TooManyRejectedError
+from selectmoe.records import Message, RejectedRow, Sample
+from selectmoe.scoring.calibration import calibrate, described, save_calibration
+from selectmoe.selection.outputs import ALL_DATASETS, cut_run
+from selectmoe.selection.run_folder import SCORED_SCHEMA, RunFolder
+
+NUM_ROWS = 40
+
+
+def sample(number: int) -> Sample:
+    dataset = "even" if number % 2 == 0 else "odd"
+    messages = (Message("user", f"question {number}"), Message("assistant", f"answer {number}"))
+    return Sample(dataset, f"row-{number}", messages, f"corpus.jsonl:{number + 1}")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Shards of 7 rows; row n scores (n // 4) / 100, so four rows tie; row-13 has no score."""
+    folder = RunFolder(tmp_path)
+    rejected = RejectedRow("corpus.jsonl", 41, "odd", "broken", "invalid_json", "line 41 is not")
+    write_shards([*map(sample, range(NUM_ROWS)), rejected], folder.corpus, rows_per_shard=7)
+    folder.scored.mkdir()
+    for shard in folder.corpus_shards():
+        rows = []
+        for key, entry in read_shard(shard):
+            number = int(entry.sample_id.removeprefix("row-"))
+            row = {
+                "row_key": key,
+                "dataset": entry.dataset,
+                "id": entry.sample_id,
+                "source": entry.source,
+            }
+            if number == 13:
+                row |= {"reason": "score_not_finite", "detail": "the model's score is nan"}
+            else:
+                row |= {
+                    "score": number // 4 / 100,
+                    "num_tokens": 10,
+                    "num_answer_tokens": 4,
+                    "truncated": number < 3,
+                    "layer_scores": [0.5],
+                }
+            rows.append(row)
+        table = pa.Table.from_pylist(rows, schema=SCORED_SCHEMA)
+        pq.write_table(table, folder.scored / shard.name)
+    return folder
+
+
+def kept_ids(run: RunFolder) -> list[str]:
+    lines = (run.root / "selected_data.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["id"] for line in lines]
+
+
+def test_exactly_the_best_rows_are_kept_and_ties_are_cut(run):
+    selected = cut_run(run, run.root, selection_percentage=0.16, per_dataset=False)
+    assert selected.num_selected == 6  # floor(0.16 * 39)
+    best, tied = {f"row-{n}" for n in range(36, 40)}, {f"row-{n}" for n in range(32, 36)}
+    assert set(kept_ids(run)) > best
+    assert len(set(kept_ids(run)) & tied) == 2
+
+
+def test_the_percentage_may_count_within_each_data_set(run):
+    selected = cut_run(run, run.root, selection_percentage=0.1, per_dataset=True)
+    assert {name: counts.num_selected for name, counts in selected.counts.items()} == {
+        "even": 2,  # of 20
+        "odd": 1,  # of 19
+    }
+    assert set(selected.cuts) == {"even", "odd"}
+
+
+def test_every_row_that_was_read_is_scored_or_rejected_with_its_place_and_reason(run):
+    selected = cut_run(run, run.root, selection_percentage=0.1, per_dataset=False)
+    odd = selected.counts["odd"]
+    assert (odd.num_read, odd.num_scored) == (21, 19)
+    assert odd.num_rejected == {"invalid_json": 1, "score_not_finite": 1}
+    assert (odd.num_tokens, odd.num_truncated) == (190, 1)
+    lines = (run.root / "rejected" / "rejected.jsonl").read_text("utf-8").splitlines()
+    assert [(row["row"], row["id"], row["reason"]) for row in map(json.loads, lines)] == [
+        (41, "broken", "invalid_json"),
+        (14, "row-13", "score_not_finite"),
+    ]
+
+
+def test_a_row_is_written_as_it_was_read_with_its_score(run):
+    cut_run(run, run.root, selection_percentage=1.0, per_dataset=False)
+    rows = map(json.loads, (run.root / "selected_data.jsonl").read_text("utf-8").splitlines())
+    [row] = [row for row in rows if row["id"] == "row-39"]
+    assert row == {
+        "dataset": "odd",
+        "id": "row-39",
+        "messages": [
+            {"role": "user", "content": "question 39"},
+            {"role": "assistant", "content": "answer 39"},
+        ],
+        "score": 0.09,
+        "percentile": None,
+    }
+
+
+def test_with_a_calibration_in_the_run_each_kept_row_has_its_percentile(run):
+    calibration = calibrate(
+        [0.02, 0.04, 0.06, 0.095],
+        formula="answer_margin",
+        max_sequence_length=64,
+        weights_hash="abc",
+        corpus={"warm": 4},
+    )
+    save_calibration(run.root, calibration)
+    selected = cut_run(run, run.root, selection_percentage=0.5, per_dataset=False)
+    assert described(selected.calibration) == described(calibration)
+    lines = (run.root / "selected_data.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len({row["score"] for row in rows}) > 2
+    for row in rows:  # the score as the file has it has the percentile that stands beside it
+        assert row["percentile"] == calibration.percentile(row["score"])
+
+
+def test_too_many_rows_without_a_score_stop_the_cut(run):
+    with pytest.raises(TooManyRejectedError, match=r"2 of 41 rows are rejected.*rejected\.jsonl"):
+        cut_run(run, run.root, selection_percentage=0.1, per_dataset=False, max_rejected=0.01)
+    assert not (run.root / "selected_data.jsonl").exists()
+
+
+def test_quantiles_are_upper_edges_of_narrow_bins(run):
+    selected = cut_run(run, run.root, selection_percentage=0.1, per_dataset=False)
+    # 19 of the 39 scores are at most 0.04, and 23 at most 0.05.
+    assert selected.quantiles["0.5"] == pytest.approx(0.05, abs=1.1e-4)
+    assert selected.cuts[ALL_DATASETS].score == pytest.approx(0.09)
+
+
+def test_passes_over_a_shard_at_a_time_in_any_order_write_the_same_file(run):
+    def backwards(a_pass, shards):
+        return [a_pass([shard]) for shard in reversed(shards)]
+
+    whole = cut_run(run, run.root, selection_percentage=0.4, per_dataset=True)
+    expected = (run.root / "selected_data.jsonl").read_bytes()
+    before = sorted(path.name for path in run.root.iterdir())
+    (run.root / "pieces").mkdir()
+    (run.root / "pieces" / "shard-000000.jsonl").write_text("of a killed run")
+    again = cut_run(run, run.root, selection_percentage=0.4, per_dataset=True, map_shards=backwards)
+    assert again.counts == whole.counts
+    assert (run.root / "selected_data.jsonl").read_bytes() == expected
+    assert expected.count(b"\n") == whole.num_selected == 15
+    assert sorted(path.name for path in run.root.iterdir()) == before  # no piece is left
