@@ -34,7 +34,8 @@ from selectmoe.records import Sample, ScoredSample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
 from selectmoe.selection.outputs import write_piece  # noqa: E402
 from selectmoe.selection.passes import survey  # noqa: E402
-from selectmoe.selection.run_folder import RunFolder, scored_table  # noqa: E402
+from selectmoe.selection.run_folder import RunFolder  # noqa: E402
+from selectmoe.selection.scored_shards import scored_table  # noqa: E402
 from selectmoe.selection.top_k import Cut  # noqa: E402
 
 NUM_LAYERS = 16  # of OLMoE-1B-7B: a score each in every row

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from selectmoe.model.registration import register_select_moe
     from selectmoe.records import Message, Sample, ScoredSample
     from selectmoe.scoring.engine import ScoringEngine
+    from selectmoe.selection.api import Selection, select
 
 __version__ = "0.1.0"
 
@@ -25,7 +26,9 @@ __all__ = [
     "SelectMoeError",
     "SelectMoeForCausalLM",
     "SelectMoeModel",
+    "Selection",
     "register_select_moe",
+    "select",
 ]
 
 _HOMES = {
@@ -37,7 +40,9 @@ _HOMES = {
     "SelectMoeError": "errors",
     "SelectMoeForCausalLM": "model.modeling_select_moe",
     "SelectMoeModel": "model.modeling_select_moe",
+    "Selection": "selection.api",
     "register_select_moe": "model.registration",
+    "select": "selection.api",
 }
 
 

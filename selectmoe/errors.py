@@ -18,7 +18,8 @@
     ├── TrainingError (RuntimeError)        workers were lost more often than allowed, or failed
     └── EvaluationError (RuntimeError)      the worker was lost, or failed
 
-TrainingStoppedError and NotEnoughMemoryError live in `training/`, the last four in `jobs/`.
+TrainingStoppedError and NotEnoughMemoryError live in `training/`; ClusterError and the last two in
+`jobs/`.
 A message names the file, row or key, then the rule, then the value. The commands in `jobs/` print
 it on one line and exit with status 2; nothing else in the package catches it.
 """
@@ -75,3 +76,7 @@ class UnauthorizedError(ScoreRequestError):
 
 class ServerUnavailableError(ScoreRequestError):
     """In the time given a score server was not there, not ready or overloaded."""
+
+
+class ScoringError(SelectMoeError, RuntimeError):
+    """Scoring ended with shards left: workers were lost for good, or failed."""

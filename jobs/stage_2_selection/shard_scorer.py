@@ -1,8 +1,7 @@
-"""What runs on Ray's workers in the select job: shells around `selectmoe`, nothing more."""
+"""The actor of stage 2: scores shards with one scorer."""
 
 import contextlib
 import gc
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -11,17 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import SelectMoeError
-from selectmoe.selection.run_folder import Scorer, ShardCounts
+from selectmoe.selection.scored_shards import Scorer, ShardCounts, score_shard
 
-COUNTS = ("shard", "num_rows", "num_tokens", "num_truncated", "num_unscored", "seconds")
+COUNTS = tuple(ShardCounts.__dataclass_fields__)
 
 
 @contextlib.contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """For imports: what they make stays for good, and looking it through for garbage over and over
-    costs a fifth of their time. It is not looked through later either."""
+    """For imports and loading: what they make lives as long as the process, and the collector's
+    passes over it cost a fifth of their time. `freeze` spares it later passes, too."""
     gc.disable()
     try:
         yield
@@ -30,61 +28,38 @@ def without_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def open_engine(config: SelectConfig) -> Scorer:
-    """The model in this process."""
-    with without_garbage_collection():
-        import torch
-
-        from selectmoe.scoring.engine import ROW_LAYOUTS, ScoringEngine
-
-    # One thread an actor, whatever the machine: a sum split over other threads rounds
-    # otherwise, and the same corpus would not give the same bytes.
-    torch.set_num_threads(config.num_threads_per_actor)
-    settings = config.scoring
-    return ScoringEngine.from_pretrained(
-        str(config.model),
-        weights=config.model_checkpoint_path,
-        dtype=settings.dtype,
-        attn_implementation=settings.attn_implementation,
-        experts_implementation=settings.experts_implementation,
-        formula=settings.formula,
-        max_sequence_length=config.dataset.max_sequence_length,
-        max_tokens_per_batch=settings.max_tokens_per_batch,
-        packer=ROW_LAYOUTS[settings.row_layout] if settings.row_layout else None,
-    )
-
-
 class ShardScorer:
-    """An actor with one scorer; scores shards and skips those that have scores."""
+    """Scores shards, and skips those that have scores."""
 
     def __init__(
         self, open_scorer: Callable[[], Scorer], scored: Path, *, shards_in_flight: int
     ) -> None:
         self.failure: SelectMoeError | None = None
         try:
-            self.scorer = open_scorer()
+            with without_garbage_collection():
+                self.scorer = open_scorer()
         except SelectMoeError as error:
-            # Told by every call: Ray would try a failing start again, and print it in full.
+            # Reported by every call: Ray would retry a constructor that fails, and log it in full.
             self.failure = error
         self.scored = scored
-        # An engine stays in the thread that it was opened in: torch counts threads by thread.
+        # An engine stays in the thread that opened it: torch's number of threads is per thread.
         self.executor = ThreadPoolExecutor(shards_in_flight) if shards_in_flight > 1 else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Counts by column, and the failure of each row, empty where there is none."""
         try:
             if self.failure is not None:
                 raise self.failure
             counts = [asdict(entry) for entry in self.score(map(Path, map(str, batch["shard"])))]
         except SelectMoeError as error:
             # As a row, since an exception arrives at the driver as a text of stack traces.
-            counts = [dict.fromkeys(COUNTS, 0) | {"failure": str(error)}]
+            counts = [dict.fromkeys(COUNTS, 0) | {"shard": "", "failure": str(error)}]
         columns = {key: [entry[key] for entry in counts] for key in COUNTS}
         failures = [entry.get("failure", "") for entry in counts]
-        return columns | {"pid": [os.getpid()] * len(counts), "failure": failures}
+        return columns | {"failure": failures}
 
     def score(self, shards: Iterable[Path]) -> list[ShardCounts]:
-        """A retry after a lost worker gets its whole block again, with finished shards in it."""
-        from selectmoe.selection.run_folder import score_shard
+        """A retry after a lost worker gets its whole block again, finished shards included."""
 
         def score(shard: Path) -> ShardCounts:
             return score_shard(self.scorer, shard, self.scored)

@@ -101,11 +101,11 @@ def claim_run(
 
 @contextlib.contextmanager
 def telling_how_to_resume(output: Path) -> Iterator[None]:
-    """Where Ctrl-C ends the block, a line with the option that goes on."""
+    """Where Ctrl-C ends the block, a line with the option that resumes the run."""
     try:
         yield
     except KeyboardInterrupt:
-        logger.info("go on with --resume %s", output)
+        logger.info("resume with --resume %s", output)
         raise
 
 
@@ -137,7 +137,7 @@ def claim_output_folder(
         )
     if not resume:
         raise ResumeError(
-            f"{folder}: output folder already holds this run; go on with --resume {folder}"
+            f"{folder}: output folder already holds this run; resume with --resume {folder}"
         )
 
 

@@ -7,6 +7,30 @@ import time
 SECONDS_BETWEEN_LOG_LINES = 10.0
 
 
+class SelectionProgress:
+    """The Progress of stage 2: rows read, then rows scored, tokens a second and the time left."""
+
+    def __init__(self) -> None:
+        self._reading = RowsProgress("normalizing")
+        self._scoring: ScoringProgress | None = None
+
+    def rows_read(self, num_rows: int) -> None:
+        self._reading(num_rows, None)
+
+    def scoring_started(self, *, num_rows: int, num_rows_done: int) -> None:
+        self._scoring = ScoringProgress(num_rows=num_rows, num_rows_done=num_rows_done)
+
+    def shard_scored(self, num_rows: int, num_tokens: int) -> None:
+        assert self._scoring is not None
+        self._scoring.add(num_rows=num_rows, num_tokens=num_tokens)
+
+    def close(self) -> None:
+        if self._scoring is None:
+            self._reading.clear()
+        else:
+            self._scoring.close()
+
+
 class ScoringProgress:
     """Rows done, tokens a second and the time left."""
 

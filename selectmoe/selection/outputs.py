@@ -12,11 +12,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from selectmoe.corpus.normalize import REJECTED_NAME
 from selectmoe.corpus.shards import read_rows
+from selectmoe.data.rejected import (
+    RejectedCounts,
+    rejected_row,
+    require_few_rejected,
+    write_rejected,
+)
 from selectmoe.data.writers import whole_file, write_jsonl
-from selectmoe.errors import TooManyRejectedError
+from selectmoe.records import RejectedRow
 from selectmoe.scoring.calibration import Calibration, load_calibration
-from selectmoe.selection.passes import ALL_DATASETS as ALL_DATASETS
 from selectmoe.selection.passes import (
     NUM_QUANTILE_BINS,
     ShardMap,
@@ -34,7 +40,7 @@ QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class DatasetCounts:
-    """The rows of one data set: num_read = num_scored + the sum of num_rejected."""
+    """The rows of one dataset: num_read = num_scored + the sum of num_rejected."""
 
     num_read: int
     num_scored: int
@@ -46,10 +52,10 @@ class DatasetCounts:
 
 @dataclass(frozen=True, slots=True)
 class SelectedData:
-    """What a cut kept."""
+    """What a selection kept."""
 
-    counts: dict[str, DatasetCounts]  # by data set
-    cuts: dict[str, Cut]  # by data set, or one under "*"
+    counts: dict[str, DatasetCounts]  # by dataset
+    cuts: dict[str, Cut]  # by dataset, or one under "*"
     quantiles: dict[str, float]  # of all scores, to 1 / NUM_QUANTILE_BINS
     calibration: Calibration | None  # of the run, by which scores have percentiles
 
@@ -58,9 +64,9 @@ class SelectedData:
         return sum(counts.num_selected for counts in self.counts.values())
 
 
-def cut_run(
+def select_rows(
     folder: RunFolder,
-    output: Path,
+    output: RunFolder,
     *,
     selection_percentage: float,
     per_dataset: bool,
@@ -70,25 +76,21 @@ def cut_run(
     """Writes `selected_data.jsonl` and `rejected/rejected.jsonl` into `output`.
 
     Exactly max(1, floor(selection_percentage * rows scored)) rows are kept, of the corpus or of
-    each data set. The rows keep the order of their keys, which is the order of the shards: a
-    fixed shuffle that no splitting of the corpus into files changes.
-    Raises TooManyRejectedError, with the rejected rows written and nothing selected, when more
+    each dataset. The rows keep the order of their keys, which is the order of the shards: a fixed
+    shuffle that does not depend on how the corpus was split into files.
+    Raises TooManyRejectedError, with the rejected rows written and nothing selected, where more
     than the share `max_rejected` of the rows has no score.
     """
-    num_rejected: dict[str, Counter[str]] = {}
-    rejected_file = write_rejected(folder, output, num_rejected)
+    num_rejected = write_rejected_rows(folder, output)
     shards = folder.scored_shards()
     found = Survey.total(map_shards(survey, shards))
-    num_scored = found.num_rows
     total_rejected = sum(reasons.total() for reasons in num_rejected.values())
-    total_read = num_scored.total() + total_rejected
-    if total_rejected > max_rejected * total_read:
-        raise TooManyRejectedError(
-            f"{total_rejected} of {total_read} rows are rejected, more than "
-            f"max_rejected={max_rejected:g} allows; each with its reason: {rejected_file}"
-        )
-    if not num_scored:
-        raise TooManyRejectedError(f"no row has a score; each with its reason: {rejected_file}")
+    require_few_rejected(
+        num_rejected=total_rejected,
+        num_read=found.num_rows.total() + total_rejected,
+        max_rejected=max_rejected,
+        run=output.root,
+    )
     cuts = find_cuts(
         shards,
         found.first_digits,
@@ -97,26 +99,43 @@ def cut_run(
         map_shards=map_shards,
     )
     calibration = load_calibration(folder.root)
-    pieces = output / "pieces"
+    num_selected = _write_selected(folder, output, cuts, calibration, map_shards)
+    counts = _counts(found, num_rejected, num_selected)
+    return SelectedData(counts, cuts, quantiles(found.quantile_bins), calibration)
+
+
+def _write_selected(
+    folder: RunFolder,
+    output: RunFolder,
+    cuts: Mapping[str, Cut],
+    calibration: Calibration | None,
+    map_shards: ShardMap,
+) -> Counter[str]:
+    """Returns the number of kept rows by dataset."""
+    pieces = output.pieces
     shutil.rmtree(pieces, ignore_errors=True)  # of a run that was killed
     pieces.mkdir()
     try:
         write = partial(write_piece, folder, pieces, cuts, calibration)
-        num_selected = join_pieces(map_shards(write, shards), output / "selected_data.jsonl")
+        return join_pieces(map_shards(write, folder.scored_shards()), output.selected_data)
     finally:
         shutil.rmtree(pieces, ignore_errors=True)
-    counts = {
+
+
+def _counts(
+    found: Survey, num_rejected: RejectedCounts, num_selected: Counter[str]
+) -> dict[str, DatasetCounts]:
+    return {
         dataset: DatasetCounts(
-            num_read=num_scored[dataset] + sum(num_rejected.get(dataset, Counter()).values()),
-            num_scored=num_scored[dataset],
-            num_rejected=dict(num_rejected.get(dataset, Counter())),
+            num_read=found.num_rows[dataset] + sum(num_rejected.get(dataset, {}).values()),
+            num_scored=found.num_rows[dataset],
+            num_rejected=dict(num_rejected.get(dataset, {})),
             num_selected=num_selected[dataset],
             num_tokens=found.num_tokens[dataset],
             num_truncated=found.num_truncated[dataset],
         )
-        for dataset in sorted({*num_scored, *num_rejected})
+        for dataset in sorted({*found.num_rows, *num_rejected})
     }
-    return SelectedData(counts, cuts, quantiles(found.quantile_bins), calibration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +144,7 @@ class SelectedPiece:
 
     first_shard: str
     file: Path
-    num_selected: Counter[str]  # by data set
+    num_selected: Counter[str]  # by dataset
 
 
 def write_piece(
@@ -135,7 +154,7 @@ def write_piece(
     calibration: Calibration | None,
     shards: Sequence[Path],
 ) -> SelectedPiece:
-    """A pass: reads the texts that the cuts keep, and writes them into `pieces`."""
+    """A pass: reads the texts that are kept, and writes them into `pieces`."""
     num_selected: Counter[str] = Counter()
     file = pieces / f"{shards[0].stem}.jsonl"
     write_jsonl(file, selected_rows(folder, shards, cuts, num_selected, calibration))
@@ -161,7 +180,7 @@ def selected_rows(
     calibration: Calibration | None,
 ) -> Iterator[dict[str, object]]:
     """The kept samples of some scored shards, with their scores and percentiles (null without a
-    calibration); counts them by data set on the way."""
+    calibration); counts them by dataset on the way."""
     for shard in shards:
         row_numbers, scores = kept_rows(cuts, shard)
         if not len(row_numbers):
@@ -179,33 +198,18 @@ def selected_rows(
             }
 
 
-def write_rejected(folder: RunFolder, output: Path, num_rejected: dict[str, Counter[str]]) -> Path:
-    """Writes `rejected/rejected.jsonl`; counts by data set and reason in `num_rejected`."""
-    file = output / "rejected" / "rejected.jsonl"
-    file.parent.mkdir(exist_ok=True)
-    write_jsonl(file, rejected_rows(folder, num_rejected))
-    return file
+def write_rejected_rows(folder: RunFolder, output: RunFolder) -> RejectedCounts:
+    """Rows that broke the input contract, then samples without a score."""
+    return write_rejected(_rejected_rows(folder), output.root)
 
 
-def rejected_rows(
-    folder: RunFolder, num_rejected: dict[str, Counter[str]]
-) -> Iterator[dict[str, object]]:
-    """Rows that broke the input contract, then samples without a score; counts them on the way."""
-    for row in _unread_and_unscored(folder):
-        num_rejected.setdefault(str(row["dataset"]), Counter())[str(row["reason"])] += 1
-        yield row
-
-
-def _unread_and_unscored(folder: RunFolder) -> Iterator[dict[str, object]]:
-    columns = ["file", "row", "dataset", "sample_id", "reason", "detail"]
-    for batch in pq.ParquetFile(folder.corpus / "rejected.parquet").iter_batches(columns=columns):
-        for row in batch.to_pylist():
-            row["id"] = row.pop("sample_id")
-            yield row
+def _rejected_rows(folder: RunFolder) -> Iterator[RejectedRow]:
+    with pq.ParquetFile(folder.corpus / REJECTED_NAME) as file:
+        for batch in file.iter_batches():
+            yield from (RejectedRow(**row) for row in batch.to_pylist())
     for shard in folder.scored_shards():
         for row in _unscored(shard):
-            file, _, number = row.pop("source").rpartition(":")
-            yield {"file": file, "row": int(number or 0), **row}
+            yield rejected_row(sample_id=row.pop("id"), **row)
 
 
 def _unscored(shard: Path) -> Iterator[dict[str, Any]]:

@@ -24,9 +24,10 @@ from selectmoe.data.readers import read_corpora
 from selectmoe.data.writers import write_parquet
 from selectmoe.errors import DataError
 from selectmoe.records import Message, Sample, ScoredSample
-from selectmoe.selection.outputs import cut_run
+from selectmoe.selection.outputs import select_rows
 from selectmoe.selection.passes import ShardMap, Survey, find_cuts, map_in_threads, survey
-from selectmoe.selection.run_folder import RunFolder, scored_table
+from selectmoe.selection.run_folder import RunFolder
+from selectmoe.selection.scored_shards import scored_table
 from selectmoe.selection.top_k import Cut
 
 pytestmark = pytest.mark.timeout(300)
@@ -93,8 +94,8 @@ def test_workers_write_the_selection_that_threads_write(local_ray, tmp_path):
         write_parquet(folder.scored / shard.name, scored_table(rows, scored))
     written = []
     for map_shards in (map_in_threads, map_on_ray):
-        cut_run(
-            folder, tmp_path, selection_percentage=0.3, per_dataset=False, map_shards=map_shards
+        select_rows(
+            folder, folder, selection_percentage=0.3, per_dataset=False, map_shards=map_shards
         )
         written.append((tmp_path / "selected_data.jsonl").read_bytes())
     assert written[0] == written[1]

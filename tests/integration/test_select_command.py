@@ -126,7 +126,7 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on(job, corpus, tmp_path):
     process.send_signal(signal.SIGTERM)  # as `ray job stop` does
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert printed.splitlines()[-2:] == [f"go on with --resume {output}", "interrupted"]
+    assert printed.splitlines()[-2:] == [f"resume with --resume {output}", "interrupted"]
     assert "SIGTERM" not in printed
 
 
@@ -174,7 +174,7 @@ def test_a_run_that_was_begun_with_other_weights_is_not_gone_on_with(job, corpus
     with (selector / "model.safetensors").open("r+b") as file:
         file.seek(-2, os.SEEK_END)
         file.write(b"\x00\x3f")
-    assert "begun with other weights" in job.refuse("--resume", output)
+    assert "started with other weights" in job.refuse("--resume", output)
 
 
 @pytest.mark.parametrize(

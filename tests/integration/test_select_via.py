@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.stage_2_selection.remote_scorers import ServerScorer
-from jobs.stage_2_selection.scoring_places import find_place, require_agreement
+from jobs.stage_2_selection.command import find_backend
+from jobs.stage_2_selection.ray_runner import RayRunner
 from jobs.stage_2_selection.shard_scorer import ShardScorer
 from selectmoe.client import ScoreClient
 from selectmoe.client.requests import parse_info
@@ -27,6 +27,7 @@ from selectmoe.model.checkpoint import hash_weights
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.scoring.calibration import as_json
 from selectmoe.scoring.engine import ScoringEngine
+from selectmoe.selection.backends import HttpScorer, require_agreement
 from serve.settings import ServeSettings
 from tests.job import Job
 from tests.local_server import LocalScorers, local_server
@@ -82,7 +83,7 @@ def test_a_server_gives_every_row_of_a_shard_what_the_engine_gives_it(shards, tm
     counts = own(batch(shards))
     with running(ScoreServer(new_engine())) as server:
         asking = ShardScorer(
-            lambda: ServerScorer(server.url, None), tmp_path / "asked", shards_in_flight=3
+            lambda: HttpScorer(server.url, None), tmp_path / "asked", shards_in_flight=3
         )
         asked = asking(batch(shards))
     for key in ("shard", "num_rows", "num_tokens", "num_truncated", "num_unscored", "failure"):
@@ -117,7 +118,7 @@ def test_the_service_gives_a_shard_what_the_engine_gives_it_whatever_else_it_is_
         traffic = threading.Thread(target=keep_asking, args=[service.url])
         traffic.start()
         asking = ShardScorer(
-            lambda: ServerScorer(service.url, settings.api_key),
+            lambda: HttpScorer(service.url, settings.api_key),
             tmp_path / "asked",
             shards_in_flight=3,
         )
@@ -132,7 +133,7 @@ def test_a_server_that_refuses_is_a_row_and_what_was_scored_before_is_kept(
     server, shards, tmp_path
 ):
     asking = ShardScorer(
-        lambda: ServerScorer(server.url, None), tmp_path / "scored", shards_in_flight=1
+        lambda: HttpScorer(server.url, None), tmp_path / "scored", shards_in_flight=1
     )
     asking(batch(shards[:2]))
     server.api_key = "changed"
@@ -147,7 +148,7 @@ def test_rows_that_a_server_takes_for_no_samples_end_the_run(server, shards, tmp
     body = b'{"error": "detail is not a field here", "error_type": "validation"}'
     server.troubles = [Trouble(422, body=body)]
     asking = ShardScorer(
-        lambda: ServerScorer(server.url, None), tmp_path / "scored", shards_in_flight=1
+        lambda: HttpScorer(server.url, None), tmp_path / "scored", shards_in_flight=1
     )
     [failure] = asking(batch(shards[:1]))["failure"]
     assert "detail is not a field here" in failure
@@ -157,7 +158,7 @@ def test_rows_that_a_server_takes_for_no_samples_end_the_run(server, shards, tmp
 def test_shards_beyond_the_servers_limit_are_scored_in_parts(server, shards, tmp_path):
     server.max_samples = 3
     asking = ShardScorer(
-        lambda: ServerScorer(server.url, None), tmp_path / "parts", shards_in_flight=1
+        lambda: HttpScorer(server.url, None), tmp_path / "parts", shards_in_flight=1
     )
     asking(batch(shards))
     own = ShardScorer(ScoringEngine.from_pretrained, tmp_path / "own", shards_in_flight=1)
@@ -174,9 +175,15 @@ def test_a_server_that_scores_otherwise_than_the_configuration_says_is_refused(s
     require_agreement(SelectConfig(model=str(EMBEDDED_SELECTOR)), "here", info)
     for setting, rule in [
         ({"formula": "original"}, "scoring.formula is original here, and here scores with answer"),
-        ({"max_tokens_per_batch": 9}, "give scoring.max_tokens_per_batch=4096, or another server"),
+        (
+            {"max_tokens_per_batch": 9},
+            "give scoring.max_tokens_per_batch=4096 or name ",
+        ),
         ({"dtype": "bfloat16"}, "scoring.dtype is bfloat16 here"),
-        ({"attn_implementation": "eager"}, "scoring.attn_implementation is for via=actors; here "),
+        (
+            {"attn_implementation": "eager"},
+            "scoring.attn_implementation applies to via=actors",
+        ),
     ]:
         with pytest.raises(ConfigError, match=rule):
             require_agreement(SelectConfig(scoring=ScoringConfig(**setting)), "here", info)
@@ -186,24 +193,28 @@ def test_a_server_that_scores_otherwise_than_the_configuration_says_is_refused(s
         require_agreement(SelectConfig(model=str(EMBEDDED_SELECTOR)), "here", other)
 
 
+def found(config):
+    return find_backend(config, RayRunner(config))
+
+
 def test_the_model_is_the_servers_where_none_is_given(server):
-    place = find_place(SelectConfig(via=server.url))
+    place = found(SelectConfig(via=server.url))
     assert place.model == "embedded"
-    own = find_place(SelectConfig()).read_calibration()
-    assert as_json(place.read_calibration()) == as_json(own)
+    own = found(SelectConfig()).calibration()
+    assert as_json(place.calibration()) == as_json(own)
     assert place.weights_sha256 == hash_weights(str(EMBEDDED_SELECTOR), None)
 
 
 def test_a_server_that_is_not_there_or_wants_a_key_ends_a_run_before_it_begins(server, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.stage_2_selection.scoring_places.INFO_TIMEOUT_SECONDS", 0.5)
+        patch.setattr("selectmoe.selection.backends.INFO_TIMEOUT_SECONDS", 0.5)
         with pytest.raises(ServerUnavailableError, match=r"not available within 0\.5 s"):
-            find_place(SelectConfig(via=f"http://127.0.0.1:{free_port()}"))
+            found(SelectConfig(via=f"http://127.0.0.1:{free_port()}"))
     server.api_key = "secret"
     with pytest.raises(UnauthorizedError, match="no API key was sent"):
-        find_place(SelectConfig(via=server.url))
+        found(SelectConfig(via=server.url))
     monkeypatch.setenv("SELECTMOE_API_KEY", "secret")
-    assert find_place(SelectConfig(via=server.url)).model == "embedded"
+    assert found(SelectConfig(via=server.url)).model == "embedded"
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +304,7 @@ def test_a_run_that_its_server_ends_goes_on_with_another_to_the_bytes_of_actors(
             "--pct", "0.2", "--data", corpus, "--output", output, "--via", server.url,
             "rows_per_shard=15", "shards_in_flight=1",
         )  # fmt: skip
-    assert f"answered 500: broken; go on with --resume {output}" in line
+    assert f"answered 500: broken; resume with --resume {output}" in line
     job_there.run("--resume", output, "--via", cluster["url"])
     # At least the two before the refusal; the actor may have begun another batch meanwhile.
     assert 2 <= manifest(output)["scoring"]["num_shards_reused"] < 8

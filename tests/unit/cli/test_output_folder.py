@@ -54,7 +54,7 @@ def test_a_new_folder_keeps_the_settings_and_the_same_run_may_resume(tmp_path):
 def test_a_folder_is_never_shared_by_two_runs(tmp_path):
     run = tmp_path / "run"
     claim_output_folder(run, SETTINGS, resume=False)
-    with pytest.raises(ResumeError, match=f"go on with --resume {run}"):
+    with pytest.raises(ResumeError, match=f"resume with --resume {run}"):
         claim_output_folder(run, SETTINGS, resume=False)
     with pytest.raises(ResumeError, match=r"selection_percentage is 0\.05 there and 0\.1 here"):
         claim_output_folder(run, SETTINGS | {"selection_percentage": 0.1}, resume=True)
@@ -93,7 +93,7 @@ def test_whoever_interrupts_a_run_is_told_how_to_go_on(tmp_path, caplog):
     caplog.set_level(logging.INFO, "selectmoe")
     with pytest.raises(KeyboardInterrupt), telling_how_to_resume(tmp_path):
         raise KeyboardInterrupt
-    assert caplog.messages == [f"go on with --resume {tmp_path}"]
+    assert caplog.messages == [f"resume with --resume {tmp_path}"]
 
 
 def test_what_may_change_holds_for_a_resumed_run_until_it_is_changed(tmp_path):

@@ -11,8 +11,10 @@ from selectmoe.corpus.shards import read_shard
 from selectmoe.errors import TooManyRejectedError
 from selectmoe.records import Message, RejectedRow, Sample
 from selectmoe.scoring.calibration import calibrate, described, save_calibration
-from selectmoe.selection.outputs import ALL_DATASETS, cut_run
-from selectmoe.selection.run_folder import SCORED_SCHEMA, RunFolder
+from selectmoe.selection.outputs import select_rows
+from selectmoe.selection.passes import ALL_DATASETS
+from selectmoe.selection.run_folder import RunFolder
+from selectmoe.selection.scored_shards import SCORED_SCHEMA
 
 NUM_ROWS = 40
 
@@ -62,7 +64,7 @@ def kept_ids(run: RunFolder) -> list[str]:
 
 
 def test_exactly_the_best_rows_are_kept_and_ties_are_cut(run):
-    selected = cut_run(run, run.root, selection_percentage=0.16, per_dataset=False)
+    selected = select_rows(run, run, selection_percentage=0.16, per_dataset=False)
     assert selected.num_selected == 6  # floor(0.16 * 39)
     best, tied = {f"row-{n}" for n in range(36, 40)}, {f"row-{n}" for n in range(32, 36)}
     assert set(kept_ids(run)) > best
@@ -70,7 +72,7 @@ def test_exactly_the_best_rows_are_kept_and_ties_are_cut(run):
 
 
 def test_the_percentage_may_count_within_each_data_set(run):
-    selected = cut_run(run, run.root, selection_percentage=0.1, per_dataset=True)
+    selected = select_rows(run, run, selection_percentage=0.1, per_dataset=True)
     assert {name: counts.num_selected for name, counts in selected.counts.items()} == {
         "even": 2,  # of 20
         "odd": 1,  # of 19
@@ -79,7 +81,7 @@ def test_the_percentage_may_count_within_each_data_set(run):
 
 
 def test_every_row_that_was_read_is_scored_or_rejected_with_its_place_and_reason(run):
-    selected = cut_run(run, run.root, selection_percentage=0.1, per_dataset=False)
+    selected = select_rows(run, run, selection_percentage=0.1, per_dataset=False)
     odd = selected.counts["odd"]
     assert (odd.num_read, odd.num_scored) == (21, 19)
     assert odd.num_rejected == {"invalid_json": 1, "score_not_finite": 1}
@@ -92,7 +94,7 @@ def test_every_row_that_was_read_is_scored_or_rejected_with_its_place_and_reason
 
 
 def test_a_row_is_written_as_it_was_read_with_its_score(run):
-    cut_run(run, run.root, selection_percentage=1.0, per_dataset=False)
+    select_rows(run, run, selection_percentage=1.0, per_dataset=False)
     rows = map(json.loads, (run.root / "selected_data.jsonl").read_text("utf-8").splitlines())
     [row] = [row for row in rows if row["id"] == "row-39"]
     assert row == {
@@ -116,7 +118,7 @@ def test_with_a_calibration_in_the_run_each_kept_row_has_its_percentile(run):
         corpus={"warm": 4},
     )
     save_calibration(run.root, calibration)
-    selected = cut_run(run, run.root, selection_percentage=0.5, per_dataset=False)
+    selected = select_rows(run, run, selection_percentage=0.5, per_dataset=False)
     assert described(selected.calibration) == described(calibration)
     lines = (run.root / "selected_data.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -127,12 +129,12 @@ def test_with_a_calibration_in_the_run_each_kept_row_has_its_percentile(run):
 
 def test_too_many_rows_without_a_score_stop_the_cut(run):
     with pytest.raises(TooManyRejectedError, match=r"2 of 41 rows are rejected.*rejected\.jsonl"):
-        cut_run(run, run.root, selection_percentage=0.1, per_dataset=False, max_rejected=0.01)
+        select_rows(run, run, selection_percentage=0.1, per_dataset=False, max_rejected=0.01)
     assert not (run.root / "selected_data.jsonl").exists()
 
 
 def test_quantiles_are_upper_edges_of_narrow_bins(run):
-    selected = cut_run(run, run.root, selection_percentage=0.1, per_dataset=False)
+    selected = select_rows(run, run, selection_percentage=0.1, per_dataset=False)
     # 19 of the 39 scores are at most 0.04, and 23 at most 0.05.
     assert selected.quantiles["0.5"] == pytest.approx(0.05, abs=1.1e-4)
     assert selected.cuts[ALL_DATASETS].score == pytest.approx(0.09)
@@ -142,12 +144,12 @@ def test_passes_over_a_shard_at_a_time_in_any_order_write_the_same_file(run):
     def backwards(a_pass, shards):
         return [a_pass([shard]) for shard in reversed(shards)]
 
-    whole = cut_run(run, run.root, selection_percentage=0.4, per_dataset=True)
+    whole = select_rows(run, run, selection_percentage=0.4, per_dataset=True)
     expected = (run.root / "selected_data.jsonl").read_bytes()
     before = sorted(path.name for path in run.root.iterdir())
     (run.root / "pieces").mkdir()
     (run.root / "pieces" / "shard-000000.jsonl").write_text("of a killed run")
-    again = cut_run(run, run.root, selection_percentage=0.4, per_dataset=True, map_shards=backwards)
+    again = select_rows(run, run, selection_percentage=0.4, per_dataset=True, map_shards=backwards)
     assert again.counts == whole.counts
     assert (run.root / "selected_data.jsonl").read_bytes() == expected
     assert expected.count(b"\n") == whole.num_selected == 15

@@ -10,7 +10,7 @@ import pytest
 from selectmoe.data.writers import write_parquet
 from selectmoe.records import Message, Sample, ScoredSample, UnscoredSample
 from selectmoe.selection.passes import Survey, find_cuts, kept_rows, map_in_threads, survey
-from selectmoe.selection.run_folder import scored_table
+from selectmoe.selection.scored_shards import scored_table
 from selectmoe.selection.top_k import num_to_keep
 
 NUM_SHARDS = 20

@@ -1,0 +1,138 @@
+"""The work of stage 2 on a Ray cluster: tasks read the corpus, a pool of actors scores it."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.on_ray.passes import shard_map
+from jobs.on_ray.session import quiet_ray_data, start_ray, without_restart_notice
+from jobs.on_ray.tasks import WorkerTasks
+from jobs.stage_2_selection import deployment_backend, shard_scorer
+from jobs.stage_2_selection.shard_scorer import COUNTS, ShardScorer
+from selectmoe.cli.command_line import user_mistake
+from selectmoe.config.selection import SelectConfig
+from selectmoe.corpus.parts import TaskMap
+from selectmoe.errors import ScoringError
+from selectmoe.selection.backends import Backend
+from selectmoe.selection.in_process import num_engines_in_memory
+from selectmoe.selection.passes import ShardMap
+from selectmoe.selection.run_folder import RunFolder
+from selectmoe.selection.scored_shards import ShardCounts
+from selectmoe.selection.stage import stop_message
+
+# Blocks of shards per actor: enough for even loads, few enough for a million shards.
+BLOCKS_PER_ACTOR = 64
+# With a remote backend, rounds of requests per call: in the last one the server has less to do.
+ROUNDS_PER_BATCH = 4
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActorPool:
+    """The scoring actors, and what each of them reserves."""
+
+    num_actors: int
+    num_cpus: float | None
+    num_gpus: float | None
+    shards_in_flight: int
+    shards_per_batch: int
+
+
+class RayRunner:
+    """A Runner of the package's stage 2."""
+
+    def __init__(self, config: SelectConfig) -> None:
+        self.config = config
+
+    def start(self) -> None:
+        start_ray(shard_scorer, deployment_backend)
+
+    def map_tasks(self, look: Callable[[], None]) -> TaskMap:
+        # Replicas may hold every CPU of a cluster for good, and tasks that ask for one would wait.
+        return WorkerTasks(num_cpus=1 if self.config.via == "actors" else 0, look=look)
+
+    def map_shards(self, folder: RunFolder) -> ShardMap:
+        return shard_map(folder)
+
+    def score(
+        self, backend: Backend, shards: Sequence[Path], scored: Path
+    ) -> Iterator[ShardCounts]:
+        """Ray Data maps shard names to counts; the actors write the scores themselves.
+
+        Raises ScoringError where workers are lost for good or fail.
+        """
+        import ray
+
+        pool = actor_pool(self.config, backend, ray.cluster_resources())
+        num_actors = min(pool.num_actors, len(shards))
+        quiet_ray_data()
+        names = ray.data.from_items(
+            [{"shard": str(shard)} for shard in shards],
+            override_num_blocks=min(len(shards), BLOCKS_PER_ACTOR * num_actors),
+        )
+        counts = names.map_batches(
+            ShardScorer,
+            fn_constructor_args=(backend.open_scorer, scored),
+            fn_constructor_kwargs={"shards_in_flight": pool.shards_in_flight},
+            batch_size=pool.shards_per_batch,
+            compute=ray.data.ActorPoolStrategy(size=num_actors),
+            num_gpus=pool.num_gpus,
+            num_cpus=pool.num_cpus,
+        )
+        logger.info("scoring %d shards on %d actors", len(shards), num_actors)
+        folder = RunFolder(scored.parent)
+        try:
+            with without_restart_notice():
+                for row in counts.iter_rows():
+                    if row["failure"]:
+                        raise ScoringError(failure_message(row["failure"], folder))
+                    yield ShardCounts(**{key: row[key] for key in COUNTS})
+        except ray.exceptions.RayError as error:
+            raise user_mistake(error) or ScoringError(stop_message(error, folder)) from error
+
+
+def failure_message(failure: str, folder: RunFolder) -> str:
+    """What a worker said, and how to resume where that helps."""
+    if not folder.scored_shards():
+        return failure  # a model that cannot be loaded cannot be loaded by a resumed run either
+    return f"{failure}; resume with --resume {folder.root}"
+
+
+def actor_pool(config: SelectConfig, backend: Backend, resources: Mapping[str, float]) -> ActorPool:
+    """The pool for the resources of a cluster."""
+    if backend.is_remote:
+        # Actors that wait for others take no CPU: replicas may hold every one of the cluster.
+        return ActorPool(
+            num_actors=config.num_actors or 1,
+            num_gpus=None,
+            num_cpus=0,
+            shards_in_flight=config.shards_in_flight,
+            shards_per_batch=ROUNDS_PER_BATCH * config.shards_in_flight,
+        )
+    has_gpus = resources.get("GPU", 0) >= 1
+    return ActorPool(
+        num_actors=config.num_actors or default_num_actors(config, backend.model, resources),
+        num_gpus=1 if has_gpus else None,
+        num_cpus=None if has_gpus else config.num_threads_per_actor,
+        shards_in_flight=1,
+        shards_per_batch=1,
+    )
+
+
+def default_num_actors(config: SelectConfig, model: str, resources: Mapping[str, float]) -> int:
+    """One for each GPU; without any, one for each CPU, as far as memory holds their models."""
+    if resources.get("GPU", 0) >= 1:
+        return int(resources["GPU"])
+    memory = resources.get("memory", 0)
+    by_cpu = max(int(resources.get("CPU", 1)) // config.num_threads_per_actor, 1)
+    by_memory = max(num_engines_in_memory(model, memory), 1)
+    if by_memory < by_cpu:
+        logger.info(
+            "%d actors instead of %d: the cluster's %.1f GB of memory hold no more engines",
+            by_memory,
+            by_cpu,
+            memory / 1e9,
+        )
+    return min(by_cpu, by_memory)

@@ -1,0 +1,84 @@
+"""`selectmoe info`: the versions that are installed, and what a selector is."""
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from selectmoe import __version__
+from selectmoe.cli.command_line import CommandParser
+
+# One module of each extra tells whether it is installed.
+EXTRAS = {
+    "ray": "ray",
+    "hub": "datasets",
+    "train": "peft",
+    "eval": "lm_eval",
+    "serve": "fastapi",
+    "client": "httpx",
+    "s3": "s3fs",
+    "gcs": "gcsfs",
+}
+PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "ray", "datasets", "peft", "lm_eval")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Raises SelectMoeError where --model is no selector."""
+    parser = CommandParser(
+        prog="selectmoe info", description="Describe this installation, or a selector."
+    )
+    parser.add_argument("--model", help="Select-MoE folder or hub name to describe.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    options = parser.parse_args(list(arguments))
+    facts = installation() if options.model is None else selector(options.model)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        print(f"{name:<{width}}  {fact}")
+
+
+def installation() -> dict[str, str]:
+    """Versions and extras, without importing anything heavy."""
+    facts = {"selectmoe": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    missing = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
+    facts["extras installed"] = ", ".join(extra for extra in EXTRAS if extra not in missing)
+    if missing:
+        facts["extras missing"] = f"{', '.join(missing)}: pip install 'selectmoe[{missing[0]}]'"
+    return facts
+
+
+def selector(model: str) -> dict[str, object]:
+    """What config.json and the calibration of a selector say."""
+    from selectmoe.model.checkpoint import (
+        hash_weights,
+        model_folder,
+        read_model_config,
+        require_select_moe,
+    )
+    from selectmoe.scoring.calibration import load_calibration
+
+    require_select_moe(model)
+    config = read_model_config(model)
+    folder = model_folder(model)
+    calibration = load_calibration(Path(folder))
+    keys = (
+        "model_type", "num_hidden_layers", "hidden_size", "num_experts", "num_experts_per_tok",
+        "vocab_size", "max_position_embeddings", "trash_expert_mode", "quality_loss_type",
+    )  # fmt: skip
+    facts = {"model": model} | {key: config[key] for key in keys if key in config}
+    facts["weights_sha256"] = hash_weights(str(folder), None)
+    facts["calibration"] = (
+        f"{calibration.num_samples:,} samples, formula {calibration.formula}"
+        if calibration
+        else "none: scores have no percentiles"
+    )
+    return facts

@@ -1,0 +1,160 @@
+"""`selectmoe score`: one line of JSON for each row of a corpus, in its order."""
+
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
+from selectmoe.cli.output_folder import absolute_path
+from selectmoe.cli.progress import RowsProgress
+from selectmoe.config.loading import load_config
+from selectmoe.config.score import ScoreConfig
+from selectmoe.errors import ConfigError
+
+if TYPE_CHECKING:  # --help and a mistyped option must not wait for these imports
+    from selectmoe.records import RejectedRow, Sample, ScoredSample, UnscoredSample
+    from selectmoe.scoring.engine import ScoringEngine
+
+STANDARD_INPUT = "-"
+ROWS_AT_A_TIME = 512
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Raises SelectMoeError for what the user can mend."""
+    options, overrides = parse_arguments(build_parser(), arguments)
+    given = {
+        "dataset.paths": options.data,
+        "model": options.model,
+        "model_checkpoint_path": options.model_checkpoint_path,
+        "output": options.output,
+    }
+    values = {key: value for key, value in given.items() if value is not None}
+    config = load_config(ScoreConfig, overrides, values=values)
+    if not config.dataset.paths:
+        raise ConfigError("no rows to score: give --data FILE, or --data - for standard input")
+    with tempfile.TemporaryDirectory() as folder:
+        if STANDARD_INPUT in config.dataset.paths:
+            config = _with_copied_input(config, Path(folder) / "stdin.jsonl")
+        score_rows(config, hidden_folder=f"{folder}/")
+
+
+def build_parser() -> CommandParser:
+    parser = stage_parser(
+        "selectmoe score", "Print the score of each row of a corpus.", ScoreConfig
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        help="Corpora: files, folders, globs, URLs, hub:NAME[:SPLIT], or - for JSON lines from "
+        "standard input.",
+    )
+    parser.add_argument("--model", help="Select-MoE folder or hub name.")
+    parser.add_argument(
+        "--model-checkpoint-path", metavar="DIR", help="Weights of a gate warm-up (stage 1)."
+    )
+    parser.add_argument("--output", metavar="FILE", help="File for the scores instead of printing.")
+    return parser
+
+
+def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
+    """Reads, scores and writes rows a few hundred at a time: memory does not grow with the corpus.
+
+    hidden_folder: left out where a row's source is told.
+    Raises DataError where there is no row.
+    """
+    from selectmoe.data.readers import read_corpora, require_readable
+    from selectmoe.data.writers import write_jsonl
+    from selectmoe.errors import DataError
+    from selectmoe.model.checkpoint import require_select_moe
+
+    require_readable(config.dataset.paths)
+    if config.model is not None:
+        require_select_moe(config.model)
+    from selectmoe.scoring.engine import ScoringEngine
+
+    engine = ScoringEngine.from_pretrained(
+        *([config.model] if config.model else []),
+        weights=config.model_checkpoint_path,
+        formula=config.scoring.formula,
+        dtype=config.scoring.dtype,
+        max_sequence_length=config.dataset.max_sequence_length,
+    )
+    lines = score_lines(engine, read_corpora(config.dataset.paths), hidden_folder)
+    if config.output is None:
+        num_rows = sum(map(_print_line, lines))
+    else:
+        num_rows = write_jsonl(absolute_path(config.output, "--output"), _with_progress(lines))
+    if not num_rows:
+        raise DataError(f"{', '.join(config.dataset.paths)}: no rows: every file is empty")
+
+
+def score_lines(
+    engine: "ScoringEngine", rows: "Iterable[Sample | RejectedRow]", hidden_folder: str
+) -> Iterator[dict[str, Any]]:
+    """The score of each row, null with a reason where there is none."""
+    from selectmoe.records import RejectedRow
+
+    for chunk in _chunks(rows, ROWS_AT_A_TIME):
+        scored = iter(engine.score([row for row in chunk if not isinstance(row, RejectedRow)]))
+        for row in chunk:
+            outcome = row if isinstance(row, RejectedRow) else next(scored)
+            source = f"{row.file}:{row.row}" if isinstance(row, RejectedRow) else row.source
+            yield {
+                "dataset": row.dataset,
+                "id": row.sample_id,
+                "source": source.removeprefix(hidden_folder),
+                **_numbers(engine, outcome),
+            }
+
+
+def _numbers(
+    engine: "ScoringEngine", outcome: "ScoredSample | UnscoredSample | RejectedRow"
+) -> dict[str, Any]:
+    from selectmoe.records import ScoredSample
+
+    if not isinstance(outcome, ScoredSample):
+        return {"score": None, "reason": outcome.reason, "detail": outcome.detail}
+    calibration = engine.calibration
+    return {
+        "score": float(str(np.float32(outcome.score))),  # the shortest decimal of this float32
+        "percentile": calibration.percentile(outcome.score) if calibration else None,
+        "num_tokens": outcome.num_tokens,
+        "num_answer_tokens": outcome.num_answer_tokens,
+        "truncated": outcome.truncated,
+    }
+
+
+def _print_line(line: dict[str, Any]) -> bool:
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+    return True
+
+
+def _chunks(rows: "Iterable[Any]", size: int) -> Iterator[list[Any]]:
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _with_progress(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    progress = RowsProgress("scoring")
+    for number, line in enumerate(lines, start=1):
+        yield line
+        if number % ROWS_AT_A_TIME == 0:
+            progress(number, None)
+    progress.clear()
+
+
+def _with_copied_input(config: ScoreConfig, file: Path) -> ScoreConfig:
+    """Copies standard input into a file, so that it is read like any other corpus."""
+    with file.open("wb") as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+    paths = (str(file) if path == STANDARD_INPUT else path for path in config.dataset.paths)
+    return replace(config, dataset=replace(config.dataset, paths=tuple(paths)))

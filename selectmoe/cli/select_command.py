@@ -1,0 +1,149 @@
+"""`selectmoe select`: stage 2 in one process; `jobs/select.py` runs the same on Ray."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
+from selectmoe.cli.output_folder import (
+    absolute_corpus,
+    absolute_model,
+    absolute_path,
+    claim_run,
+    telling_how_to_resume,
+    values_given,
+)
+from selectmoe.config.loading import load_config
+from selectmoe.config.selection import SelectConfig
+from selectmoe.errors import ConfigError
+
+if TYPE_CHECKING:  # --help and a mistyped option must not wait for these imports
+    from selectmoe.selection.backends import Backend
+    from selectmoe.selection.stage import Runner
+
+# These change where, how fast and whether a run continues, not what comes out of it.
+FREE_ON_RESUME = ("max_rejected", "num_actors", "output", "output_root", "resume")
+# A resumed run continues on its backend unless it is given another one: a server may have moved.
+CHANGEABLE_ON_RESUME = ("via", "shards_in_flight")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """One run in this process. Raises SelectMoeError for what the user can mend."""
+    parser = select_parser("selectmoe select", "Score a corpus and keep exactly the best share.")
+    parser.add_argument(
+        "--via", metavar="URL", help="Score server to use instead of loading the model here."
+    )
+    parser.add_argument(
+        "--num-actors", type=int, help="Number of scoring threads (default: one per CPU)."
+    )
+    config = parse(parser, arguments)
+    require_inputs(config)
+    from selectmoe.selection.in_process import InProcess
+
+    run(config, None if config.scored else _backend(config), InProcess(config))
+
+
+def _backend(config: SelectConfig) -> "Backend":
+    from selectmoe.selection.backends import HttpBackend, LocalBackend
+
+    if config.via == "serve":
+        raise ConfigError("via=serve needs Ray: python jobs/select.py --via serve")
+    return LocalBackend(config) if config.via == "actors" else HttpBackend.connect(config)
+
+
+def run(config: SelectConfig, backend: "Backend | None", runner: "Runner") -> None:
+    """Claims the output folder, runs the stage and prints its table."""
+    from selectmoe.cli.progress import SelectionProgress
+    from selectmoe.cli.select_table import print_selection
+    from selectmoe.selection.stage import run_selection
+
+    output = claim_run(
+        config,
+        free=FREE_ON_RESUME,
+        resume=config.resume is not None,
+        changeable=CHANGEABLE_ON_RESUME,
+    )
+    with telling_how_to_resume(output):
+        manifest = run_selection(
+            config, output, backend=backend, runner=runner, progress=SelectionProgress()
+        )
+    print_selection(manifest, output)
+
+
+def select_parser(prog: str, description: str) -> CommandParser:
+    """The options that are the same in one process and on Ray."""
+    parser = stage_parser(prog, description, SelectConfig)
+    parser.add_argument("--pct", type=float, help="Fraction of the rows to keep, in (0, 1].")
+    parser.add_argument(
+        "--data", nargs="+", help="Corpora: files, folders, globs, URLs or hub:NAME[:SPLIT]."
+    )
+    parser.add_argument("--model", help="Select-MoE folder or hub name.")
+    parser.add_argument("--output", metavar="DIR", help="Output folder of this run.")
+    parser.add_argument(
+        "--scored", metavar="DIR", help="Re-select from the scores of this finished run."
+    )
+    parser.add_argument(
+        "--per-dataset", action="store_true", help="Apply --pct within each dataset."
+    )
+    parser.add_argument(
+        "--max-rejected", type=float, help="Fraction of rejected rows above which the run fails."
+    )
+    parser.add_argument("--resume", metavar="DIR", help="Resume the interrupted run in DIR.")
+    return parser
+
+
+def parse(parser: CommandParser, arguments: Sequence[str]) -> SelectConfig:
+    """Options and `key=value` overrides as one checked configuration with absolute paths."""
+    options, overrides = parse_arguments(parser, arguments)
+    given = {
+        "selection_percentage": options.pct,
+        "dataset.paths": options.data,
+        "model": options.model,
+        "output": options.output,
+        "via": options.via,
+        "num_actors": options.num_actors,
+        "scored": options.scored,
+        "per_dataset": options.per_dataset or None,
+        "max_rejected": options.max_rejected,
+        "resume": options.resume,
+    }
+    return with_absolute_paths(load_config(SelectConfig, overrides, values=values_given(given)))
+
+
+def with_absolute_paths(config: SelectConfig) -> SelectConfig:
+    """Workers may run in another directory than the driver, so no path stays relative."""
+    paths = tuple(absolute_corpus(path, "--data") for path in config.dataset.paths)
+    changes: dict[str, object] = {"dataset": dataclasses.replace(config.dataset, paths=paths)}
+    if config.model is not None:
+        changes["model"] = absolute_model(config.model, "--model")
+    if config.model_checkpoint_path is not None:
+        changes["model_checkpoint_path"] = str(
+            absolute_path(config.model_checkpoint_path, "model_checkpoint_path")
+        )
+    if config.scored is not None:
+        changes["scored"] = str(_finished_run(absolute_path(config.scored, "--scored")))
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def _finished_run(folder: Path) -> Path:
+    """The folder of a finished run, given it or its `scored`."""
+    run = folder.parent if folder.name == "scored" else folder
+    if not (run / "manifest.json").is_file():
+        raise ConfigError(f"--scored must be the folder of a finished run, got {folder}")
+    return run
+
+
+def require_inputs(config: SelectConfig) -> None:
+    """Refuses a missing model or corpus before anything starts or a folder is made."""
+    from selectmoe.data.readers import require_readable
+    from selectmoe.model.checkpoint import require_select_moe, weights_file
+
+    if config.scored is not None:
+        return
+    if config.model is not None:
+        require_select_moe(config.model)
+    if config.model_checkpoint_path is not None:
+        weights_file(config.model_checkpoint_path)
+    if config.resume is None:  # a resumed run reads its own copy
+        require_readable(config.dataset.paths)

@@ -1,0 +1,67 @@
+"""The table that a selection run prints at its end."""
+
+from pathlib import Path
+from typing import Any
+
+from selectmoe.cli.progress import format_seconds
+from selectmoe.cli.tables import format_table
+from selectmoe.data.rejected import rejected_file
+from selectmoe.selection.passes import ALL_DATASETS
+from selectmoe.selection.run_folder import RunFolder
+
+DEMO_BAD = "demo_corrupted"
+
+
+def print_selection(manifest: dict[str, Any], output: Path) -> None:
+    """One line per dataset, what the run took, and where its files are."""
+    rows = [("dataset", "read", "scored", "rejected", "selected", "threshold")]
+    for name, counts in manifest["datasets"].items():
+        rejected = sum(counts["num_rejected"].values())
+        rows.append(_row(name, counts, rejected, _threshold(manifest, name)))
+    total = manifest["total"]
+    rows.append(_row("all", total, total["num_rejected"], _threshold(manifest, ALL_DATASETS)))
+    print(f"\n{format_table(rows)}\n")
+    if DEMO_BAD in manifest["datasets"]:
+        print(_demo_line(manifest["datasets"][DEMO_BAD], total))
+    if manifest["calibration"]:
+        print(_percentile_line(manifest))
+    truncated = f", {total['num_truncated']:,} rows truncated" if total["num_truncated"] else ""
+    print(
+        f"{total['num_tokens']:,} tokens{truncated}, scored at "
+        f"{manifest['scoring']['tokens_per_second']:,.0f} tokens/s; "
+        f"{format_seconds(manifest['wall_seconds'])} in all"
+    )
+    run = RunFolder(output)
+    for path in (run.selected_data, rejected_file(output), run.scored, run.manifest):
+        if path.exists():
+            print(path)
+
+
+def _row(
+    name: str, counts: dict[str, Any], num_rejected: int, threshold: str
+) -> tuple[str, str, str, str, str, str]:
+    read, scored, selected = (
+        f"{counts[key]:,}" for key in ("num_read", "num_scored", "num_selected")
+    )
+    return name, read, scored, f"{num_rejected:,}", selected, threshold
+
+
+def _threshold(manifest: dict[str, Any], name: str) -> str:
+    cut = manifest["thresholds"].get(name)
+    return f"{cut['score']:.4f}" if cut else ""
+
+
+def _percentile_line(manifest: dict[str, Any]) -> str:
+    percentiles = [cut["percentile"] for cut in manifest["thresholds"].values()]
+    lowest, highest = f"{min(percentiles):.1f}", f"{max(percentiles):.1f}"
+    place = f" {lowest}" if lowest == highest else f"s {lowest} to {highest}"
+    num_samples = manifest["calibration"]["num_samples"]
+    return f"threshold at percentile{place} of {num_samples:,} rows of the warm-up corpus"
+
+
+def _demo_line(bad: dict[str, Any], total: dict[str, int]) -> str:
+    expected = bad["num_scored"] * total["num_selected"] / total["num_scored"]
+    return (
+        f"known-bad rows kept: {bad['num_selected']} of {bad['num_scored']}; "
+        f"a random choice of this size would keep {expected:.0f}"
+    )

@@ -1,0 +1,89 @@
+"""Stage 2 in one process, without a cluster: threads that each have an engine of their own."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TypeVar
+
+from selectmoe.config.selection import SelectConfig
+from selectmoe.corpus.parts import TaskMap
+from selectmoe.model.checkpoint import weights_size
+from selectmoe.selection.backends import Backend
+from selectmoe.selection.passes import ShardMap, map_in_threads
+from selectmoe.selection.run_folder import RunFolder
+from selectmoe.selection.scored_shards import Scorer, ShardCounts, score_shard
+
+# For torch, transformers and a batch's activations, beside the weights.
+ENGINE_BYTES = 1_200_000_000
+USABLE_MEMORY = 0.7  # share of the machine's
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+logger = logging.getLogger(__name__)
+
+
+class InProcess:
+    """A Runner: reads the corpus in this thread and scores on a few others."""
+
+    def __init__(self, config: SelectConfig) -> None:
+        self.config = config
+
+    def start(self) -> None: ...
+
+    def map_tasks(self, look: Callable[[], None]) -> TaskMap:
+        def call_each(
+            function: Callable[[Item], Answer], items: Sequence[Item], /
+        ) -> Iterable[Answer]:
+            for item in items:
+                yield function(item)
+                look()
+
+        return call_each
+
+    def map_shards(self, folder: RunFolder) -> ShardMap:
+        return map_in_threads
+
+    def score(
+        self, backend: Backend, shards: Sequence[Path], scored: Path
+    ) -> Iterator[ShardCounts]:
+        """Raises what the first failing shard raises, and starts no other after it."""
+        num_threads = min(num_scoring_threads(self.config, backend), len(shards))
+        logger.info("scoring %d shards on %d thread(s)", len(shards), num_threads)
+        scorers = threading.local()  # torch's number of threads is a thread's own, too
+
+        def score(shard: Path) -> ShardCounts:
+            if not hasattr(scorers, "scorer"):
+                scorers.scorer = backend.open_scorer()
+            scorer: Scorer = scorers.scorer
+            return score_shard(scorer, shard, scored)
+
+        with ThreadPoolExecutor(num_threads) as executor:
+            futures = [executor.submit(score, shard) for shard in shards]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:
+                executor.shutdown(cancel_futures=True)
+
+
+def num_scoring_threads(config: SelectConfig, backend: Backend) -> int:
+    """As many engines as the machine has GPUs or CPUs for, and memory."""
+    if config.num_actors:
+        return config.num_actors
+    if backend.is_remote:
+        return config.shards_in_flight
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * USABLE_MEMORY
+    num_cpus = (os.cpu_count() or 1) // config.num_threads_per_actor
+    return max(1, min(num_cpus, num_engines_in_memory(backend.model, memory)))
+
+
+def num_engines_in_memory(model: str, num_bytes: float) -> int:
+    # On a CPU the model is float32, and its files are most likely bfloat16.
+    return int(num_bytes // (ENGINE_BYTES + 2 * weights_size(model)))

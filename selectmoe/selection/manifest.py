@@ -1,0 +1,78 @@
+"""manifest.json of a selection run: what was done, with which counts, thresholds and speed."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from selectmoe import __version__
+from selectmoe.config.loading import resolved
+from selectmoe.config.selection import SelectConfig
+from selectmoe.data.writers import write_json
+from selectmoe.scoring.calibration import described
+from selectmoe.selection.outputs import SelectedData
+from selectmoe.selection.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringReport:
+    """What scoring took."""
+
+    model: str
+    weights_sha256: str
+    num_shards: int
+    num_shards_reused: int  # had scores before this run began
+    num_duplicate_ids: int
+    num_tokens: int  # read by the model in this run
+    seconds: float
+    tokens_per_second: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def write_manifest(
+    config: SelectConfig,
+    output: RunFolder,
+    selected: SelectedData,
+    scoring: dict[str, Any],
+    *,
+    wall_seconds: float,
+) -> dict[str, Any]:
+    """Writes `manifest.json`, last of all files: where it is, the run is complete.
+
+    scoring: a ScoringReport, of this run or of the one whose scores are used.
+    """
+    manifest = {
+        "selectmoe_version": __version__,
+        "config": resolved(config),
+        "scoring": scoring,
+        "datasets": {name: asdict(counts) for name, counts in selected.counts.items()},
+        "total": total_counts(selected),
+        "thresholds": thresholds(selected),
+        "calibration": described(selected.calibration) if selected.calibration else None,
+        "score_quantiles": selected.quantiles,
+        "wall_seconds": round(wall_seconds, 3),
+    }
+    write_json(output.manifest, manifest)
+    return manifest
+
+
+def thresholds(selected: SelectedData) -> dict[str, dict[str, Any]]:
+    """The thresholds, each with the percentile of its score; null without a calibration."""
+    calibration = selected.calibration
+    return {
+        name: asdict(cut)
+        | {"percentile": calibration.percentile(cut.score) if calibration else None}
+        for name, cut in selected.cuts.items()
+    }
+
+
+def total_counts(selected: SelectedData) -> dict[str, int]:
+    counts = selected.counts.values()
+    return {
+        "num_read": sum(c.num_read for c in counts),
+        "num_scored": sum(c.num_scored for c in counts),
+        "num_rejected": sum(sum(c.num_rejected.values()) for c in counts),
+        "num_selected": sum(c.num_selected for c in counts),
+        "num_tokens": sum(c.num_tokens for c in counts),
+        "num_truncated": sum(c.num_truncated for c in counts),
+    }
