@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     started = time.perf_counter()
 
     # Only now: --help and a mistyped option must not wait for the imports below.
-    from jobs.on_ray.passes import shard_map
+    from jobs.on_ray.map_items import map_over_scores
     from jobs.stage_2_selection.report import print_table, write_manifest
     from jobs.stage_2_selection.score_corpus import score_corpus
     from jobs.stage_2_selection.scoring_places import find_place
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         selection_percentage=config.selection_percentage,
         per_dataset=config.per_dataset,
         max_rejected=config.max_rejected,
-        map_shards=shard_map(scored_run),
+        map_items=map_over_scores(scored_run),
     )
     manifest = write_manifest(
         config, output, selected, scoring, wall_seconds=time.perf_counter() - started

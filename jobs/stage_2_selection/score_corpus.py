@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.on_ray.session import quiet_ray_data, start_ray, without_restart_notice
-from jobs.on_ray.tasks import WorkerTasks
+from jobs.on_ray.errors import user_mistake
+from jobs.on_ray.map_items import MapOnRay
+from jobs.on_ray.session import quiet_ray_data, start_ray
 from jobs.stage_2_selection.scoring_places import WORKER_MODULES, ScoringPlace
 from jobs.stage_2_selection.shard_scorer import ShardScorer
-from selectmoe.cli.command_line import user_mistake
 from selectmoe.cli.progress import RowsProgress, ScoringProgress
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import rows_read, write_corpus
@@ -89,7 +89,7 @@ def normalize(config: SelectConfig, folder: RunFolder) -> CorpusSummary:
         folder.corpus,
         rows_per_shard=config.rows_per_shard,
         subset_ratio=config.dataset.subset_ratio,
-        run_tasks=WorkerTasks(
+        map_items=MapOnRay(
             # Replicas may hold every CPU of a cluster for good, and tasks that ask for one would
             # wait.
             num_cpus=1 if config.via == "actors" else 0,
@@ -168,11 +168,10 @@ def score_shards(
     )
     logger.info("scoring %d shards on %d actors", len(shards), num_actors)
     try:
-        with without_restart_notice():
-            for row in counts.iter_rows():
-                if row["failure"]:
-                    raise ScoringError(failure_message(row["failure"], folder))
-                progress.add(num_rows=row["num_rows"], num_tokens=row["num_tokens"])
+        for row in counts.iter_rows():
+            if row["failure"]:
+                raise ScoringError(failure_message(row["failure"], folder))
+            progress.add(num_rows=row["num_rows"], num_tokens=row["num_tokens"])
     except ray.exceptions.RayError as error:
         raise user_mistake(error) or ScoringError(stop_message(error, folder)) from error
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.corpus.shards import read_rows
 from selectmoe.data.writers import whole_file, write_jsonl
 from selectmoe.errors import TooManyRejectedError
@@ -19,11 +20,10 @@ from selectmoe.scoring.calibration import Calibration, load_calibration
 from selectmoe.selection.passes import ALL_DATASETS as ALL_DATASETS
 from selectmoe.selection.passes import (
     NUM_QUANTILE_BINS,
-    ShardMap,
     Survey,
     find_cuts,
     kept_rows,
-    map_in_threads,
+    shard_groups,
     survey,
 )
 from selectmoe.selection.run_folder import RunFolder
@@ -65,7 +65,7 @@ def cut_run(
     selection_percentage: float,
     per_dataset: bool,
     max_rejected: float = 1.0,
-    map_shards: ShardMap = map_in_threads,
+    map_items: MapItems = map_in_threads,
 ) -> SelectedData:
     """Writes `selected_data.jsonl` and `rejected/rejected.jsonl` into `output`.
 
@@ -77,8 +77,8 @@ def cut_run(
     """
     num_rejected: dict[str, Counter[str]] = {}
     rejected_file = write_rejected(folder, output, num_rejected)
-    shards = folder.scored_shards()
-    found = Survey.total(map_shards(survey, shards))
+    groups = shard_groups(folder.scored_shards())
+    found = Survey.total(map_items(survey, groups))
     num_scored = found.num_rows
     total_rejected = sum(reasons.total() for reasons in num_rejected.values())
     total_read = num_scored.total() + total_rejected
@@ -90,11 +90,11 @@ def cut_run(
     if not num_scored:
         raise TooManyRejectedError(f"no row has a score; each with its reason: {rejected_file}")
     cuts = find_cuts(
-        shards,
+        groups,
         found.first_digits,
         selection_percentage=selection_percentage,
         per_dataset=per_dataset,
-        map_shards=map_shards,
+        map_items=map_items,
     )
     calibration = load_calibration(folder.root)
     pieces = output / "pieces"
@@ -102,7 +102,7 @@ def cut_run(
     pieces.mkdir()
     try:
         write = partial(write_piece, folder, pieces, cuts, calibration)
-        num_selected = join_pieces(map_shards(write, shards), output / "selected_data.jsonl")
+        num_selected = join_pieces(map_items(write, groups), output / "selected_data.jsonl")
     finally:
         shutil.rmtree(pieces, ignore_errors=True)
     counts = {
