@@ -45,10 +45,10 @@ from benchmarks.scoring_shapes import (  # noqa: E402
     load_subject,
     product_flops,
 )
-from selectmoe.data.packing import collate, pack, pack_end_to_end  # noqa: E402
+from selectmoe.data.packing import collate_padded, pack_samples, pad_samples  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
-from selectmoe.records import PackedBatch, ScoredSample, TokenizedSample  # noqa: E402
+from selectmoe.records import PaddedBatch, ScoredSample, TokenizedSample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
 from selectmoe.scoring.formulas import (  # noqa: E402
     SCORE_FORMULAS,
@@ -67,15 +67,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Rows = Sequence[TokenizedSample]
 
 
-def batches_in_order(rows: Rows) -> Iterable[PackedBatch]:
+def batches_in_order(rows: Rows) -> Iterable[PaddedBatch]:
     for start in range(0, len(rows), PLAIN_ROWS_PER_BATCH):
-        yield collate(rows, np.arange(start, min(start + PLAIN_ROWS_PER_BATCH, len(rows))))
+        yield collate_padded(rows, np.arange(start, min(start + PLAIN_ROWS_PER_BATCH, len(rows))))
 
 
 @torch.no_grad()
 def score_batches(
     margins: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    batches: Iterable[PackedBatch],
+    batches: Iterable[PaddedBatch],
     device: torch.device,
 ) -> np.ndarray:
     """margins: (token ids [B, T], attention mask) -> float32 [L, B, T]. float32 (rows,)."""
@@ -110,7 +110,7 @@ def score_as_transformers(model: SelectMoeForCausalLM, rows: Rows, budget: int) 
         decoded = model.model(input_ids=ids_BT, use_cache=False, output_quality_logits=True)
         return good_margins(torch.stack(decoded["quality_logits"]))
 
-    return score_batches(margins, pack(rows, max_tokens_per_batch=budget), model.device)
+    return score_batches(margins, pad_samples(rows, max_tokens_per_batch=budget), model.device)
 
 
 def score_with_engine(engine: ScoringEngine, rows: Rows) -> np.ndarray:
@@ -130,7 +130,7 @@ def ways_to_score(
     by_default = ScoringEngine(model.model, subject.tokenizer, **settings)
     packed = by_default
     if by_default.packed is None:
-        packed = ScoringEngine(model.model, subject.tokenizer, packer=pack_end_to_end, **settings)
+        packed = ScoringEngine(model.model, subject.tokenizer, packer=pack_samples, **settings)
     engine_experts = "eager" if model.device.type == "cpu" else "grouped_mm"
 
     def way(score: Callable[[Rows], np.ndarray], experts: str, *, skips: bool) -> Any:  # noqa: ANN401

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import describe_run, one_line_errors, write_result  # noqa: E402
-from selectmoe.data.packing import pack_closely  # noqa: E402
+from selectmoe.data.packing import pad_samples_closely  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
@@ -234,7 +234,7 @@ def engine_speed(arguments: tuple[list[Sample], float]) -> float:
     """Tokens/s of one engine that packs as a scorer does, over so many seconds."""
     samples, seconds = arguments
     torch.set_num_threads(1)
-    engine = ScoringEngine.from_pretrained(device="cpu", packer=pack_closely)
+    engine = ScoringEngine.from_pretrained(device="cpu", packer=pad_samples_closely)
     engine.score(samples[:32])
     num_tokens, started = 0, time.perf_counter()
     for first in itertools.cycle(range(0, len(samples), 16)):

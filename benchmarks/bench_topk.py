@@ -32,12 +32,12 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from selectmoe.corpus.map_items import MapItems, map_in_threads  # noqa: E402
 from selectmoe.selection.passes import (  # noqa: E402
-    ShardMap,
     Survey,
     find_cuts,
     kept_rows,
-    map_in_threads,
+    shard_groups,
     survey,
 )
 from selectmoe.selection.top_k import num_to_keep  # noqa: E402
@@ -79,24 +79,25 @@ def random_table(seed: int, num_rows: int, decimals: int | None) -> pa.Table:
     )
 
 
-def select(shards: list[Path], map_shards: ShardMap) -> Iterator[tuple[Path, np.ndarray]]:
+def select(shards: list[Path], map_items: MapItems) -> Iterator[tuple[Path, np.ndarray]]:
     """What the select job does, but for the texts: the numbers of the kept rows of each shard."""
-    surveyed = Survey.total(map_shards(survey, shards))
+    groups = shard_groups(shards)
+    surveyed = Survey.total(map_items(survey, groups))
     cuts = find_cuts(
-        shards,
+        groups,
         surveyed.first_digits,
         selection_percentage=PERCENTAGE,
         per_dataset=False,
-        map_shards=map_shards,
+        map_items=map_items,
     )
     for shard in shards:
         yield shard, kept_rows(cuts, shard)[0]
 
 
-def select_by_passes(folder: Path, map_shards: ShardMap) -> dict[str, object]:
+def select_by_passes(folder: Path, map_items: MapItems) -> dict[str, object]:
     shards = sorted(folder.glob("*.parquet"))
     started = time.perf_counter()
-    num_kept = sum(len(rows) for _, rows in select(shards, map_shards))
+    num_kept = sum(len(rows) for _, rows in select(shards, map_items))
     return {"seconds": round(time.perf_counter() - started, 2), "num_kept": num_kept}
 
 
@@ -105,11 +106,11 @@ def select_in_threads(folder: Path) -> dict[str, object]:
 
 
 def select_on_ray(folder: Path) -> dict[str, object]:
-    from jobs.on_ray.passes import map_on_ray
+    from jobs.on_ray.map_items import MapOnRay
     from jobs.on_ray.session import start_ray
 
     start_ray()
-    return select_by_passes(folder, map_on_ray)
+    return select_by_passes(folder, MapOnRay())
 
 
 def select_by_sorting(folder: Path) -> dict[str, object]:

@@ -19,7 +19,7 @@ from torch import nn
 from selectmoe.config.warmup import TrainingConfig
 from selectmoe.corruptions.kinds import CORRUPTIONS, corrupt
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import pack
+from selectmoe.data.packing import pad_samples
 from selectmoe.evaluation.answer_loss import MAX_TOKENS_PER_BATCH, batch_losses
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
@@ -106,7 +106,7 @@ def answer_nll(selector: Selector, samples: Sequence[Sample]) -> np.ndarray:
     model = selector.language_model()
     rows = selector.tokenizer().tokenize(samples)
     found = np.empty(len(samples))
-    for batch in pack(rows, max_tokens_per_batch=MAX_TOKENS_PER_BATCH):
+    for batch in pad_samples(rows, max_tokens_per_batch=MAX_TOKENS_PER_BATCH):
         nll_B, num_tokens_B = batch_losses(model, batch)
         # An answer that is cut off entirely has no loss; nor does it surprise.
         found[batch.positions] = nll_B / np.maximum(num_tokens_B, 1)
@@ -177,7 +177,7 @@ def answer_features(selector: Selector, samples: Sequence[Sample]) -> np.ndarray
     decoder: Any = selector.language_model()
     rows: list[TokenizedSample] = selector.tokenizer().tokenize(samples)
     found = np.empty((len(rows), decoder.config.hidden_size), np.float32)
-    for batch in pack(rows, max_tokens_per_batch=2 * MAX_TOKENS_PER_BATCH):
+    for batch in pad_samples(rows, max_tokens_per_batch=2 * MAX_TOKENS_PER_BATCH):
         hidden_BTH = decoder.model(
             input_ids=torch.from_numpy(batch.token_ids), use_cache=False
         ).last_hidden_state

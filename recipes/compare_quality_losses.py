@@ -50,7 +50,7 @@ from selectmoe.config.loading import load_config, resolved  # noqa: E402
 from selectmoe.config.warmup import TrainingConfig, WarmupConfig  # noqa: E402
 from selectmoe.corpus.shards import keep_subset, row_key  # noqa: E402
 from selectmoe.data.chat import ChatTokenizer  # noqa: E402
-from selectmoe.data.packing import pack  # noqa: E402
+from selectmoe.data.packing import pad_samples  # noqa: E402
 from selectmoe.data.readers import read_corpora  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.errors import DataError, SelectMoeError  # noqa: E402
@@ -151,7 +151,7 @@ def read_held_out(config: WarmupConfig, *, num_rows: int, unseen: bool) -> HeldO
     real: list[Sample] = []
     engine = engine_of(config, None)
     for sample in outside:
-        [outcome] = engine.tokenize([sample])
+        [outcome] = engine.tokenizer.tokenize_each([sample])
         if isinstance(outcome, TokenizedSample) and outcome.answer_mask[1:].any():
             real.append(sample)
         if len(real) == num_rows:
@@ -223,7 +223,7 @@ def log_likelihoods(
     """Mean over the answer's tokens, nats."""
     found = np.empty(len(samples))
     rows = tokenizer.tokenize(samples)
-    for batch in pack(rows, max_tokens_per_batch=MAX_TOKENS_PER_BATCH):
+    for batch in pad_samples(rows, max_tokens_per_batch=MAX_TOKENS_PER_BATCH):
         nll_B, num_tokens_B = batch_losses(model, batch)
         found[batch.positions] = -nll_B / num_tokens_B
     return found

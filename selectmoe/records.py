@@ -1,6 +1,6 @@
 """The nouns of the pipeline: a sample changes its type when it changes its meaning.
 
-Sample -> TokenizedSample -> PackedBatch or FlatBatch -> ScoredSample
+Sample -> TokenizedSample -> PaddedBatch or PackedBatch -> ScoredSample
 RejectedRow     instead of a Sample, when a row of the corpus breaks the input contract
 UnscoredSample  instead of a ScoredSample, when the model has no number for it
 """
@@ -27,12 +27,12 @@ class Sample:
     dataset: str
     sample_id: str  # "id" in files; not necessarily unique
     messages: tuple[Message, ...]
-    source: str = ""  # "<file>:<row>" where it was read; no part of what the sample is
+    source: str = ""  # "<file>:<row>" where it was read; not a part of its content
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """A row of the corpus that is not scored, with where it stands and why."""
+    """A row of the corpus that is left out, where it is and why."""
 
     file: str
     row: int  # from 1, counted as an editor counts lines
@@ -53,24 +53,24 @@ class TokenizedSample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PackedBatch:
-    """Samples of similar length as one rectangle, padded on the right."""
+class PaddedBatch:
+    """Samples of similar length, padded on the right to the longest."""
 
-    positions: np.ndarray  # int64 (B,), where each row stood in the list that was packed
+    positions: np.ndarray  # int64 (B,), index of each row in the list that was batched
     token_ids: np.ndarray  # int64 (B, T)
     attention_mask: np.ndarray  # bool (B, T), False on padding
     answer_mask: np.ndarray  # bool (B, T), False on padding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FlatBatch:
-    """Samples end to end, in their order, without padding."""
+class PackedBatch:
+    """Samples packed (variable length) into one sequence, in their order, without padding."""
 
     samples: tuple[TokenizedSample, ...]
-    positions: np.ndarray  # int64 (B,), where each stood in what was packed
+    positions: np.ndarray  # int64 (B,), index of each sample in the list that was batched
     token_ids: np.ndarray  # int64 (N,)
-    places: np.ndarray  # int64 (N,), of each token in its row
-    row_edges: np.ndarray  # int32 (B + 1,): 0, the end of the first row, …, N
+    position_ids: np.ndarray  # int64 (N,), 0, 1, … within each sample
+    cu_seqlens: np.ndarray  # int32 (B + 1,), cumulative lengths: 0, …, N
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from selectmoe.data.packing import pack
+from selectmoe.data.packing import pad_samples
 from selectmoe.records import (
-    FlatBatch,
     PackedBatch,
+    PaddedBatch,
     ScoredSample,
     ScoredTokens,
     TokenizedSample,
@@ -83,7 +83,7 @@ class Batcher:
         max_batch_tokens: int,
         max_wait_seconds: float,
         max_queued_samples: int,
-        packer: Callable[..., Iterator[PackedBatch] | Iterator[FlatBatch]] = pack,
+        packer: Callable[..., Iterator[PaddedBatch] | Iterator[PackedBatch]] = pad_samples,
         observer: BatchObserver | None = None,
     ) -> None:
         """packer: the scorers', which makes the batches of the select job."""

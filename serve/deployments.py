@@ -76,7 +76,7 @@ def _load_engine(settings: ServeSettings) -> "ScoringEngine":
     """Loads the model and scores once, so that a replica that runs is warm."""
     import torch
 
-    from selectmoe.data.packing import pack_closely
+    from selectmoe.data.packing import pad_samples_closely
     from selectmoe.scoring.engine import ScoringEngine
 
     torch.set_num_threads(settings.num_cpus_per_replica)
@@ -89,7 +89,7 @@ def _load_engine(settings: ServeSettings) -> "ScoringEngine":
         formula=settings.formula,
         max_sequence_length=settings.max_sequence_length,
         max_tokens_per_batch=settings.max_batch_tokens,
-        packer=pack_closely if device == "cpu" else None,  # on a GPU rows lie end to end
+        packer=pad_samples_closely if device == "cpu" else None,  # on a GPU rows lie end to end
     )
     [outcome] = engine.score([WARM_UP])
     if isinstance(outcome, UnscoredSample):
@@ -115,11 +115,11 @@ def _describe(engine: "ScoringEngine", settings: ServeSettings) -> ModelDescript
 
 def _score_apart(engine: "ScoringEngine", request: BatchRequest) -> list[Outcome]:
     """Samples that want scores of tokens, and the rest, each in as few passes as they need."""
-    from selectmoe.data.packing import pack
+    from selectmoe.data.packing import pad_samples
 
     together: Any = engine.score_tokenized
     if request.is_rectangle and engine.packed is None:
-        together = functools.partial(together, packer=pack)  # gives the rectangle that it is
+        together = functools.partial(together, packer=pad_samples)  # gives the rectangle that it is
     outcomes: list[Outcome | None] = [None] * len(request.samples)
     for with_tokens, score in ((False, together), (True, engine.score_each_token)):
         places = [place for place, wants in enumerate(request.with_tokens) if wants == with_tokens]

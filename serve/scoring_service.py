@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import pack, pack_end_to_end
-from selectmoe.errors import DataError
+from selectmoe.data.packing import pack_samples, pad_samples
 from selectmoe.records import Sample, ScoredSample, ScoredTokens, TokenizedSample, UnscoredSample
 from selectmoe.scoring.calibration import DECIMALS, Calibration
 from serve.batching import BatchAnswer, Batcher, BatchRequest, Outcome
@@ -167,7 +166,9 @@ class ScoringService:
     ) -> list[TokenizedSample | UnscoredSample]:
         samples = [parsed.sample for parsed in request.samples if parsed.sample is not None]
         loop = asyncio.get_running_loop()
-        tokenized = iter(await loop.run_in_executor(self._threads, _tokenize, tokenizer, samples))
+        tokenized = iter(
+            await loop.run_in_executor(self._threads, tokenizer.tokenize_each, samples)
+        )
         return [
             next(tokenized)
             if parsed.sample is not None
@@ -243,7 +244,7 @@ class ScoringService:
             max_batch_tokens=description.max_batch_tokens,
             max_wait_seconds=self.settings.max_wait_milliseconds / 1_000,
             max_queued_samples=self.settings.max_queued_samples,
-            packer=pack_end_to_end if description.rows_end_to_end else pack,
+            packer=pack_samples if description.rows_end_to_end else pad_samples,
             observer=self.metrics,
         )
         self.description = description
@@ -316,15 +317,3 @@ def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(model)
     return ChatTokenizer(tokenizer, max_sequence_length=description.max_sequence_length)
-
-
-def _tokenize(
-    tokenizer: ChatTokenizer, samples: Sequence[Sample]
-) -> list[TokenizedSample | UnscoredSample]:
-    """One outcome a sample; the template's refusal of one leaves its neighbours alone."""
-    try:
-        return list(tokenizer.tokenize(samples))
-    except DataError as error:
-        if len(samples) == 1:
-            return [UnscoredSample(samples[0].sample_id, "chat_template", str(error))]
-        return [outcome for sample in samples for outcome in _tokenize(tokenizer, [sample])]

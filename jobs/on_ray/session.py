@@ -3,15 +3,12 @@
 import contextlib
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -141,42 +138,6 @@ def _python_path() -> str:
     checkout = str(Path(__file__).resolve().parents[2])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([checkout, *(path for path in given if path not in ("", checkout))])
-
-
-_NOTICE = re.compile(rb"^\[[^\n]*core_worker\.cc[^\n]*issues/53727[^\n]*\n", re.MULTILINE)
-
-
-@contextlib.contextmanager
-def without_restart_notice() -> Iterator[None]:
-    """Keeps one line of Ray's C++ side off the terminal while Ray Data starts actors.
-
-    It warns that an actor cannot be restarted once its arguments are out of scope. Ray Data puts
-    them there itself and holds them until the pool ends. It has no switch, and goes around
-    Python's logging straight to file descriptor 2; all else that comes there passes.
-    """
-    terminal, python_stderr = os.dup(2), sys.stderr
-    reader, writer = os.pipe()
-    os.dup2(writer, 2)
-    os.close(writer)
-    forwarding = threading.Thread(target=_forward, args=(reader, os.dup(terminal)), daemon=True)
-    forwarding.start()
-    with os.fdopen(os.dup(terminal), "w", encoding="utf-8") as direct:
-        sys.stderr = direct  # our own lines need no filter, and a progress line wants a terminal
-        try:
-            yield
-        finally:
-            sys.stderr = python_stderr
-            os.dup2(terminal, 2)  # the pipe's last writer is gone, and the thread ends
-            os.close(terminal)
-            # Bounded: a subprocess of Ray's might have inherited the pipe.
-            forwarding.join(timeout=1.0)
-
-
-def _forward(reader: int, terminal: int) -> None:
-    while chunk := os.read(reader, 1 << 16):
-        os.write(terminal, _NOTICE.sub(b"", chunk))
-    os.close(reader)
-    os.close(terminal)
 
 
 def quiet_ray_data() -> None:

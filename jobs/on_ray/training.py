@@ -33,8 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.on_ray.errors import user_mistake
 from jobs.on_ray.session import ClusterError
-from selectmoe.cli.command_line import user_mistake
 from selectmoe.config.scaling import ScalingConfig
 from selectmoe.errors import SelectMoeError
 from selectmoe.training.metrics_lines import METRICS_NAME

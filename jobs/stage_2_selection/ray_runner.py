@@ -5,18 +5,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.on_ray.passes import shard_map
-from jobs.on_ray.session import quiet_ray_data, start_ray, without_restart_notice
-from jobs.on_ray.tasks import WorkerTasks
+from jobs.on_ray.errors import user_mistake
+from jobs.on_ray.map_items import MapOnRay, map_over_scores
+from jobs.on_ray.session import quiet_ray_data, start_ray
 from jobs.stage_2_selection import deployment_backend, shard_scorer
 from jobs.stage_2_selection.shard_scorer import COUNTS, ShardScorer
-from selectmoe.cli.command_line import user_mistake
 from selectmoe.config.selection import SelectConfig
-from selectmoe.corpus.parts import TaskMap
+from selectmoe.corpus.map_items import MapItems
 from selectmoe.errors import ScoringError
 from selectmoe.selection.backends import Backend
 from selectmoe.selection.in_process import num_engines_in_memory
-from selectmoe.selection.passes import ShardMap
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import ShardCounts
 from selectmoe.selection.stage import stop_message
@@ -49,12 +47,12 @@ class RayRunner:
     def start(self) -> None:
         start_ray(shard_scorer, deployment_backend)
 
-    def map_tasks(self, look: Callable[[], None]) -> TaskMap:
+    def map_parts(self, look: Callable[[], None]) -> MapItems:
         # Replicas may hold every CPU of a cluster for good, and tasks that ask for one would wait.
-        return WorkerTasks(num_cpus=1 if self.config.via == "actors" else 0, look=look)
+        return MapOnRay(num_cpus=1 if self.config.via == "actors" else 0, look=look)
 
-    def map_shards(self, folder: RunFolder) -> ShardMap:
-        return shard_map(folder)
+    def map_over_scores(self, folder: RunFolder) -> MapItems:
+        return map_over_scores(folder)
 
     def score(
         self, backend: Backend, shards: Sequence[Path], scored: Path
@@ -84,11 +82,10 @@ class RayRunner:
         logger.info("scoring %d shards on %d actors", len(shards), num_actors)
         folder = RunFolder(scored.parent)
         try:
-            with without_restart_notice():
-                for row in counts.iter_rows():
-                    if row["failure"]:
-                        raise ScoringError(failure_message(row["failure"], folder))
-                    yield ShardCounts(**{key: row[key] for key in COUNTS})
+            for row in counts.iter_rows():
+                if row["failure"]:
+                    raise ScoringError(failure_message(row["failure"], folder))
+                yield ShardCounts(**{key: row[key] for key in COUNTS})
         except ray.exceptions.RayError as error:
             raise user_mistake(error) or ScoringError(stop_message(error, folder)) from error
 

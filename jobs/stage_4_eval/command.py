@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selectmoe import __version__
-from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser, user_mistake
+from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
 from selectmoe.cli.output_folder import (
     absolute_model,
     absolute_path,
@@ -162,6 +162,7 @@ def run_on_ray(
     """The results of one Ray task, each as soon as it is there."""
     import ray
 
+    from jobs.on_ray.errors import user_mistake
     from jobs.stage_4_eval import task_evaluator
 
     logger.info(

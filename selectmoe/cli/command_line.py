@@ -24,31 +24,18 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except KeyboardInterrupt:
         _leave("interrupted", INTERRUPTED_STATUS)
     except Exception as error:
-        mistake = user_mistake(error)
-        if mistake is None:
+        if not is_user_mistake(error):
             raise
-        _leave(f"error: {one_line(mistake)}", USER_ERROR_STATUS)
+        _leave(f"error: {one_line(error)}", USER_ERROR_STATUS)
     sys.exit(0)
 
 
-def user_mistake(error: BaseException | None) -> SelectMoeError | OSError | None:
-    """The mistake inside what Ray made of it: Ray wraps an exception of a worker in its own.
-
-    A full disk, a missing permission and their like count too: no code of ours can mend them.
-    """
-    while error is not None:
-        cause = getattr(error, "cause", None)  # RayTaskError holds the worker's exception here
-        if isinstance(cause, BaseException):
-            error = cause
-        elif isinstance(error, SelectMoeError) or _is_of_the_machine(error):
-            return error
-        else:
-            error = error.__cause__ or error.__context__
-    return None
-
-
-def _is_of_the_machine(error: BaseException) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno is not None and bool(error.filename)
+def is_user_mistake(error: BaseException) -> TypeGuard[SelectMoeError | OSError]:
+    """True for what a user can mend. A full disk or a missing permission, which name a file,
+    count too."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename:
+        return True
+    return isinstance(error, SelectMoeError)
 
 
 def one_line(mistake: SelectMoeError | OSError) -> str:

@@ -31,7 +31,8 @@ from selectmoe.corpus.buckets import (
     num_characters,
     rows_in_order,
 )
-from selectmoe.corpus.parts import CorpusPart, TaskMap, read_part, split_corpora
+from selectmoe.corpus.map_items import MapItems
+from selectmoe.corpus.parts import CorpusPart, read_part, split_corpora
 from selectmoe.corpus.shards import (
     SUMMARY_NAME,
     CorpusSummary,
@@ -98,19 +99,19 @@ def write_corpus(
     *,
     rows_per_shard: int,
     subset_ratio: float = 1.0,
-    run_tasks: TaskMap = map,
+    map_items: MapItems = map,
 ) -> CorpusSummary:
     """Writes the rows of corpora (see `read_corpus`) as `write_shards` does.
 
     subset_ratio: share of the samples to keep, as `keep_subset` does.
-    run_tasks: who does the parts; they need `directory` on storage that all of them see.
+    map_items: who processes the parts; they need `directory` on storage that all of them see.
     Raises DataError where a corpus cannot be read, has no rows, or none in the subset.
     """
     _make_empty(directory)
     with _bucket_folder(directory) as buckets:
         gather = functools.partial(_gather_part, buckets=buckets, subset_ratio=subset_ratio)
-        numbered = list(enumerate(split_corpora(specs, run_tasks=run_tasks)))
-        gathered = list(run_tasks(gather, numbered))
+        numbered = list(enumerate(split_corpora(specs, map_items=map_items)))
+        gathered = list(map_items(gather, numbered))
         parts = [part for part, _ in gathered]
         num_read = sum((counts for _, counts in gathered), Counter[str]())
         for spec in specs:
@@ -124,7 +125,7 @@ def write_corpus(
             directory,
             scratch=buckets,
             rows_per_shard=rows_per_shard,
-            run_tasks=run_tasks,
+            map_items=map_items,
         )
 
 
@@ -251,7 +252,7 @@ def _write_gathered(
     scratch: Path,
     rows_per_shard: int,
     max_rows_in_memory: int = MAX_ROWS_IN_MEMORY,
-    run_tasks: TaskMap = map,
+    map_items: MapItems = map,
 ) -> CorpusSummary:
     read_by_dataset = sum((part.read_by_dataset for part in parts), Counter[str]())
     num_rejected = sum(part.num_rejected for part in parts)
@@ -264,7 +265,7 @@ def _write_gathered(
         rows_per_shard=rows_per_shard,
         max_rows_in_memory=max_rows_in_memory,
     )
-    ordered = list(run_tasks(order, _key_ranges(parts, num_kept, rows_per_shard)))
+    ordered = list(map_items(order, _key_ranges(parts, num_kept, rows_per_shard)))
     summary = CorpusSummary(
         num_read=read_by_dataset.total(),
         num_rejected=num_rejected,

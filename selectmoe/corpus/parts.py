@@ -6,14 +6,14 @@ are a part each. The rows, and the numbers they have in their files, are those o
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from selectmoe.corpus.map_items import MapItems
 from selectmoe.data.readers import (
     HUB_PREFIX,
     FileSlice,
@@ -29,16 +29,6 @@ from selectmoe.records import RejectedRow, Sample
 MIN_PART_BYTES = 64 << 20
 MAX_PARTS = 1_024
 _CHUNK_BYTES = 8 << 20
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
-
-
-class TaskMap(Protocol):
-    """Calls a function on every item, on some process, and gives the answers in their order."""
-
-    def __call__(
-        self, function: Callable[[Item], Answer], items: Sequence[Item], /
-    ) -> Iterable[Answer]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +46,7 @@ CorpusPart = tuple[Piece, ...]
 def split_corpora(
     specs: Sequence[str],
     *,
-    run_tasks: TaskMap = map,
+    map_items: MapItems = map,
     min_part_bytes: int = MIN_PART_BYTES,
     max_parts: int = MAX_PARTS,
 ) -> list[CorpusPart]:
@@ -80,7 +70,7 @@ def split_corpora(
             pieces.append(piece)
             held += weight
     parts.append(tuple(pieces))
-    return _with_row_numbers(parts, run_tasks)
+    return _with_row_numbers(parts, map_items)
 
 
 def read_part(part: CorpusPart) -> Iterator[tuple[str, Sample | RejectedRow]]:
@@ -148,10 +138,10 @@ def _row_group_slices(
     yield FileSlice(path, start, None, first_row)
 
 
-def _with_row_numbers(parts: Sequence[CorpusPart], run_tasks: TaskMap) -> list[CorpusPart]:
+def _with_row_numbers(parts: Sequence[CorpusPart], map_items: MapItems) -> list[CorpusPart]:
     """Sets the first row of each slice of a .jsonl file, by counting the lines before it."""
     cut = [piece for part in parts for piece in part if _has_successor(piece)]
-    counted = dict(zip(cut, run_tasks(count_lines, cut), strict=True))
+    counted = dict(zip(cut, map_items(count_lines, cut), strict=True))
     numbered = []
     next_row = 1
     for part in parts:

@@ -6,7 +6,7 @@ pieces between the placeholders are what the template adds; with the contents in
 give the text of a sample and, exactly, where each assistant turn begins and ends in it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from selectmoe.errors import DataError
-from selectmoe.records import Message, Sample, TokenizedSample
+from selectmoe.records import Message, Sample, TokenizedSample, UnscoredSample
 
 # For tokenizers without a template: the plain-text layout of open-instruct.
 DEFAULT_CHAT_TEMPLATE = (
@@ -102,33 +102,49 @@ class ChatTokenizer:
         return text, [(start, end) for index, start, end in places if roles[index] == "assistant"]
 
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample]:
-        """Token ids and answer masks; a sample longer than `max_sequence_length` is cut there.
+        """Token ids and answer masks, truncated to `max_sequence_length`.
 
         The token after an assistant turn (its end-of-turn mark) belongs to the answer: it is where
-        a model can see that an answer stopped too early.
+        a model can see that an answer stopped too early. Raises DataError as `render` does.
         """
         rendered = [self.render(sample.messages) for sample in samples]
-        encodings = self.tokenizer._tokenizer.encode_batch(
+        return list(self._encode(samples, rendered))
+
+    def tokenize_each(self, samples: Sequence[Sample]) -> list[TokenizedSample | UnscoredSample]:
+        """As `tokenize`, but a sample that the template refuses leaves the others alone."""
+        accepted: list[Sample] = []
+        rendered = []
+        refused: dict[int, UnscoredSample] = {}
+        for position, sample in enumerate(samples):
+            try:
+                rendered.append(self.render(sample.messages))
+                accepted.append(sample)
+            except DataError as error:
+                refused[position] = UnscoredSample(sample.sample_id, "chat_template", str(error))
+        tokenized = self._encode(accepted, rendered)
+        return [refused.get(position) or next(tokenized) for position in range(len(samples))]
+
+    def _encode(
+        self, samples: Sequence[Sample], rendered: Sequence[tuple[str, list[tuple[int, int]]]]
+    ) -> Iterator[TokenizedSample]:
+        """Encodes the texts in one batch, on all the threads that the tokenizer has."""
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(
             [text for text, _ in rendered], add_special_tokens=False
         )
-        tokenized = []
+        kept = slice(self.max_sequence_length)
         for sample, (_, spans), encoding in zip(samples, rendered, encodings, strict=True):
-            kept = slice(self.max_sequence_length)
             offsets = np.array(encoding.offsets[kept], dtype=np.int64).reshape(-1, 2)
-            tokenized.append(
-                TokenizedSample(
-                    sample_id=sample.sample_id,
-                    token_ids=np.array(encoding.ids[kept], dtype=np.int32),
-                    answer_mask=_inside(offsets, spans),
-                    truncated=len(encoding.ids) > self.max_sequence_length,
-                )
+            yield TokenizedSample(
+                sample_id=sample.sample_id,
+                token_ids=np.array(encoding.ids[kept], dtype=np.int32),
+                answer_mask=_inside(offsets, spans),
+                truncated=len(encoding.ids) > self.max_sequence_length,
             )
-        return tokenized
 
     def token_texts(self, sample: Sample) -> list[TokenText]:
-        """The tokens of a sample as `tokenize` cuts it, as text and where each stands in it."""
+        """The tokens of a sample, truncated as by `tokenize`, as pieces of its rendered text."""
         text, spans = self.render(sample.messages)
-        encoding = self.tokenizer._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         offsets = encoding.offsets[: self.max_sequence_length]
         mask = _inside(np.array(offsets, dtype=np.int64).reshape(-1, 2), spans)
         return [

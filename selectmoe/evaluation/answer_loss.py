@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import pack
-from selectmoe.errors import DataError, ModelError
-from selectmoe.records import PackedBatch, Sample, TokenizedSample
+from selectmoe.data.packing import pad_samples
+from selectmoe.errors import ModelError
+from selectmoe.records import PaddedBatch, Sample, TokenizedSample, UnscoredSample
 
 # Shape letters: B = rows of a batch, T = tokens of its longest row.
 
@@ -66,7 +66,7 @@ def answer_losses(
             kept[position], num_bytes[position] = outcome
     positions = list(kept)
     losses: dict[int, AnswerLoss] = {}
-    for batch in pack(list(kept.values()), max_tokens_per_batch=MAX_TOKENS_PER_BATCH):
+    for batch in pad_samples(list(kept.values()), max_tokens_per_batch=MAX_TOKENS_PER_BATCH):
         nll_B, num_tokens_B = batch_losses(model, batch)
         for index, nll, num_tokens in zip(batch.positions, nll_B, num_tokens_B, strict=True):
             position = positions[index]
@@ -81,19 +81,18 @@ def answer_losses(
 
 def _tokenized(chat: ChatTokenizer, sample: Sample) -> tuple[TokenizedSample, int] | str:
     """The tokens and the bytes of the answers, or why the sample is left out."""
-    try:
-        [tokenized] = chat.tokenize([sample])
-        text, spans = chat.render(sample.messages)
-    except DataError:
-        return "chat_template"
+    [tokenized] = chat.tokenize_each([sample])
+    if isinstance(tokenized, UnscoredSample):
+        return tokenized.reason
     if tokenized.truncated:
         return "too_long"
     if not tokenized.answer_mask[1:].any():
         return "no_answer_token"
+    text, spans = chat.render(sample.messages)
     return tokenized, sum(len(text[start:end].encode()) for start, end in spans)
 
 
-def batch_losses(model: torch.nn.Module, batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
+def batch_losses(model: torch.nn.Module, batch: PaddedBatch) -> tuple[np.ndarray, np.ndarray]:
     """Summed loss and number of the answer's tokens by row; a first token has no prediction."""
     device = next(model.parameters()).device
     ids_BT = torch.from_numpy(batch.token_ids).to(device)

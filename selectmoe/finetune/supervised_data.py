@@ -25,13 +25,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.data.chat import ChatTokenizer, package_template
-from selectmoe.data.packing import collate
+from selectmoe.data.packing import collate_padded
 from selectmoe.data.writers import whole_file, write_json, write_jsonl
 from selectmoe.errors import DataError, ModelError, TooManyRejectedError
 from selectmoe.finetune.sources import choose_rows
 from selectmoe.model.quiet_loading import first_line, load_tokenizer, quiet_transformers
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.records import RejectedRow, Sample, TokenizedSample
+from selectmoe.records import RejectedRow, Sample, TokenizedSample, UnscoredSample
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class SupervisedRows(Dataset[int]):
         is, and without a mask it may use its fastest kernel.
         """
         rows = [self.sample(number) for number in numbers]
-        batch = collate(rows, np.arange(len(rows)))
+        batch = collate_padded(rows, np.arange(len(rows)))
         labels_BT = np.where(batch.answer_mask, batch.token_ids, NOT_A_TARGET)
         labels_BT[:, 0] = NOT_A_TARGET  # nothing stands before it that could predict it
         return {
@@ -230,7 +230,7 @@ def fingerprint(config: FinetuneConfig, chat: ChatTokenizer) -> str:
         seed,
         chat.max_sequence_length,
         chat.template,
-        chat.tokenizer._tokenizer.to_str(),
+        chat.tokenizer.backend_tokenizer.to_str(),
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -273,9 +273,9 @@ class _RowCounter:
         self.rejected += [row for row in block if isinstance(row, RejectedRow)]
         samples = [row for row in block if isinstance(row, Sample)]
         kept = []
-        for sample, outcome in zip(samples, tokenize_each(samples, chat), strict=True):
-            if isinstance(outcome, DataError):
-                self.rejected.append(_reject(sample, "chat_template", str(outcome)))
+        for sample, outcome in zip(samples, chat.tokenize_each(samples), strict=True):
+            if isinstance(outcome, UnscoredSample):
+                self.rejected.append(_reject(sample, outcome.reason, outcome.detail))
             elif not outcome.answer_mask[1:].any():
                 self.rejected.append(_reject(sample, "no_answer_token", _no_answer(outcome)))
             else:
@@ -311,18 +311,6 @@ class _RowCounter:
         self.max_tokens = max(self.max_tokens, len(row.token_ids))
         self.digest.update(row.token_ids.tobytes())
         self.digest.update(row.answer_mask.tobytes())
-
-
-def tokenize_each(
-    samples: Sequence[Sample], chat: ChatTokenizer
-) -> list[TokenizedSample | DataError]:
-    """One outcome a sample; the template's refusal of one leaves its neighbours alone."""
-    try:
-        return list(chat.tokenize(samples))
-    except DataError as error:
-        if len(samples) == 1:
-            return [error]
-        return [outcome for sample in samples for outcome in tokenize_each([sample], chat)]
 
 
 def _no_answer(row: TokenizedSample) -> str:

@@ -1,7 +1,7 @@
-"""Attention over rows that lie end to end: each token sees its own row, up to itself.
+"""Attention over packed (variable-length) rows: each token sees its own row, up to itself.
 
-Shape letters: N = tokens of all rows, R = rows, A = heads, D = head size, B and T = rows and places
-of a rectangle.
+Shape letters: N = tokens of all rows, R = rows, A = heads, D = head size, B and T = rows and tokens
+of a padded batch.
 """
 
 import inspect
@@ -20,19 +20,19 @@ from .modeling_select_moe import SelectMoeModel
 Attention = Callable[..., Tensor]
 """(query [N, A, D], key, value, scale=) -> [N, A, D]."""
 
-# Rows share a rectangle down to three quarters of its longest: an eighth of padding on average.
-RECTANGLE_SHARE = 0.75
+# Rows are padded together down to three quarters of the longest: 1/8 of padding on average.
+PADDED_GROUP_SHARE = 0.75
 _KNOWS_GROUPED_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # by release
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """What one pass reads, on the model's device."""
+    """The input of one forward pass, on the model's device."""
 
     token_ids_N: Tensor  # int64
-    places_N: Tensor  # int64, each token's in its row
-    row_edges_R1: Tensor  # int32: 0, the end of the first row, …, N
-    lengths: tuple[int, ...]  # of the rows: known here without asking the device
+    position_ids_N: Tensor  # int64, 0, 1, … within each row
+    cu_seqlens_R1: Tensor  # int32, cumulative lengths: 0, …, N
+    lengths: tuple[int, ...]  # on the host: reading cu_seqlens_R1 would wait for the device
 
 
 def choose_attention(model: SelectMoeModel) -> Callable[[PackedRows], Attention]:
@@ -42,11 +42,11 @@ def choose_attention(model: SelectMoeModel) -> Callable[[PackedRows], Attention]
         head_size = model.config.hidden_size // model.config.num_attention_heads
         fits = head_size % 8 == 0 and head_size <= 256
         fits = fits and torch.cuda.get_device_capability(model.device) >= (8, 0)
-    return varlen_attention if fits else rectangle_attention
+    return varlen_attention if fits else padded_attention
 
 
 def varlen_attention(rows: PackedRows) -> Attention:
-    edges_R1, longest = rows.row_edges_R1, max(rows.lengths)
+    cu_seqlens_R1, longest = rows.cu_seqlens_R1, max(rows.lengths)
 
     def attention(query_NAD: Tensor, key_NAD: Tensor, value_NAD: Tensor, *, scale: float) -> Tensor:
         grouped: dict[str, Any] = {}
@@ -56,8 +56,8 @@ def varlen_attention(rows: PackedRows) -> Attention:
             query_NAD,
             key_NAD,
             value_NAD,
-            edges_R1,
-            edges_R1,
+            cu_seqlens_R1,
+            cu_seqlens_R1,
             longest,
             longest,
             scale=scale,
@@ -70,11 +70,11 @@ def varlen_attention(rows: PackedRows) -> Attention:
     return attention
 
 
-def rectangle_attention(rows: PackedRows) -> Attention:
-    """For any device and dtype: rows of similar length side by side, padded on the right, where
-    under a causal mask no real token sees the padding."""
+def padded_attention(rows: PackedRows) -> Attention:
+    """For any device and dtype: rows of similar length are padded on the right, where under a
+    causal mask no real token sees the padding."""
     device = rows.token_ids_N.device
-    indices, cells = rectangles(rows.lengths)
+    indices, cells = padded_groups(rows.lengths)
     indices_BT = [copy_to(index, device) for index in indices]
     cells_N = copy_to(cells, device)
 
@@ -95,9 +95,9 @@ def rectangle_attention(rows: PackedRows) -> Attention:
     return attention
 
 
-def rectangles(lengths: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Which token stands where in rectangles of rows, int64 [B, T] each, and where all of them, one
-    after the other, then hold each token, int64 [N].
+def padded_groups(lengths: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Gather indices into the packed tokens for each padded batch, int64 [B, T], and the indices
+    that gather the N tokens back from all padded batches, flattened and concatenated, int64 [N].
 
     Padding is the row's last token again. Lengths 4, 1, 3 give
     [[0, 1, 2, 3], [5, 6, 7, 7]] and [[4]], and 0, 1, 2, 3, 8, 4, 5, 6.
@@ -109,7 +109,7 @@ def rectangles(lengths: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
     order = np.argsort(-lengths_R, kind="stable")
     while len(order) and lengths_R[order[0]] > 0:
         longest = lengths_R[order[0]]
-        fitting = int((lengths_R[order] >= RECTANGLE_SHARE * longest).sum())
+        fitting = int((lengths_R[order] >= PADDED_GROUP_SHARE * longest).sum())
         rows_B, order = order[:fitting, None], order[fitting:]
         columns_T = np.arange(longest)
         index_BT = starts_R[rows_B] + np.minimum(columns_T, lengths_R[rows_B] - 1)
@@ -122,7 +122,7 @@ def rectangles(lengths: Sequence[int]) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def copy_to(array: np.ndarray, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
+    """Copies to the device without waiting for it."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()  # only a copy from pinned memory is asynchronous

@@ -1,6 +1,6 @@
-"""A Select-MoE's gates for rows that lie end to end, without padding: what scoring needs, no more.
+"""The quality gates' logits of packed (variable-length) rows, and nothing else of the model.
 
-Against `SelectMoeModel.forward` it reads no padding, multiplies the router and the quality gate in
+Unlike `SelectMoeModel.forward` it reads no padding, multiplies the router and the quality gate in
 one product, applies the routing weight and the good-probability where the experts' outputs are
 gathered, and ends at the last layer's gate. In bfloat16 on a GPU nothing in it waits for the device
 (but for the noise of trash experts that keep it at evaluation, which is drawn on the CPU).
@@ -36,7 +36,7 @@ class PackedForward:
         *,
         attention: Callable[[PackedRows], Attention] | None = None,
     ) -> None:
-        """attention: `varlen_attention` or `rectangle_attention`; None is what the device takes."""
+        """attention: `varlen_attention` or `padded_attention`; None is what the device takes."""
         self.model = model
         self.attention = attention or choose_attention(model)
         self.layers = [_PackedLayer(layer, model.config) for layer in model.layers]
@@ -45,7 +45,7 @@ class PackedForward:
     def quality_logits(self, rows: PackedRows) -> Tensor:
         """The gates' logits: float32 [L, N, 2]."""
         hidden_NH = self.model.embed_tokens(rows.token_ids_N)
-        cos_1ND, sin_1ND = self.model.rotary_emb(hidden_NH[None], rows.places_N[None])
+        cos_1ND, sin_1ND = self.model.rotary_emb(hidden_NH[None], rows.position_ids_N[None])
         rotary = (cos_1ND[0, :, None], sin_1ND[0, :, None])
         attention = self.attention(rows)
         logits_LN2 = []

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import pack, pack_end_to_end
-from selectmoe.errors import ConfigError, DataError
+from selectmoe.data.packing import pack_samples, pad_samples
+from selectmoe.errors import ConfigError
 from selectmoe.model.checkpoint import (
     calibration_folder,
     hash_weights,
@@ -24,8 +24,8 @@ from selectmoe.model.modeling_select_moe import SelectMoeModel
 from selectmoe.model.packed_attention import copy_to
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
-    FlatBatch,
     PackedBatch,
+    PaddedBatch,
     Sample,
     ScoredSample,
     ScoredTokens,
@@ -43,10 +43,10 @@ from selectmoe.scoring.formulas import (
     token_scores,
 )
 from selectmoe.scoring.loading import load_scoring_model
-from selectmoe.scoring.packed import PackedScorer, packs_rows
+from selectmoe.scoring.packed import PackedScorer, packs_by_default
 
-Packer = Callable[..., Iterator[PackedBatch] | Iterator[FlatBatch]]
-ROW_LAYOUTS: dict[str, Packer] = {"padded": pack, "packed": pack_end_to_end}
+Packer = Callable[..., Iterator[PaddedBatch] | Iterator[PackedBatch]]
+ROW_LAYOUTS: dict[str, Packer] = {"padded": pad_samples, "packed": pack_samples}
 TOKENIZED_TOGETHER = 256  # samples; a thread has so many ready in a few hundredths of a second
 
 
@@ -74,9 +74,9 @@ class ScoringEngine:
         max_sequence_length: longer samples are scored on their first so many tokens.
         max_tokens_per_batch: tokens of one forward pass, padding included; default 4,096 on a
         CPU, whose caches they fit, and at most 65,536 on a GPU, by its free memory.
-        packer: how samples become batches; `pack_end_to_end`, the default on a GPU from Ampere on,
-        also means the forward pass of `PackedForward` instead of the model's own. `pack` is the
-        default elsewhere; `pack_closely` suits a server, which has few samples at a time.
+        packer: how samples become batches; `pack_samples`, the default on a GPU from Ampere on,
+        also means the forward pass of `PackedForward` instead of the model's own. `pad_samples` is
+        the default elsewhere; `pad_samples_closely` suits a server.
         """
         if formula not in SCORE_FORMULAS:
             raise ConfigError(
@@ -90,10 +90,12 @@ class ScoringEngine:
         self._files: tuple[str, Path | None] | None = None  # the model, and stage 1's weights
         self._stored_calibration: Calibration | None = None
         on_cpu = self.device.type == "cpu"
-        self.packer: Packer = packer or (pack_end_to_end if packs_rows(self.device) else pack)
+        self.packer: Packer = packer or (
+            pack_samples if packs_by_default(self.device) else pad_samples
+        )
         self.max_tokens_per_batch = max_tokens_per_batch or (4_096 if on_cpu else 65_536)
         self.packed: PackedScorer | None = None
-        if self.packer is pack_end_to_end:
+        if self.packer is pack_samples:
             self.packed = PackedScorer(
                 model, self.formula, max_tokens_per_batch=max_tokens_per_batch
             )
@@ -123,7 +125,7 @@ class ScoringEngine:
         """
         require_select_moe(str(model))
         if attn_implementation != "sdpa" or experts_implementation is not None:
-            settings["packer"] = settings.get("packer") or pack
+            settings["packer"] = settings.get("packer") or pad_samples
         stage_1 = None if weights is None else weights_file(weights)
         loaded, tokenizer = load_scoring_model(
             str(model),
@@ -159,9 +161,9 @@ class ScoringEngine:
         answers: list[ScoredSample | UnscoredSample | None] = []
 
         def tokenized() -> Iterator[TokenizedSample]:
-            for sample, outcome in zip(samples, self._tokenize_in_parts(samples), strict=True):
-                if isinstance(outcome, DataError):
-                    answers.append(UnscoredSample(sample.sample_id, "chat_template", str(outcome)))
+            for outcome in self._tokenize_in_parts(samples):
+                if isinstance(outcome, UnscoredSample):
+                    answers.append(outcome)
                 else:
                     answers.append(None)
                     yield outcome
@@ -171,20 +173,11 @@ class ScoringEngine:
 
     def _tokenize_in_parts(
         self, samples: Sequence[Sample]
-    ) -> Iterator[TokenizedSample | DataError]:
-        """Packed rows are scored while the next part is tokenised; padded ones wait for all."""
+    ) -> Iterator[TokenizedSample | UnscoredSample]:
+        """Packed batches are scored while the next part is tokenized; padded ones wait for all."""
         size = TOKENIZED_TOGETHER if self.packed else max(len(samples), 1)
         for start in range(0, len(samples), size):
-            yield from self.tokenize(samples[start : start + size])
-
-    def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample | DataError]:
-        """One result a sample; the template's refusal of one leaves its neighbours alone."""
-        try:
-            return list(self.tokenizer.tokenize(samples))
-        except DataError as error:
-            if len(samples) == 1:
-                return [error]
-            return [outcome for sample in samples for outcome in self.tokenize([sample])]
+            yield from self.tokenizer.tokenize_each(samples[start : start + size])
 
     def score_tokenized(
         self,
@@ -244,12 +237,12 @@ class ScoringEngine:
         return [answers[position] for position in range(len(samples))]
 
     @torch.inference_mode()
-    def _score_batch(self, batch: PackedBatch) -> Tensor:
+    def _score_batch(self, batch: PaddedBatch) -> Tensor:
         """Score and layer scores of each row: float32 [B, 1 + L], left on the device."""
         return self._rows(*self._margins(batch))
 
     @torch.inference_mode()
-    def _score_tokens(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def _score_tokens(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
         """As `_score_batch`, and the score of each token: float32 [B, T]."""
         margins_LBT, mask_BT = self._margins(batch)
         return self._rows(margins_LBT, mask_BT), token_scores(margins_LBT, self.formula)
@@ -258,7 +251,7 @@ class ScoringEngine:
         by_layer_BL = layer_scores(margins_LBT, mask_BT, self.formula)
         return torch.cat([sample_scores(by_layer_BL, self.formula)[:, None], by_layer_BL], dim=1)
 
-    def _margins(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def _margins(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
         """One forward pass: the gates' margins [L, B, T], and which tokens count [B, T]."""
         token_ids_BT, attention_mask_BT, answer_mask_BT = (
             self._to_device(array)

@@ -69,7 +69,7 @@ def counted_tokens(answer_mask: np.ndarray, tokens: str) -> np.ndarray:
     return answer_mask if tokens == "answer" and answer_mask.any() else np.ones_like(answer_mask)
 
 
-def flat_layer_scores(
+def packed_layer_scores(
     margins_LN: Tensor, counts_N: Tensor, row_starts_B: Tensor, formula: ScoreFormula
 ) -> Tensor:
     """As `layer_scores`, of samples end to end: [B, L]. A row without a token gives no number.

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selectmoe.data.packing import lay_end_to_end, pack_end_to_end
+from selectmoe.data.packing import collate_packed, pack_samples
 from selectmoe.errors import ModelError
 from selectmoe.model.modeling_select_moe import SelectMoeModel
 from selectmoe.model.packed_attention import PackedRows, copy_to
 from selectmoe.model.packed_forward import PackedForward, bytes_per_token
-from selectmoe.records import FlatBatch, TokenizedSample
+from selectmoe.records import PackedBatch, TokenizedSample
 from selectmoe.scoring.formulas import (
     ScoreFormula,
     counted_tokens,
-    flat_layer_scores,
     good_margins,
+    packed_layer_scores,
     sample_scores,
     token_scores,
 )
@@ -69,11 +69,11 @@ class PackedScorer:
 
         Raises ModelError where a single sample does not fit in memory.
         """
-        batches = pack_end_to_end(samples, max_tokens_per_batch=self.max_tokens_per_batch)
+        batches = pack_samples(samples, max_tokens_per_batch=self.max_tokens_per_batch)
         for batch in one_ahead(batches):
             yield from self._score(batch)
 
-    def _score(self, batch: FlatBatch) -> Iterator[PackedScores]:
+    def _score(self, batch: PackedBatch) -> Iterator[PackedScores]:
         failure = None
         # A batch may have been made before the budget shrank.
         if len(batch.token_ids) <= self.max_tokens_per_batch or len(batch.samples) == 1:
@@ -89,9 +89,9 @@ class PackedScorer:
             self._shrink(batch, failure)
         middle = len(batch.samples) // 2
         for half in (batch.samples[:middle], batch.samples[middle:]):
-            yield from self._score(lay_end_to_end(half))
+            yield from self._score(collate_packed(half))
 
-    def _shrink(self, batch: FlatBatch, failure: str) -> None:
+    def _shrink(self, batch: PackedBatch, failure: str) -> None:
         num_tokens = len(batch.token_ids)
         if len(batch.samples) == 1:
             raise ModelError(
@@ -112,12 +112,12 @@ class PackedScorer:
             torch.cuda.empty_cache()  # blocks of the sizes that no batch asks for again
 
     @torch.inference_mode()
-    def _pass(self, batch: FlatBatch) -> PackedScores:
+    def _pass(self, batch: PackedBatch) -> PackedScores:
         rows = PackedRows(
             token_ids_N=self._on_device(batch.token_ids),
-            places_N=self._on_device(batch.places),
-            row_edges_R1=self._on_device(batch.row_edges),
-            lengths=tuple(np.diff(batch.row_edges).tolist()),
+            position_ids_N=self._on_device(batch.position_ids),
+            cu_seqlens_R1=self._on_device(batch.cu_seqlens),
+            lengths=tuple(np.diff(batch.cu_seqlens).tolist()),
         )
         counts_N = self._on_device(
             np.concatenate(
@@ -125,8 +125,8 @@ class PackedScorer:
             ).astype(np.float32)
         )
         margins_LN = good_margins(self.forward.quality_logits(rows))
-        row_starts_B = rows.row_edges_R1[:-1].long()
-        by_layer_BL = flat_layer_scores(margins_LN, counts_N, row_starts_B, self.formula)
+        row_starts_B = rows.cu_seqlens_R1[:-1].long()
+        by_layer_BL = packed_layer_scores(margins_LN, counts_N, row_starts_B, self.formula)
         scores_B1 = sample_scores(by_layer_BL, self.formula)[:, None]
         return PackedScores(
             samples=batch.samples,
@@ -138,7 +138,7 @@ class PackedScorer:
         return copy_to(array, self.device)
 
 
-def packs_rows(device: torch.device) -> bool:
+def packs_by_default(device: torch.device) -> bool:
     """Whether rows lie end to end there by default: grouped products need an Ampere or newer."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 

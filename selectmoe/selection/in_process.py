@@ -3,24 +3,23 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
 
 from selectmoe.config.selection import SelectConfig
-from selectmoe.corpus.parts import TaskMap
+from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.model.checkpoint import weights_size
 from selectmoe.selection.backends import Backend
-from selectmoe.selection.passes import ShardMap, map_in_threads
 from selectmoe.selection.run_folder import RunFolder
-from selectmoe.selection.scored_shards import Scorer, ShardCounts, score_shard
+from selectmoe.selection.scored_shards import ShardCounts, score_shard
 
 # For torch, transformers and a batch's activations, beside the weights.
 ENGINE_BYTES = 1_200_000_000
 USABLE_MEMORY = 0.7  # share of the machine's
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +32,17 @@ class InProcess:
 
     def start(self) -> None: ...
 
-    def map_tasks(self, look: Callable[[], None]) -> TaskMap:
+    def map_parts(self, look: Callable[[], None]) -> MapItems:
         def call_each(
-            function: Callable[[Item], Answer], items: Sequence[Item], /
-        ) -> Iterable[Answer]:
+            function: Callable[[Item], Result], items: Sequence[Item], /
+        ) -> Iterator[Result]:
             for item in items:
                 yield function(item)
                 look()
 
         return call_each
 
-    def map_shards(self, folder: RunFolder) -> ShardMap:
+    def map_over_scores(self, folder: RunFolder) -> MapItems:
         return map_in_threads
 
     def score(
@@ -52,21 +51,45 @@ class InProcess:
         """Raises what the first failing shard raises, and starts no other after it."""
         num_threads = min(num_scoring_threads(self.config, backend), len(shards))
         logger.info("scoring %d shards on %d thread(s)", len(shards), num_threads)
-        scorers = threading.local()  # torch's number of threads is a thread's own, too
+        local = threading.local()
 
         def score(shard: Path) -> ShardCounts:
-            if not hasattr(scorers, "scorer"):
-                scorers.scorer = backend.open_scorer()
-            scorer: Scorer = scorers.scorer
-            return score_shard(scorer, shard, scored)
+            return score_shard(local.scorer, shard, scored)
 
         with ThreadPoolExecutor(num_threads) as executor:
+            _open_scorers(executor, num_threads, backend, local)
             futures = [executor.submit(score, shard) for shard in shards]
             try:
                 for future in as_completed(futures):
                     yield future.result()
             finally:
                 executor.shutdown(cancel_futures=True)
+
+
+def _open_scorers(
+    executor: ThreadPoolExecutor, num_threads: int, backend: Backend, local: threading.local
+) -> None:
+    """Opens one scorer in each thread, where torch's number of threads is set, too.
+
+    One after the other, and before any of them scores: while transformers loads a model, it changes
+    torch's default dtype and initializers for the whole process.
+    """
+    one_at_a_time, all_open = threading.Lock(), threading.Barrier(num_threads)
+
+    def open_scorer() -> None:
+        try:
+            with one_at_a_time:
+                local.scorer = backend.open_scorer()
+        except BaseException:
+            all_open.abort()
+            raise
+        all_open.wait()  # so that no thread takes the task of another
+
+    openings = [executor.submit(open_scorer) for _ in range(num_threads)]
+    errors = [opening.exception() for opening in openings]
+    for error in errors:
+        if error is not None and not isinstance(error, threading.BrokenBarrierError):
+            raise error
 
 
 def num_scoring_threads(config: SelectConfig, backend: Backend) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.corpus.normalize import REJECTED_NAME
 from selectmoe.corpus.shards import read_rows
 from selectmoe.data.rejected import (
@@ -25,11 +26,10 @@ from selectmoe.records import RejectedRow
 from selectmoe.scoring.calibration import Calibration, load_calibration
 from selectmoe.selection.passes import (
     NUM_QUANTILE_BINS,
-    ShardMap,
     Survey,
     find_cuts,
     kept_rows,
-    map_in_threads,
+    shard_groups,
     survey,
 )
 from selectmoe.selection.run_folder import RunFolder
@@ -71,7 +71,7 @@ def select_rows(
     selection_percentage: float,
     per_dataset: bool,
     max_rejected: float = 1.0,
-    map_shards: ShardMap = map_in_threads,
+    map_items: MapItems = map_in_threads,
 ) -> SelectedData:
     """Writes `selected_data.jsonl` and `rejected/rejected.jsonl` into `output`.
 
@@ -82,8 +82,8 @@ def select_rows(
     than the share `max_rejected` of the rows has no score.
     """
     num_rejected = write_rejected_rows(folder, output)
-    shards = folder.scored_shards()
-    found = Survey.total(map_shards(survey, shards))
+    groups = shard_groups(folder.scored_shards())
+    found = Survey.total(map_items(survey, groups))
     total_rejected = sum(reasons.total() for reasons in num_rejected.values())
     require_few_rejected(
         num_rejected=total_rejected,
@@ -92,34 +92,27 @@ def select_rows(
         run=output.root,
     )
     cuts = find_cuts(
-        shards,
+        groups,
         found.first_digits,
         selection_percentage=selection_percentage,
         per_dataset=per_dataset,
-        map_shards=map_shards,
+        map_items=map_items,
     )
     calibration = load_calibration(folder.root)
-    num_selected = _write_selected(folder, output, cuts, calibration, map_shards)
+    write = partial(write_piece, folder, output.pieces, cuts, calibration)
+    num_selected = _write_selected(output, map_items(write, groups))
     counts = _counts(found, num_rejected, num_selected)
     return SelectedData(counts, cuts, quantiles(found.quantile_bins), calibration)
 
 
-def _write_selected(
-    folder: RunFolder,
-    output: RunFolder,
-    cuts: Mapping[str, Cut],
-    calibration: Calibration | None,
-    map_shards: ShardMap,
-) -> Counter[str]:
-    """Returns the number of kept rows by dataset."""
-    pieces = output.pieces
-    shutil.rmtree(pieces, ignore_errors=True)  # of a run that was killed
-    pieces.mkdir()
+def _write_selected(output: RunFolder, pieces: Iterable["SelectedPiece"]) -> Counter[str]:
+    """Returns the number of kept rows by dataset. pieces: are written as they are asked for."""
+    shutil.rmtree(output.pieces, ignore_errors=True)  # of a run that was killed
+    output.pieces.mkdir()
     try:
-        write = partial(write_piece, folder, pieces, cuts, calibration)
-        return join_pieces(map_shards(write, folder.scored_shards()), output.selected_data)
+        return join_pieces(pieces, output.selected_data)
     finally:
-        shutil.rmtree(pieces, ignore_errors=True)
+        shutil.rmtree(output.pieces, ignore_errors=True)
 
 
 def _counts(

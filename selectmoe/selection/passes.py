@@ -1,20 +1,18 @@
 """Passes over the scored shards of a run: what is counted, where the cut lies, which rows it keeps.
 
-A pass is a function of some shards; what it returns for parts of them adds up. Who calls it, for
-which parts and on how many threads or machines is a ShardMap's business.
+A pass is a function of a group of shards; what it returns for several groups adds up. MapItems
+calls it, on threads or on the workers of a cluster.
 """
 
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 
+from selectmoe.corpus.map_items import MapItems
 from selectmoe.selection.blocks import Rows, ScoreBlock, score_blocks
 from selectmoe.selection.top_k import (
     MAX_CANDIDATES,
@@ -32,19 +30,15 @@ from selectmoe.selection.top_k import (
 
 ALL_DATASETS = "*"
 NUM_QUANTILE_BINS = 10_000
-MAX_THREADS = 4  # more wait for each other: what is small here is Python's
-MAX_SHARDS_PER_CALL = 64
-CALLS_PER_THREAD = 8  # or more; for even loads
-CALLS_AHEAD = 2  # of each thread: what is done and not yet taken waits in memory
-T = TypeVar("T")
+MAX_SHARDS_PER_GROUP = 64
+MIN_GROUPS = 32  # where there are as many shards: for even loads
+ShardGroup = Sequence[Path]
 
 
-class ShardMap(Protocol):
-    """Calls a pass on parts of the shards, and gives what it returns for each."""
-
-    def __call__(
-        self, a_pass: Callable[[Sequence[Path]], T], shards: Sequence[Path]
-    ) -> Iterator[T]: ...
+def shard_groups(shards: Sequence[Path]) -> list[ShardGroup]:
+    """Consecutive shards, the items that a pass is called on."""
+    size = max(1, min(MAX_SHARDS_PER_GROUP, len(shards) // MIN_GROUPS))
+    return [shards[start : start + size] for start in range(0, len(shards), size)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +63,7 @@ class Survey:
         return whole
 
 
-def survey(shards: Sequence[Path]) -> Survey:
+def survey(shards: ShardGroup) -> Survey:
     """The first pass."""
     columns = ("score", "dataset", "num_tokens", "truncated")
     return Survey.total(
@@ -78,12 +72,12 @@ def survey(shards: Sequence[Path]) -> Survey:
 
 
 def find_cuts(
-    shards: Sequence[Path],
+    groups: Sequence[ShardGroup],
     histograms: Mapping[str, Histogram],
     *,
     selection_percentage: float,
     per_dataset: bool,
-    map_shards: ShardMap,
+    map_items: MapItems,
     max_candidates: int = MAX_CANDIDATES,
 ) -> dict[str, Cut]:
     """One cut for the whole corpus under "*", or one for each data set; all in the same passes.
@@ -99,19 +93,19 @@ def find_cuts(
 
     def count(wide: Buckets) -> dict[str, Histogram]:
         totals: dict[str, Histogram] = {}
-        for counts in map_shards(partial(count_next_digits, wide), shards):
+        for counts in map_items(partial(count_next_digits, wide), groups):
             _add_up(totals, counts)
         return totals
 
     buckets = narrow(first_buckets, count, max_candidates=max_candidates)
     candidates: dict[str, list[Candidates]] = {name: [] for name in buckets}
-    for found in map_shards(partial(find_candidates, buckets), shards):
+    for found in map_items(partial(find_candidates, buckets), groups):
         for name, rows in found:
             candidates[name].append(rows)
     return {name: bucket.cut(candidates[name]) for name, bucket in buckets.items()}
 
 
-def count_next_digits(buckets: Buckets, shards: Sequence[Path]) -> dict[str, Histogram]:
+def count_next_digits(buckets: Buckets, shards: ShardGroup) -> dict[str, Histogram]:
     """A pass: of the rows in each bucket, the digit that narrows it."""
     totals: dict[str, Histogram] = {}
     for name, scores, read_keys in _rows_to_cut(buckets, shards):
@@ -120,7 +114,7 @@ def count_next_digits(buckets: Buckets, shards: Sequence[Path]) -> dict[str, His
     return totals
 
 
-def find_candidates(buckets: Buckets, shards: Sequence[Path]) -> list[tuple[str, Candidates]]:
+def find_candidates(buckets: Buckets, shards: ShardGroup) -> list[tuple[str, Candidates]]:
     """The last pass: the rows in each bucket."""
     found = []
     for name, scores, read_keys in _rows_to_cut(buckets, shards):
@@ -145,20 +139,6 @@ def kept_rows(cuts: Mapping[str, Cut], shard: Path) -> tuple[np.ndarray, np.ndar
         row_numbers.append(block.row_numbers[kept])
         all_scores.append(block.scores[kept])
     return np.concatenate(row_numbers), np.concatenate(all_scores)
-
-
-def map_in_threads(a_pass: Callable[[Sequence[Path]], T], shards: Sequence[Path]) -> Iterator[T]:
-    """A ShardMap in this process: reading and counting run beside each other."""
-    num_threads = min(os.cpu_count() or 1, MAX_THREADS)
-    size = max(1, min(MAX_SHARDS_PER_CALL, len(shards) // (num_threads * CALLS_PER_THREAD)))
-    pending: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(num_threads) as executor:
-        for start in range(0, len(shards), size):
-            pending.append(executor.submit(a_pass, shards[start : start + size]))
-            if len(pending) > CALLS_AHEAD * num_threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _survey_block(block: ScoreBlock) -> Survey:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selectmoe.config.selection import SelectConfig
+from selectmoe.corpus.map_items import MapItems
 from selectmoe.corpus.normalize import rows_read, write_corpus
-from selectmoe.corpus.parts import TaskMap
 from selectmoe.corpus.shards import CorpusSummary, read_summary
 from selectmoe.data.rejected import require_few_rejected
 from selectmoe.data.writers import write_json
@@ -23,7 +23,6 @@ from selectmoe.scoring.calibration import save_calibration
 from selectmoe.selection.backends import Backend
 from selectmoe.selection.manifest import ScoringReport, write_manifest
 from selectmoe.selection.outputs import select_rows, write_rejected_rows
-from selectmoe.selection.passes import ShardMap
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import ShardCounts
 
@@ -37,11 +36,11 @@ class Runner(Protocol):
         """Called before anything else, once."""
         ...
 
-    def map_tasks(self, look: Callable[[], None]) -> TaskMap:
+    def map_parts(self, look: Callable[[], None]) -> MapItems:
         """For the parts of a corpus; `look` is called now and then meanwhile."""
         ...
 
-    def map_shards(self, folder: RunFolder) -> ShardMap:
+    def map_over_scores(self, folder: RunFolder) -> MapItems:
         """For passes over the scores in `folder`."""
         ...
 
@@ -99,7 +98,7 @@ def run_selection(
         selection_percentage=config.selection_percentage,
         per_dataset=config.per_dataset,
         max_rejected=config.max_rejected,
-        map_shards=runner.map_shards(folder),
+        map_items=runner.map_over_scores(folder),
     )
     seconds = time.perf_counter() - started
     return write_manifest(config, RunFolder(output), selected, scoring, wall_seconds=seconds)
@@ -180,7 +179,7 @@ def normalize(
             folder.corpus,
             rows_per_shard=config.rows_per_shard,
             subset_ratio=config.dataset.subset_ratio,
-            run_tasks=runner.map_tasks(report_rows),
+            map_items=runner.map_parts(report_rows),
         )
     finally:
         progress.close()

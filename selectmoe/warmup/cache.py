@@ -118,7 +118,7 @@ def fingerprint(config: WarmupConfig, chat: ChatTokenizer) -> str:
         config.training.full_sequence_prediction,
         chat.max_sequence_length,
         chat.template,
-        chat.tokenizer._tokenizer.to_str(),
+        chat.tokenizer.backend_tokenizer.to_str(),
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 
 from selectmoe.corruptions.kinds import corrupt
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import collate
+from selectmoe.data.packing import collate_padded
 from selectmoe.errors import DataError
 from selectmoe.records import Sample, TokenizedSample
 
@@ -98,7 +98,7 @@ def to_batch(
 ) -> dict[str, Tensor]:
     """The first half of the rows is clean, the second holds their copies in the same order."""
     rows = [*clean, *copies]
-    batch = collate(rows, np.arange(len(rows)))
+    batch = collate_padded(rows, np.arange(len(rows)))
     return {
         "input_ids": torch.from_numpy(batch.token_ids),
         "attention_mask": torch.from_numpy(batch.attention_mask),

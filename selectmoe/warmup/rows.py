@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from selectmoe.corpus.shards import keep_subset
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.readers import read_corpora
-from selectmoe.errors import DataError, TooManyRejectedError
+from selectmoe.errors import TooManyRejectedError
 from selectmoe.paths import DEMO_CORPUS
-from selectmoe.records import RejectedRow, Sample, TokenizedSample
+from selectmoe.records import RejectedRow, Sample, TokenizedSample, UnscoredSample
 from selectmoe.warmup.step_batches import TrainingRows
 
 CLEAN_DEMO = "demo"  # the demo corpus also has rows that were made worse on purpose
@@ -68,32 +68,18 @@ def _tokenized(
     samples: Sequence[Sample],
     tokenizer: ChatTokenizer,
     on_progress: Callable[[int, int], None],
-) -> Iterable[TokenizedSample | DataError]:
-    """One result a sample; the template's refusal of one leaves its neighbours alone."""
+) -> Iterable[TokenizedSample | UnscoredSample]:
     for start in range(0, len(samples), ROWS_PER_CHUNK):
-        yield from _tokenized_chunk(samples[start : start + ROWS_PER_CHUNK], tokenizer)
+        yield from tokenizer.tokenize_each(samples[start : start + ROWS_PER_CHUNK])
         on_progress(min(start + ROWS_PER_CHUNK, len(samples)), len(samples))
 
 
-def _tokenized_chunk(
-    samples: Sequence[Sample], tokenizer: ChatTokenizer
-) -> list[TokenizedSample | DataError]:
-    try:
-        return list(tokenizer.tokenize(samples))
-    except DataError as error:
-        if len(samples) == 1:
-            return [error]
-        middle = len(samples) // 2
-        halves = (samples[:middle], samples[middle:])
-        return [outcome for half in halves for outcome in _tokenized_chunk(half, tokenizer)]
-
-
 def _complaint(
-    outcome: TokenizedSample | DataError, full_sequence_prediction: bool
+    outcome: TokenizedSample | UnscoredSample, full_sequence_prediction: bool
 ) -> tuple[str, str] | None:
     """Why nothing can be learned from a row: a key for programs and a sentence for people."""
-    if isinstance(outcome, DataError):
-        return "chat_template", str(outcome)
+    if isinstance(outcome, UnscoredSample):
+        return outcome.reason, outcome.detail
     mask = outcome.answer_mask[1:]
     num_labels = len(mask) if full_sequence_prediction else int(mask.sum())
     if num_labels:

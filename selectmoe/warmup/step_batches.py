@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import collate
+from selectmoe.data.packing import collate_padded
 from selectmoe.errors import DataError
 from selectmoe.records import Sample, TokenizedSample
 from selectmoe.warmup.contrastive_pairs import make_copy
@@ -154,7 +154,7 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
 
     def _micro_batch(self, units: Sequence[Unit], *, weight: float, num_labels: int) -> MicroBatch:
         rows = [row for nth in zip(*units, strict=True) for row in nth]
-        batch = collate(rows, np.arange(len(rows)))
+        batch = collate_padded(rows, np.arange(len(rows)))
         predicted = batch.attention_mask if self._predicts_all else batch.answer_mask
         labels = np.where(predicted, batch.token_ids, IGNORED_LABEL)
         labels[len(units) :] = IGNORED_LABEL

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from selectmoe.data.packing import lay_end_to_end, pack_end_to_end
+from selectmoe.data.packing import collate_packed, pack_samples
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ModelError
 from selectmoe.model.modeling_select_moe import SelectMoeModel
-from selectmoe.model.packed_attention import PackedRows, rectangle_attention, varlen_attention
+from selectmoe.model.packed_attention import PackedRows, padded_attention, varlen_attention
 from selectmoe.model.packed_forward import PackedForward
 from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import Sample
@@ -48,7 +48,7 @@ def scores(engine, samples):
 def test_packed_float32_has_the_scores_of_the_cpu(samples, expected):
     engine = ScoringEngine.from_pretrained(device="cuda", dtype="float32")
     assert engine.packed is not None
-    assert engine.packed.forward.attention is rectangle_attention
+    assert engine.packed.forward.attention is padded_attention
     np.testing.assert_allclose(scores(engine, samples), expected, rtol=0, atol=FLOAT32)
 
 
@@ -75,7 +75,7 @@ def test_both_attentions_agree_in_bfloat16():
     rows = packed_rows((5, 40, 1, 33))
     varlen, rectangular = (
         PackedForward(half, attention=attention).quality_logits(rows)
-        for attention in (varlen_attention, rectangle_attention)
+        for attention in (varlen_attention, padded_attention)
     )
     # Logits up to 3 in 8 bits of mantissa, a few times over.
     torch.testing.assert_close(varlen, rectangular, rtol=0, atol=BFLOAT16)
@@ -85,17 +85,17 @@ def packed_rows(lengths):
     """On the device, of ids that the tiny model knows."""
     generator = torch.Generator().manual_seed(0)
     ids_N = torch.randint(1, 64, (sum(lengths),), generator=generator)
-    places_N = torch.cat([torch.arange(length) for length in lengths])
+    position_ids_N = torch.cat([torch.arange(length) for length in lengths])
     edges_R1 = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    return PackedRows(*(t.to("cuda") for t in (ids_N, places_N, edges_R1)), lengths)
+    return PackedRows(*(t.to("cuda") for t in (ids_N, position_ids_N, edges_R1)), lengths)
 
 
 def test_a_batch_never_waits_for_the_device(engine, samples):
     rows = engine.tokenizer.tokenize(samples[:40])
-    engine.packed._pass(lay_end_to_end(rows))  # the first pass loads kernels, which waits
+    engine.packed._pass(collate_packed(rows))  # the first pass loads kernels, which waits
     torch.cuda.set_sync_debug_mode("error")
     try:
-        engine.packed._pass(lay_end_to_end(rows))
+        engine.packed._pass(collate_packed(rows))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -134,5 +134,5 @@ def test_padded_rows_are_still_to_be_had(samples, expected):
     engine = ScoringEngine.from_pretrained(device="cuda", experts_implementation="grouped_mm")
     assert engine.packed is None
     np.testing.assert_allclose(scores(engine, samples), expected, rtol=0, atol=BFLOAT16)
-    packed = ScoringEngine.from_pretrained(device="cuda", packer=pack_end_to_end)
+    packed = ScoringEngine.from_pretrained(device="cuda", packer=pack_samples)
     np.testing.assert_allclose(scores(packed, samples), expected, rtol=0, atol=BFLOAT16)

@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.on_ray.passes import map_on_ray, shard_map
+from jobs.on_ray.map_items import MapOnRay, map_over_scores
 from jobs.on_ray.session import start_ray
-from jobs.on_ray.tasks import WorkerTasks
-from selectmoe.cli.command_line import user_mistake
 from selectmoe.corpus import normalize
 from selectmoe.corpus import parts as corpus_parts
+from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.corpus.normalize import write_corpus, write_shards
 from selectmoe.corpus.shards import read_shard
 from selectmoe.data.readers import read_corpora
@@ -25,7 +24,7 @@ from selectmoe.data.writers import write_parquet
 from selectmoe.errors import DataError
 from selectmoe.records import Message, Sample, ScoredSample
 from selectmoe.selection.outputs import select_rows
-from selectmoe.selection.passes import ShardMap, Survey, find_cuts, map_in_threads, survey
+from selectmoe.selection.passes import Survey, find_cuts, shard_groups, survey
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import scored_table
 from selectmoe.selection.top_k import Cut
@@ -59,21 +58,22 @@ def local_ray():
     ray.shutdown()
 
 
-def cuts(shards: list[Path], map_shards: ShardMap, *, per_dataset: bool) -> dict[str, Cut]:
-    found = Survey.total(map_shards(survey, shards))
+def cuts(shards: list[Path], map_items: MapItems, *, per_dataset: bool) -> dict[str, Cut]:
+    groups = shard_groups(shards)
+    found = Survey.total(map_items(survey, groups))
     return find_cuts(
-        shards,
+        groups,
         found.first_digits,
         selection_percentage=0.1,
         per_dataset=per_dataset,
-        map_shards=map_shards,
+        map_items=map_items,
         max_candidates=50,
     )
 
 
 def test_passes_on_ray_find_the_cut_that_threads_find(local_ray, shards):
     for per_dataset in (False, True):
-        assert cuts(shards, map_on_ray, per_dataset=per_dataset) == cuts(
+        assert cuts(shards, MapOnRay(), per_dataset=per_dataset) == cuts(
             shards, map_in_threads, per_dataset=per_dataset
         )
 
@@ -93,9 +93,9 @@ def test_workers_write_the_selection_that_threads_write(local_ray, tmp_path):
         ]
         write_parquet(folder.scored / shard.name, scored_table(rows, scored))
     written = []
-    for map_shards in (map_in_threads, map_on_ray):
+    for map_items in (map_in_threads, MapOnRay()):
         select_rows(
-            folder, folder, selection_percentage=0.3, per_dataset=False, map_shards=map_shards
+            folder, folder, selection_percentage=0.3, per_dataset=False, map_items=map_items
         )
         written.append((tmp_path / "selected_data.jsonl").read_bytes())
     assert written[0] == written[1]
@@ -103,15 +103,15 @@ def test_workers_write_the_selection_that_threads_write(local_ray, tmp_path):
 
 
 def test_a_mistake_on_a_worker_is_told(local_ray, tmp_path):
-    with pytest.raises(Exception, match=r"No such file or directory|FileNotFoundError"):
-        list(map_on_ray(survey, [tmp_path / "absent.parquet"]))
+    with pytest.raises(FileNotFoundError):
+        list(MapOnRay()(survey, [[tmp_path / "absent.parquet"]]))
 
 
 def test_few_scores_are_cut_without_ray(tmp_path):
     folder = RunFolder(tmp_path)
     sample = Sample("demo", "1", (Message("assistant", "yes"),), "corpus.jsonl:1")
     write_shards([sample], folder.corpus, rows_per_shard=512)
-    assert shard_map(folder) is map_in_threads
+    assert map_over_scores(folder) is map_in_threads
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def corpus(tmp_path, monkeypatch) -> Path:
 
 def test_workers_write_the_shards_that_one_process_writes(local_ray, corpus, tmp_path):
     looks: list[int] = []
-    tasks = WorkerTasks(num_cpus=1, look=lambda: looks.append(1))
-    read = write_corpus([str(corpus)], tmp_path / "a", rows_per_shard=10, run_tasks=tasks)
+    tasks = MapOnRay(num_cpus=1, look=lambda: looks.append(1))
+    read = write_corpus([str(corpus)], tmp_path / "a", rows_per_shard=10, map_items=tasks)
     rows = read_corpora([str(corpus)])
     assert read == write_shards(rows, tmp_path / "b", rows_per_shard=10)
     assert read.num_shards > 60  # in sixteen ranges of keys: the last of each is not full
@@ -143,9 +143,9 @@ def test_workers_write_the_shards_that_one_process_writes(local_ray, corpus, tmp
 
 def test_answers_of_workers_are_in_the_order_of_the_items(local_ray):
     for num_cpus in (0, 1):
-        tasks = WorkerTasks(num_cpus=num_cpus, look=lambda: None)
-        assert tasks(functools.partial(pow, 2), range(30)) == [2**n for n in range(30)]
-    assert tasks(abs, []) == []
+        tasks = MapOnRay(num_cpus=num_cpus, look=lambda: None)
+        assert list(tasks(functools.partial(pow, 2), range(30))) == [2**n for n in range(30)]
+    assert list(tasks(abs, [])) == []
 
 
 def test_what_a_lost_worker_was_at_is_done_again(local_ray, tmp_path):
@@ -156,15 +156,14 @@ def test_what_a_lost_worker_was_at_is_done_again(local_ray, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    tasks = WorkerTasks(num_cpus=1, look=lambda: None)
-    assert tasks(lost_at_three, range(6)) == list(range(6))
+    tasks = MapOnRay(num_cpus=1, look=lambda: None)
+    assert list(tasks(lost_at_three, range(6))) == list(range(6))
     assert (tmp_path / "attempt-3").exists()
 
 
 def test_a_mistake_of_one_part_is_the_users_to_mend(local_ray, corpus, tmp_path):
     (tmp_path / "z.parquet").write_bytes(b"no parquet")
     specs = [str(corpus), str(tmp_path / "z.parquet")]
-    tasks = WorkerTasks(num_cpus=1, look=lambda: None)
-    with pytest.raises(Exception, match="not a readable parquet file") as caught:
-        write_corpus(specs, tmp_path / "a", rows_per_shard=10, run_tasks=tasks)
-    assert isinstance(user_mistake(caught.value), DataError)
+    tasks = MapOnRay(num_cpus=1, look=lambda: None)
+    with pytest.raises(DataError, match="not a readable parquet file"):
+        write_corpus(specs, tmp_path / "a", rows_per_shard=10, map_items=tasks)

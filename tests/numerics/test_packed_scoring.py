@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from selectmoe.data.packing import pack_end_to_end
+from selectmoe.data.packing import pack_samples
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ModelError
 from selectmoe.model.modeling_select_moe import SelectMoeModel
@@ -22,7 +22,7 @@ from tests.tiny_select_moe import LOUD, tiny_model
 
 TOLERANCE = 1e-5  # float32 sums in another order; looser would hide a row that sees another
 padded_engine = functools.partial(ScoringEngine.from_pretrained, device="cpu")
-packed_engine = functools.partial(padded_engine, packer=pack_end_to_end)
+packed_engine = functools.partial(padded_engine, packer=pack_samples)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_each_setting_of_a_model_gives_the_scores_of_its_own_forward_pass(settin
     rows = random_rows([5, 40, 1, 17, 17, 38, 2])
     padded, packed = (
         [row.score for row in small_engine(settings, packer=packer).score_tokenized(rows)]
-        for packer in (None, pack_end_to_end)
+        for packer in (None, pack_samples)
     )
     assert np.ptp(padded) > 0.01  # rows that score alike would prove nothing
     assert_same(packed, padded)
@@ -136,13 +136,13 @@ def test_tokenising_in_parts_on_a_thread_changes_no_bit(engine, samples):
 def test_the_next_batch_is_made_while_one_is_scored(samples):
     engine = packed_engine(max_tokens_per_batch=300)
     makers = set()
-    tokenize = engine.tokenizer.tokenize
+    tokenize_each = engine.tokenizer.tokenize_each
 
     def noted(rows):
         makers.add(threading.current_thread().name)
-        return tokenize(rows)
+        return tokenize_each(rows)
 
-    engine.tokenizer.tokenize = noted
+    engine.tokenizer.tokenize_each = noted
     engine.score(samples[:4])
     assert makers == {"batches_0"}
 
@@ -247,7 +247,7 @@ def test_a_number_that_is_not_finite_is_no_score(samples):
     with torch.no_grad():
         model.layers[0].mlp.quality_gate.bias.fill_(float("nan"))
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
-    engine = ScoringEngine(model, tokenizer, packer=pack_end_to_end)
+    engine = ScoringEngine(model, tokenizer, packer=pack_samples)
     [outcome] = engine.score(samples[:1])
     assert isinstance(outcome, UnscoredSample)
 

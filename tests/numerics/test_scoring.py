@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from selectmoe.data.packing import collate, pack_closely
+from selectmoe.data.packing import collate_padded, pad_samples_closely
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ConfigError, ModelError
 from selectmoe.model.gate_weights import save_gate_weights
@@ -55,7 +55,7 @@ def test_score_does_not_depend_on_the_token_budget(engine, samples, budget):
 
 
 def test_score_does_not_depend_on_the_packer(engine, samples):
-    other = ScoringEngine.from_pretrained(device="cpu", packer=pack_closely)
+    other = ScoringEngine.from_pretrained(device="cpu", packer=pad_samples_closely)
     np.testing.assert_allclose(
         scores(other, samples), scores(engine, samples), rtol=0, atol=TOLERANCE
     )
@@ -80,7 +80,7 @@ def test_engine_equals_the_whole_causal_model_with_a_mask_and_left_padding(sampl
     engine = ScoringEngine.from_pretrained(device="cpu", formula=formula)
     model = SelectMoeForCausalLM.from_pretrained(EMBEDDED_SELECTOR, dtype=torch.float32).eval()
     rows = engine.tokenizer.tokenize(samples[:4])
-    batch = collate(rows, np.arange(len(rows)))
+    batch = collate_padded(rows, np.arange(len(rows)))
     shift = [int((~mask).sum()) for mask in batch.attention_mask]
     ids, attention, answers = (
         torch.from_numpy(np.stack([np.roll(row, n) for row, n in zip(array, shift, strict=True)]))

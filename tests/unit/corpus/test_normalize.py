@@ -305,8 +305,8 @@ def write_corpora(folder: Path) -> list[str]:
 
 
 def backwards(function, items):
-    """A TaskMap that does the last item first."""
-    return [function(item) for item in items[::-1]][::-1]
+    """A MapItems that does the last item first."""
+    return iter([function(item) for item in items[::-1]][::-1])
 
 
 @pytest.mark.parametrize("min_part_bytes", [1, 300, 1_500, 1 << 20])
@@ -317,7 +317,7 @@ def test_parts_of_corpora_give_the_shards_of_one_stream_of_rows(
     split = partial(corpus_parts.split_corpora, min_part_bytes=min_part_bytes)
     monkeypatch.setattr(normalize, "split_corpora", split)
     whole = write_shards(read_corpora(specs), tmp_path / "a", rows_per_shard=32)
-    parts = write_corpus(specs, tmp_path / "b", rows_per_shard=32, run_tasks=backwards)
+    parts = write_corpus(specs, tmp_path / "b", rows_per_shard=32, map_items=backwards)
     assert parts == whole
     assert (whole.num_read, whole.num_rejected, whole.num_shards) == (150, 1, 5)
     assert whole.num_duplicate_ids > 0
@@ -396,8 +396,8 @@ def test_a_bucket_that_is_gone_is_told_and_not_passed_over(tmp_path):
         answers = list(map(function, items))
         for file in sorted(tmp_path.glob("b/buckets-*/part-*/*.pickle"))[3:4]:
             file.unlink()
-        return answers
+        return iter(answers)
 
     with pytest.raises(FileNotFoundError, match=r"\.pickle"):
-        write_corpus(specs, tmp_path / "b", rows_per_shard=32, run_tasks=lose_a_file)
+        write_corpus(specs, tmp_path / "b", rows_per_shard=32, map_items=lose_a_file)
     assert read_summary(tmp_path / "b") is None

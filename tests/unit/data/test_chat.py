@@ -73,7 +73,7 @@ def test_ours_begins_as_the_tokenizer_begins_every_text(tokenizer):
     tokenizer.chat_template = None
     tokenizer.bos_token = tokenizer.eos_token
     begins_with = (tokenizer.eos_token, tokenizer.eos_token_id)
-    tokenizer._tokenizer.post_processor = TemplateProcessing(
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{tokenizer.eos_token} $A", special_tokens=[begins_with]
     )
     chat = ChatTokenizer(tokenizer, max_sequence_length=64)
@@ -92,7 +92,21 @@ def test_a_refusing_template_is_a_data_error_with_the_roles(tokenizer):
         chat.tokenize([sample])
 
 
-def test_a_long_sample_is_cut_and_marked(tokenizer):
+def test_a_refused_sample_leaves_its_neighbours_alone(tokenizer):
+    tokenizer.chat_template = TEMPLATES["alternation enforced"]
+    chat = ChatTokenizer(tokenizer, max_sequence_length=512)
+    refused = Sample("d", "refused", (Message("assistant", "Hello."),))
+    samples = [conversation("A?", "B."), conversation("C?", "D.")]
+    first, reason, second = chat.tokenize_each([samples[0], refused, samples[1]])
+    assert (reason.sample_id, reason.reason) == ("refused", "chat_template")
+    assert "must alternate" in reason.detail
+    for each, together in zip((first, second), chat.tokenize(samples), strict=True):
+        assert each.token_ids.tolist() == together.token_ids.tolist()
+        assert each.answer_mask.tolist() == together.answer_mask.tolist()
+    assert chat.tokenize_each([]) == []
+
+
+def test_a_long_sample_is_truncated_and_marked(tokenizer):
     chat = ChatTokenizer(tokenizer, max_sequence_length=16)
     long, short = chat.tokenize(
         [conversation("Count.", "one two three " * 50), conversation("A?", "B.")]

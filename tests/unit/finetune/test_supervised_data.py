@@ -156,7 +156,7 @@ def test_our_template_keeps_a_first_token_of_the_tokenizers_own(file, tmp_path, 
     if begins_with:  # as Llama's tokenizer, which puts its <s> before every text
         tokenizer.bos_token = END
         token = (END, tokenizer.convert_tokens_to_ids(END))
-        tokenizer._tokenizer.post_processor = TemplateProcessing(
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{END} $A", special_tokens=[token]
         )
     ours = FinetuneDatasetConfig(data_path=str(file), chat_template="selectmoe")

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.modeling_select_moe import SelectMoeModel
-from selectmoe.model.packed_attention import PackedRows, rectangles, varlen_attention
+from selectmoe.model.packed_attention import PackedRows, padded_groups, varlen_attention
 from selectmoe.model.packed_forward import PackedForward, bytes_per_token
 
 OLMOE = {"vocab_size": 50_304, "hidden_size": 2_048, "intermediate_size": 1_024,
@@ -31,9 +31,9 @@ def model_on_meta(**settings):
 
 
 def rows_on_meta():
-    places_N = torch.empty(NUM_TOKENS, dtype=torch.int64, device="meta")
+    position_ids_N = torch.empty(NUM_TOKENS, dtype=torch.int64, device="meta")
     edges_R1 = torch.empty(NUM_ROWS + 1, dtype=torch.int32, device="meta")
-    return PackedRows(places_N, places_N, edges_R1, (ROW_LENGTH,) * NUM_ROWS)
+    return PackedRows(position_ids_N, position_ids_N, edges_R1, (ROW_LENGTH,) * NUM_ROWS)
 
 
 class AliveBytes(TorchDispatchMode):
@@ -91,13 +91,13 @@ def test_neither_do_trash_experts(trash):
 @pytest.mark.parametrize(
     "lengths", [(5,), (4, 1, 3), (7, 7, 7), (1, 2, 3, 40, 31, 30, 29), (2, 0, 3)]
 )
-def test_each_token_stands_once_in_a_rectangle_of_rows_of_similar_length(lengths):
-    indices, cells = rectangles(lengths)
+def test_each_token_stands_once_in_a_padded_batch_of_rows_of_similar_length(lengths):
+    indices, cells = padded_groups(lengths)
     by_cell = np.concatenate([index.ravel() for index in indices])
     np.testing.assert_array_equal(by_cell[cells], np.arange(sum(lengths)))
     starts = np.cumsum(lengths) - np.array(lengths)
     for index in indices:
-        for row in index:  # a row of a rectangle is one row from its start, and then padding
+        for row in index:  # a row of a padded batch is one row from its start, and then padding
             length = lengths[np.flatnonzero((starts == row[0]) & (np.array(lengths) > 0))[0]]
             assert row.tolist() == [row[0] + min(n, length - 1) for n in range(len(row))]
             assert length >= 0.75 * len(row)

@@ -9,9 +9,9 @@ import torch
 from selectmoe.scoring.formulas import (
     SCORE_FORMULAS,
     counted_tokens,
-    flat_layer_scores,
     good_margins,
     layer_scores,
+    packed_layer_scores,
     sample_scores,
     scored_tokens,
     token_scores,
@@ -81,5 +81,5 @@ def test_samples_end_to_end_have_the_layer_scores_of_padded_ones(name):
     ]
     margins_LN = torch.cat([margins_LBT[:, 0], margins_LBT[:, 1, :2]], dim=1)
     counts_N = torch.from_numpy(np.concatenate(counts)).float()
-    found = flat_layer_scores(margins_LN, counts_N, torch.tensor([0, 3]), formula)
+    found = packed_layer_scores(margins_LN, counts_N, torch.tensor([0, 3]), formula)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

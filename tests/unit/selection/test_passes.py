@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from selectmoe.corpus.map_items import map_in_threads
 from selectmoe.data.writers import write_parquet
 from selectmoe.records import Message, Sample, ScoredSample, UnscoredSample
-from selectmoe.selection.passes import Survey, find_cuts, kept_rows, map_in_threads, survey
+from selectmoe.selection.passes import Survey, find_cuts, kept_rows, shard_groups, survey
 from selectmoe.selection.scored_shards import scored_table
 from selectmoe.selection.top_k import num_to_keep
 
@@ -45,13 +46,14 @@ def write_scored(folder: Path, *, decimals: int = 2, rows_per_group: int = 150) 
 def kept_keys(
     shards: list[Path], *, percentage: float, per_dataset: bool, max_candidates: int = 100_000
 ) -> list[str]:
-    found = Survey.total(map_in_threads(survey, shards))
+    groups = shard_groups(shards)
+    found = Survey.total(map_in_threads(survey, groups))
     cuts = find_cuts(
-        shards,
+        groups,
         found.first_digits,
         selection_percentage=percentage,
         per_dataset=per_dataset,
-        map_shards=map_in_threads,
+        map_items=map_in_threads,
         max_candidates=max_candidates,
     )
     keys = []
@@ -94,7 +96,7 @@ def test_the_same_rows_are_kept_when_few_may_be_looked_at(tmp_path, decimals, pe
 
 def test_the_survey_counts_scored_rows_by_data_set(tmp_path):
     shards = write_scored(tmp_path)
-    found = Survey.total(map_in_threads(survey, shards))
+    found = Survey.total(map_in_threads(survey, shard_groups(shards)))
     table = pa.concat_tables(map(pq.read_table, shards))
     rows = [row for row in table.to_pylist() if row["score"] is not None]
     for name in DATASETS:
@@ -124,11 +126,11 @@ def test_row_groups_that_cannot_hold_a_kept_row_are_not_read(tmp_path):
     pq.write_table(table, shard, row_group_size=num_rows // 10)
     histograms = survey([shard]).first_digits
     cuts = find_cuts(
-        [shard],
+        [[shard]],
         histograms,
         selection_percentage=0.05,
         per_dataset=False,
-        map_shards=map_in_threads,
+        map_items=map_in_threads,
     )
     before = bytes_read()
     rows, _ = kept_rows(cuts, shard)
@@ -166,7 +168,9 @@ def test_shards_are_written_with_the_statistics_that_row_groups_are_passed_over_
 
 def test_a_pass_is_called_on_every_shard_once_and_its_mistakes_are_told():
     shards = [Path(str(number)) for number in range(1_000)]
-    parts = list(map_in_threads(list, shards))
+    groups = shard_groups(shards)
+    assert 1 < len(groups) < len(shards)
+    parts = list(map_in_threads(list, groups))
     assert [shard for part in parts for shard in part] == shards
     with pytest.raises(FileNotFoundError, match="0"):
-        list(map_in_threads(survey, shards))
+        list(map_in_threads(survey, groups))

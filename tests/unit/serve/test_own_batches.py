@@ -6,7 +6,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from selectmoe.data.packing import pack, pack_end_to_end
+from selectmoe.data.packing import pack_samples, pad_samples
 from selectmoe.records import ScoredSample, TokenizedSample
 from serve.batching import BatchAnswer, Batcher, ScorerLostError
 from serve.error_responses import RequestError
@@ -52,7 +52,7 @@ class Scorers:
         ]
 
 
-def scores_of(scorers, *calls, packer=pack):
+def scores_of(scorers, *calls, packer=pad_samples):
     """The answers of several requests that arrive together: (samples, batching) each."""
 
     async def score():
@@ -77,7 +77,7 @@ def scores_of(scorers, *calls, packer=pack):
 
 
 def rectangles(samples):
-    batches = pack(samples, max_tokens_per_batch=MAX_BATCH_TOKENS)
+    batches = pad_samples(samples, max_tokens_per_batch=MAX_BATCH_TOKENS)
     return [tuple(samples[n].sample_id for n in batch.positions) for batch in batches]
 
 
@@ -109,8 +109,8 @@ def test_the_request_says_it_and_says_what_it_may_say():
 
 def test_they_are_so_where_rows_lie_end_to_end():
     scorers, own = Scorers(), samples("own")
-    scores_of(scorers, (own, "own"), packer=pack_end_to_end)
-    batches = pack_end_to_end(own, max_tokens_per_batch=MAX_BATCH_TOKENS)
+    scores_of(scorers, (own, "own"), packer=pack_samples)
+    batches = pack_samples(own, max_tokens_per_batch=MAX_BATCH_TOKENS)
     expected = [tuple(sample.sample_id for sample in batch.samples) for batch in batches]
     assert scorers.names(is_rectangle=True) == expected
     assert expected != rectangles(own)

@@ -4,31 +4,7 @@ import socket
 import pytest
 
 from jobs.on_ray import session as ray_session
-from jobs.on_ray.session import ClusterError, start_ray, without_restart_notice
-
-NOTICE = (
-    b"[2026-01-31 10:00:00,000 E 1 1] core_worker.cc:2465: Actor with class name: 'X' has "
-    b"constructor arguments. See https://github.com/ray-project/ray/issues/53727 for more.\n"
-)
-
-
-def test_the_restart_notice_is_kept_off_the_terminal_and_nothing_else_is(capfd):
-    with without_restart_notice():
-        os.write(2, b"before\n" + NOTICE + b"after\n")
-        os.write(2, b"[2026-01-31 10:00:00,000 E 1 1] core_worker.cc:1: another error\n")
-    os.write(2, NOTICE)  # outside it passes
-    printed = capfd.readouterr().err
-    assert printed == (
-        "before\nafter\n[2026-01-31 10:00:00,000 E 1 1] core_worker.cc:1: another error\n"
-        + NOTICE.decode()
-    )
-
-
-def test_standard_error_is_whole_again_after_an_exception(capfd):
-    with pytest.raises(ZeroDivisionError), without_restart_notice():
-        raise ZeroDivisionError
-    os.write(2, b"still there\n")
-    assert capfd.readouterr().err == "still there\n"
+from jobs.on_ray.session import ClusterError, start_ray
 
 
 def test_an_address_where_nothing_answers_is_refused_at_once(monkeypatch):
