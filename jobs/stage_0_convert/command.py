@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
+from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import absolute_model, absolute_path, values_given
 from selectmoe.config.conversion import ConvertConfig
 from selectmoe.config.loading import load_config
@@ -15,6 +15,13 @@ if TYPE_CHECKING:  # these load torch, and --help must not wait for it
     from selectmoe.model.conversion import Conversion
     from selectmoe.model.parity import ParityReport
 
+OPTIONS = {
+    "--base": "base",
+    "--save-path": "save_path",
+    "--verify": "verify",
+    "--verify-only": "verify_only",
+    "--seed": "seed",
+}
 GATE_SETTINGS = (
     "quality_gate_init_mean",
     "quality_gate_init_std",
@@ -57,40 +64,15 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> ConvertConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    options, overrides = parse_arguments(build_parser(), arguments)
-    given = {
-        "base": options.base,
-        "save_path": options.save_path,
-        "verify": options.verify or None,
-        "verify_only": options.verify_only or None,
-        "seed": options.seed,
-    }
-    config = load_config(ConvertConfig, overrides, values=values_given(given))
+    description = "Stage 0: convert an OLMoE model to a Select-MoE model."
+    parser = stage_parser("jobs/convert.py", description, ConvertConfig, OPTIONS)
+    options, overrides = parse_arguments(parser, arguments)
+    config = load_config(ConvertConfig, overrides, values=values_given(vars(options)))
     return dataclasses.replace(
         config,
         base=absolute_model(config.base, "--base"),
         save_path=str(absolute_path(config.save_path, "--save-path")),
     )
-
-
-def build_parser() -> CommandParser:
-    parser = stage_parser(
-        "jobs/convert.py",
-        "Stage 0: turn an OLMoE into a Select-MoE.",
-        ConvertConfig,
-    )
-    parser.add_argument("--base", help="OLMoE folder or hub name")
-    parser.add_argument("--save-path", metavar="DIR", help="new folder for the Select-MoE")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare both models' logits; another status than 0 where they differ",
-    )
-    parser.add_argument(
-        "--verify-only", action="store_true", help="the same for what --save-path already holds"
-    )
-    parser.add_argument("--seed", type=int, help="of the gates' first weights")
-    return parser
 
 
 def print_conversion(conversion: "Conversion") -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selectmoe import __version__
-from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser, user_mistake
+from selectmoe.cli.command_line import parse_arguments, stage_parser, user_mistake
 from selectmoe.cli.output_folder import (
     absolute_model,
     absolute_path,
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OPTIONS = {
+    f"--{key.replace('_', '-')}": key
+    for key in (
+        "model", "adapter", "name", "tasks", "tasks_dir", "num_fewshot", "limit", "batch_size",
+        "output", "compare",
+    )
+}  # fmt: skip
 LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "ray")
 # These name files and runs; they change nothing that is measured.
 PATHS = ("output", "output_root")
@@ -56,36 +63,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> EvaluateConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    options, overrides = parse_arguments(build_parser(), arguments)
-    keys = (
-        "name", "tasks", "tasks_dir", "model", "adapter", "num_fewshot", "limit", "batch_size",
-        "compare", "output",
-    )  # fmt: skip
-    given = {key: getattr(options, key) for key in keys}
+    description = "Stage 4: evaluate a model, with or without an adapter; compare runs."
+    parser = stage_parser("jobs/evaluate.py", description, EvaluateConfig, OPTIONS)
+    options, overrides = parse_arguments(parser, arguments)
     if options.tasks is not None:  # with commas, too, as lm-eval's own command takes them
-        given["tasks"] = [task for names in options.tasks for task in names.split(",")]
-    return with_absolute_paths(load_config(EvaluateConfig, overrides, values=values_given(given)))
-
-
-def build_parser() -> CommandParser:
-    parser = stage_parser(
-        "jobs/evaluate.py",
-        "Stage 4: evaluate a model, with or without an adapter; compare runs.",
-        EvaluateConfig,
-    )
-    parser.add_argument("--model", help="folder or hub name of a causal language model")
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter, or a run of stage 3")
-    parser.add_argument("--name", help="of the run in tables; base, random, full, selected")
-    parser.add_argument("--tasks", nargs="+", help="names of tasks, or files of rows")
-    parser.add_argument("--tasks-dir", metavar="DIR", help="lm-eval task files of your own")
-    parser.add_argument("--num-fewshot", type=int, help="solved examples before each question")
-    parser.add_argument("--limit", type=int, help="rows of each task to use")
-    parser.add_argument("--batch-size", type=int, help="rows of a forward pass")
-    parser.add_argument("--output", metavar="DIR", help="folder of this run")
-    parser.add_argument(
-        "--compare", nargs="+", metavar="RUN", help="print and store one table over finished runs"
-    )
-    return parser
+        options.tasks = [task for names in options.tasks for task in names.split(",")]
+    values = values_given(vars(options))
+    return with_absolute_paths(load_config(EvaluateConfig, overrides, values=values))
 
 
 def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
