@@ -33,7 +33,7 @@ from selectmoe.evaluation.local_tasks import (
 from selectmoe.evaluation.quiet_lm_eval import quiet
 from selectmoe.evaluation.target_model import load_target
 from selectmoe.evaluation.task_results import (
-    Metric,
+    MetricValue,
     SampleValues,
     TaskResult,
     aggregated,
@@ -231,7 +231,7 @@ def _task_result(task: str, results: Mapping[str, Any]) -> TaskResult:
         if not comma or metric.endswith("_stderr"):
             continue
         error = numbers({"stderr": entries.get(f"{metric}_stderr,{filter_name}")}).get("stderr")
-        metrics[_metric_name(metric, filter_name)] = Metric(
+        metrics[_metric_name(metric, filter_name)] = MetricValue(
             value, error, better.get(metric) is not False
         )
     counts = results["n-samples"]

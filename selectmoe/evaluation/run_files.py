@@ -11,7 +11,7 @@ from typing import Any
 
 from selectmoe.data.writers import write_json, write_jsonl
 from selectmoe.errors import ConfigError, DataError
-from selectmoe.evaluation.task_results import Metric, SampleValues, TaskResult
+from selectmoe.evaluation.task_results import MetricValue, SampleValues, TaskResult
 
 RESULTS_NAME = "results.json"
 SAMPLES_NAME = "samples.jsonl"
@@ -92,6 +92,6 @@ def _read_samples(file: Path) -> dict[str, list[SampleValues]]:
 
 def _result(task: str, entry: dict[str, Any], samples: list[SampleValues]) -> TaskResult:
     rest = {key: value for key, value in entry.items() if key not in ("metrics", "main_metric")}
-    metrics = {name: Metric(**metric) for name, metric in entry["metrics"].items()}
+    metrics = {name: MetricValue(**metric) for name, metric in entry["metrics"].items()}
     rest["subtasks"] = tuple(rest["subtasks"])
     return TaskResult(task=task, metrics=metrics, samples=tuple(samples), **rest)

@@ -12,7 +12,7 @@ MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "nll_per_token")
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
+class MetricValue:
     """One number of a task."""
 
     value: float
@@ -35,7 +35,7 @@ class TaskResult:
     """All that one task gave; a group of tasks has `subtasks` and no samples of its own."""
 
     task: str
-    metrics: dict[str, Metric]
+    metrics: dict[str, MetricValue]
     num_samples: int
     num_left_out: dict[str, int] = field(default_factory=dict)  # by reason
     num_truncated: int = 0  # forward passes whose beginning was cut off to fit the model
@@ -86,10 +86,12 @@ def standard_error(pulls: np.ndarray) -> float | None:
     return float(math.sqrt(float((pulls**2).sum()) / (len(pulls) - 1) / len(pulls)))
 
 
-def aggregated(samples: Sequence[SampleValues], metric: str, *, higher_is_better: bool) -> Metric:
+def aggregated(
+    samples: Sequence[SampleValues], metric: str, *, higher_is_better: bool
+) -> MetricValue:
     """A metric and its standard error from the values of its samples."""
     values, weights = sample_arrays(samples, metric)
-    return Metric(
+    return MetricValue(
         value=weighted_mean(values, weights),
         standard_error=standard_error(influences(values, weights)),
         higher_is_better=higher_is_better,

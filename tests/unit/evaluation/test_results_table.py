@@ -13,7 +13,7 @@ from selectmoe.evaluation.results_table import (
     write_table,
 )
 from selectmoe.evaluation.run_files import EvaluationRun, read_run, write_run
-from selectmoe.evaluation.task_results import Metric, SampleValues, TaskResult, aggregated
+from selectmoe.evaluation.task_results import MetricValue, SampleValues, TaskResult, aggregated
 
 RIGHT_RANDOM = [1, 0, 0, 1, 0, 1, 0, 0]
 RIGHT_SELECTED = [1, 1, 0, 1, 0, 1, 1, 0]
@@ -54,7 +54,7 @@ def runs(tmp_path):
 
 def test_a_run_is_read_back_as_it_was_written(tmp_path):
     result = TaskResult(
-        "t", {"acc": Metric(0.5, None, True)}, 2, {"too_long": 1}, 3, 5, "1.0", ("a",),
+        "t", {"acc": MetricValue(0.5, None, True)}, 2, {"too_long": 1}, 3, 5, "1.0", ("a",),
         (SampleValues("0:x", {"acc": 1.0}, {"acc": 2.0}, {"target": 1}),), 1.5,
     )  # fmt: skip
     assert run(tmp_path, "mine", result) == EvaluationRun("mine", tmp_path, "m", None, (result,))
@@ -98,7 +98,7 @@ def test_a_metric_that_is_no_mean_over_samples_is_not_paired(tmp_path):
     for name in ("random", "selected"):
         (tmp_path / name).mkdir()
         samples = tuple(SampleValues(str(n), {"perplexity": -2.0}) for n in range(3))
-        result = TaskResult("p", {"perplexity": Metric(7.4, 0.3, False)}, 3, samples=samples)
+        result = TaskResult("p", {"perplexity": MetricValue(7.4, 0.3, False)}, 3, samples=samples)
         made.append(run(tmp_path / name, name, result))
     assert not difference(made[1], made[0], "p", "perplexity").paired
 
@@ -108,7 +108,7 @@ def test_a_group_is_one_column_and_paired_over_all_that_is_in_it(tmp_path):
     for name, right in (("random", RIGHT_RANDOM), ("selected", RIGHT_SELECTED)):
         (tmp_path / name).mkdir()
         parts = [choices(right[:5], "first"), choices(right[5:], "second")]
-        whole = Metric(sum(right) / 8, 0.17, True)
+        whole = MetricValue(sum(right) / 8, 0.17, True)
         group = TaskResult("group", {"acc": whole}, 8, subtasks=("first", "second"))
         made.append(run(tmp_path / name, name, *parts, group))
     table = compare_runs(made, baseline="random")
@@ -175,7 +175,7 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path):
 
 
 def test_a_number_that_json_lacks_leaves_no_file(tmp_path):
-    broken = TaskResult("t", {"acc": Metric(math.nan, None, True)}, 1)
+    broken = TaskResult("t", {"acc": MetricValue(math.nan, None, True)}, 1)
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_run(tmp_path, name="n", about={}, results=[broken])
     assert not (tmp_path / "results.json").exists()
