@@ -1,4 +1,4 @@
-"""What `jobs/convert.py` does: convert, verify, print and store the report."""
+"""The command of `jobs/convert.py`: convert, verify, print and save the report."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,22 +31,23 @@ GATE_SETTINGS = (
 )
 REPORT_NAME = "parity_report.json"
 REPORT_ROWS = (
-    ("gates forced open: largest difference of logits", "forced_open_max_difference", ".2g"),
-    ("  allowed", "tolerance", ".2g"),
-    ("gates as initialised: largest difference of logits", "drift_max_difference", ".2g"),
+    ("gates forced open: maximum difference of logits", "forced_open_max_difference", ".2g"),
+    ("  tolerance", "tolerance", ".2g"),
+    ("gates as initialized: maximum difference of logits", "drift_max_difference", ".2g"),
     ("  mean difference of logits", "drift_mean_difference", ".2g"),
-    ("  KL divergence, nats a token", "drift_kl_nats_per_token", ".2g"),
-    ("  perplexity of the base", "base_perplexity", ",.2f"),
-    ("  perplexity of the new model", "perplexity", ",.2f"),
+    ("  KL divergence, nats per token", "drift_kl_nats_per_token", ".2g"),
+    ("  perplexity of the base model", "base_perplexity", ",.2f"),
+    ("  perplexity of the Select-MoE model", "perplexity", ",.2f"),
 )
 
 
 def main(arguments: Sequence[str]) -> None:
-    """One run of stage 0. Raises SelectMoeError for what the user can mend."""
+    """Runs stage 0. Raises SelectMoeError for a mistake of the user."""
     config = parse(arguments)
+
     from selectmoe.model.checkpoint import require_olmoe
 
-    require_olmoe(config.base)  # before torch is imported: this mistake need not wait for it
+    require_olmoe(config.base)  # before torch is imported, which takes seconds
     if not config.verify_only:
         from selectmoe.model.conversion import convert_olmoe
 
@@ -77,14 +78,14 @@ def parse(arguments: Sequence[str]) -> ConvertConfig:
 
 def print_conversion(conversion: "Conversion") -> None:
     c = conversion
-    print(f"base       {c.base}: {c.num_layers} layers of {c.num_experts} experts, {c.dtype}")
-    print(f"taken over {c.num_tensors:,} tensors with {c.num_parameters:,} parameters: all")
+    print(f"base       {c.base}: {c.num_layers} layers with {c.num_experts} experts, {c.dtype}")
+    print(f"copied     all {c.num_tensors:,} tensors with {c.num_parameters:,} parameters")
     print(f"added      {c.num_layers} quality gates with {c.num_added_parameters:,} parameters")
     print(f"saved to   {c.folder}", flush=True)
 
 
 def print_report(report: "ParityReport", file: Path) -> None:
-    """A column for each dtype, and below it what must hold."""
+    """A table with a column per dtype, and the result."""
     parities = report.by_dtype.values()
     rows = [(f"parity on {report.num_tokens} tokens of text", *report.by_dtype)]
     for label, name, number_format in REPORT_ROWS:
@@ -95,13 +96,13 @@ def print_report(report: "ParityReport", file: Path) -> None:
     for row in rows:
         print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
     print()
-    print(f"{num_equal:,} of {report.num_tensors:,} tensors are the base's, bit for bit")
+    print(f"{num_equal:,} of {report.num_tensors:,} base tensors are bit-identical")
     print(f"parity: {'yes' if report.passed else 'NO'}")
     print(file, flush=True)
 
 
 def save_report(report: "ParityReport") -> Path:
-    """Writes the report beside the weights that it is about."""
+    """Writes the report into the folder of the converted model."""
     from selectmoe.data.writers import write_json
 
     file = Path(report.converted) / REPORT_NAME

@@ -2,16 +2,16 @@ import json
 
 import pytest
 
-from jobs.stage_4_eval.command import main, parse, require_inputs, task_line, with_adapter_itself
+from jobs.stage_4_eval.command import main, parse, require_inputs, task_line, with_resolved_adapter
 from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.errors import ConfigError, DataError, ModelError
 from selectmoe.evaluation.run_files import write_run
-from selectmoe.evaluation.task_results import SampleValues, TaskResult, aggregated
+from selectmoe.evaluation.task_results import SampleValues, TaskResult, aggregate
 
 
 def result_of(right):
     samples = tuple(SampleValues(str(n), {"acc": float(v)}) for n, v in enumerate(right))
-    metric = aggregated(samples, "acc", higher_is_better=True)
+    metric = aggregate(samples, "acc", higher_is_better=True)
     return TaskResult("choices", {"acc": metric}, len(right), samples=samples, seconds=3.14)
 
 
@@ -80,7 +80,7 @@ def test_a_run_of_stage_3_is_recorded_by_its_last_checkpoint(tmp_path):
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.safetensors").touch()
-    config = with_adapter_itself(EvaluateConfig(adapter=str(tmp_path)))
+    config = with_resolved_adapter(EvaluateConfig(adapter=str(tmp_path)))
     assert config.adapter == str(folder)
 
 
