@@ -193,8 +193,8 @@ def measure(
     num_turns = 1 + 2 * repeats
     training = TrainingConfig(
         num_steps=num_turns,
-        batch_size=len(samples),
-        max_tokens_per_forward=max_tokens,
+        effective_batch_size=len(samples),
+        max_tokens_per_batch=max_tokens,
         logging_steps=num_turns,
         save_steps=num_turns + 1,
     )

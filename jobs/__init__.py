@@ -1,1 +1,1 @@
-"""One command a stage: each parses, submits to Ray, waits and reports. No maths here."""
+"""One command per stage: each parses, submits to Ray, waits and reports. No maths here."""

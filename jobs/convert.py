@@ -1,11 +1,11 @@
-"""Stage 0: give an OLMoE quality gates, and prove that it still computes the same.
+"""Stage 0: convert an OLMoE model to a Select-MoE model, and verify that it computes the same.
 
     python jobs/convert.py --base allenai/OLMoE-1B-7B-0125 --save-path select-moe-1b-7b --verify
     ray job submit --working-dir . -- python jobs/convert.py --base /models/olmoe --save-path /out/m
     python jobs/convert.py --base /models/olmoe --save-path /out/m --verify-only
 
-Runs in one process on the CPU, in memory for about twice the checkpoint. --verify loads one model
-at a time, in float32 too: 4 bytes a parameter.
+Runs in one process on the CPU and needs about twice the size of the checkpoint in memory. --verify
+loads one model at a time, also in float32 (4 bytes per parameter).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Stage 4: what a model with an adapter scores, by lm-eval's tasks and our own; tables over runs.
+"""Stage 4: evaluate a model, with or without an adapter, on lm-eval tasks; compare runs.
 
     python jobs/evaluate.py --model meta-llama/Llama-2-7b-hf --adapter outputs/stage_3_finetune/…/…
     python jobs/evaluate.py --adapter DIR --name selected --tasks mmlu arc_challenge my_task \
@@ -6,8 +6,8 @@
     ray job submit --working-dir . -- python jobs/evaluate.py --adapter /runs/adapter
     python jobs/evaluate.py --compare RUN RUN RUN
 
-Without --model and --tasks the selector of the package, its gates forced open, is asked for the
-loss on demo answers that it has not seen, and 120 questions.
+Without --model and --tasks, the selector in the package (gates forced open) is evaluated on the
+loss of held-out demo answers and on 120 multiple-choice questions.
 """
 
 import os

@@ -1,11 +1,11 @@
-"""Stage 3: finetune a model with LoRA on what was selected, or on as many rows at random.
+"""Stage 3: finetune a model with LoRA on selected rows, or on as many random rows.
 
     python jobs/finetune.py preset=llama-2-7b --data outputs/stage_2_selection/…/selected_data.jsonl
     python jobs/finetune.py preset=tiny --data outputs/stage_2_selection/… dataset.mode=random
     ray job submit --working-dir . -- python jobs/finetune.py --model /models/m --data /data/run
 
-Without --data and --model the demo corpus and the tiny selector of the package are used, its gates
-forced open. The run's folder then holds checkpoint-N, for jobs/evaluate.py's --adapter.
+Without --data and --model, the demo corpus and the tiny selector in the package (with its gates
+forced open) are used. The output folder contains checkpoint-N, for --adapter of jobs/evaluate.py.
 """
 
 import os

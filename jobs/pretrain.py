@@ -1,12 +1,12 @@
-"""Stage 1: warm up the quality gates, so that they can tell a sample from a worse one.
+"""Stage 1: train the quality gates to tell a sample from a corrupted copy of it (gate warm-up).
 
     python jobs/pretrain.py preset=demo
     python jobs/pretrain.py --model select-moe-1b-7b dataset.folder=/data \
         dataset.names=cot,dolly,flan_v2,oasst1 --num-workers 4
     ray job submit --working-dir . -- python jobs/pretrain.py --data /data/corpus --model /models/m
 
-Without --data and --model the demo corpus and the tiny selector of the package are used. The run's
-folder then holds full_rank_weights.safetensors, for jobs/select.py's model_checkpoint_path.
+Without --data and --model, the demo corpus and the tiny selector in the package are used. The
+output folder contains full_rank_weights.safetensors, for model_checkpoint_path of jobs/select.py.
 """
 
 import os

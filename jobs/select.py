@@ -1,10 +1,10 @@
-"""Stage 2: score a corpus and keep exactly the best `--pct` of it.
+"""Stage 2: score a corpus and keep exactly the best fraction of it, `--pct`.
 
     python jobs/select.py --pct 0.05 --data corpus.jsonl --model selector/
     ray job submit --working-dir . -- python jobs/select.py --pct 0.05 --data /data/corpus
     python jobs/select.py --scored outputs/stage_2_selection/2026-01-31/12-00-00 --pct 0.1
 
-Without --data and --model the demo corpus and the tiny selector of the package are used.
+Without --data and --model, the demo corpus and the tiny selector in the package are used.
 """
 
 import os

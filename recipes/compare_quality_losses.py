@@ -298,7 +298,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, WarmupConfig]:
         "dataset.subset_ratio": args.subset_ratio,
         "dataset.max_sequence_length": args.max_sequence_length,
         "training.num_steps": args.num_steps,
-        "training.batch_size": args.batch_size,
+        "training.effective_batch_size": args.batch_size,
         "seed": args.seed,
     }
     given = {key: value for key, value in options.items() if value is not None}

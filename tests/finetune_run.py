@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 from selectmoe.config.finetune import (
     FinetuneConfig,
     FinetuneDatasetConfig,
-    FinetuneLoraConfig,
     FinetuneTrainingConfig,
 )
+from selectmoe.config.lora import LoraSettings
 from selectmoe.config.scaling import ScalingConfig
 from selectmoe.finetune.stage import TrainingPlace, finetune
 from selectmoe.finetune.supervised_data import SupervisedRows, prepare_rows
@@ -22,7 +22,7 @@ from tests.tiny_olmoe import tiny_tokenizer
 from tests.tiny_target import conversation, write_rows
 
 NUM_ROWS = 20  # 5 steps of 4 rows an epoch
-LORA = FinetuneLoraConfig(r=4, lora_alpha=8)
+LORA = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.1)
 
 
 class Run:

@@ -1,11 +1,11 @@
-"""What `jobs/convert.py` does: convert, verify, print and store the report."""
+"""The command of `jobs/convert.py`: convert, verify, print and save the report."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
+from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import absolute_model, absolute_path, values_given
 from selectmoe.config.conversion import ConvertConfig
 from selectmoe.config.loading import load_config
@@ -15,6 +15,13 @@ if TYPE_CHECKING:  # these load torch, and --help must not wait for it
     from selectmoe.model.conversion import Conversion
     from selectmoe.model.parity import ParityReport
 
+OPTIONS = {
+    "--base": "base",
+    "--save-path": "save_path",
+    "--verify": "verify",
+    "--verify-only": "verify_only",
+    "--seed": "seed",
+}
 GATE_SETTINGS = (
     "quality_gate_init_mean",
     "quality_gate_init_std",
@@ -24,22 +31,23 @@ GATE_SETTINGS = (
 )
 REPORT_NAME = "parity_report.json"
 REPORT_ROWS = (
-    ("gates forced open: largest difference of logits", "forced_open_max_difference", ".2g"),
-    ("  allowed", "tolerance", ".2g"),
-    ("gates as initialised: largest difference of logits", "drift_max_difference", ".2g"),
+    ("gates forced open: maximum difference of logits", "forced_open_max_difference", ".2g"),
+    ("  tolerance", "tolerance", ".2g"),
+    ("gates as initialized: maximum difference of logits", "drift_max_difference", ".2g"),
     ("  mean difference of logits", "drift_mean_difference", ".2g"),
-    ("  KL divergence, nats a token", "drift_kl_nats_per_token", ".2g"),
-    ("  perplexity of the base", "base_perplexity", ",.2f"),
-    ("  perplexity of the new model", "perplexity", ",.2f"),
+    ("  KL divergence, nats per token", "drift_kl_nats_per_token", ".2g"),
+    ("  perplexity of the base model", "base_perplexity", ",.2f"),
+    ("  perplexity of the Select-MoE model", "perplexity", ",.2f"),
 )
 
 
 def main(arguments: Sequence[str]) -> None:
-    """One run of stage 0. Raises SelectMoeError for what the user can mend."""
+    """Runs stage 0. Raises SelectMoeError for a mistake of the user."""
     config = parse(arguments)
+
     from selectmoe.model.checkpoint import require_olmoe
 
-    require_olmoe(config.base)  # before torch is imported: this mistake need not wait for it
+    require_olmoe(config.base)  # before torch is imported, which takes seconds
     if not config.verify_only:
         from selectmoe.model.conversion import convert_olmoe
 
@@ -57,15 +65,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> ConvertConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    options, overrides = parse_arguments(build_parser(), arguments)
-    given = {
-        "base": options.base,
-        "save_path": options.save_path,
-        "verify": options.verify or None,
-        "verify_only": options.verify_only or None,
-        "seed": options.seed,
-    }
-    config = load_config(ConvertConfig, overrides, values=values_given(given))
+    description = "Stage 0: convert an OLMoE model to a Select-MoE model."
+    parser = stage_parser("jobs/convert.py", description, ConvertConfig, OPTIONS)
+    options, overrides = parse_arguments(parser, arguments)
+    config = load_config(ConvertConfig, overrides, values=values_given(vars(options)))
     return dataclasses.replace(
         config,
         base=absolute_model(config.base, "--base"),
@@ -73,36 +76,16 @@ def parse(arguments: Sequence[str]) -> ConvertConfig:
     )
 
 
-def build_parser() -> CommandParser:
-    parser = stage_parser(
-        "jobs/convert.py",
-        "Stage 0: turn an OLMoE into a Select-MoE.",
-        ConvertConfig,
-    )
-    parser.add_argument("--base", help="OLMoE folder or hub name")
-    parser.add_argument("--save-path", metavar="DIR", help="new folder for the Select-MoE")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare both models' logits; another status than 0 where they differ",
-    )
-    parser.add_argument(
-        "--verify-only", action="store_true", help="the same for what --save-path already holds"
-    )
-    parser.add_argument("--seed", type=int, help="of the gates' first weights")
-    return parser
-
-
 def print_conversion(conversion: "Conversion") -> None:
     c = conversion
-    print(f"base       {c.base}: {c.num_layers} layers of {c.num_experts} experts, {c.dtype}")
-    print(f"taken over {c.num_tensors:,} tensors with {c.num_parameters:,} parameters: all")
+    print(f"base       {c.base}: {c.num_layers} layers with {c.num_experts} experts, {c.dtype}")
+    print(f"copied     all {c.num_tensors:,} tensors with {c.num_parameters:,} parameters")
     print(f"added      {c.num_layers} quality gates with {c.num_added_parameters:,} parameters")
     print(f"saved to   {c.folder}", flush=True)
 
 
 def print_report(report: "ParityReport", file: Path) -> None:
-    """A column for each dtype, and below it what must hold."""
+    """A table with a column per dtype, and the result."""
     parities = report.by_dtype.values()
     rows = [(f"parity on {report.num_tokens} tokens of text", *report.by_dtype)]
     for label, name, number_format in REPORT_ROWS:
@@ -113,13 +96,13 @@ def print_report(report: "ParityReport", file: Path) -> None:
     for row in rows:
         print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
     print()
-    print(f"{num_equal:,} of {report.num_tensors:,} tensors are the base's, bit for bit")
+    print(f"{num_equal:,} of {report.num_tensors:,} base tensors are bit-identical")
     print(f"parity: {'yes' if report.passed else 'NO'}")
     print(file, flush=True)
 
 
 def save_report(report: "ParityReport") -> Path:
-    """Writes the report beside the weights that it is about."""
+    """Writes the report into the folder of the converted model."""
     from selectmoe.data.writers import write_json
 
     file = Path(report.converted) / REPORT_NAME

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.on_ray.training_run import print_rows, show_metrics, train_in, write_manifest
-from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
+from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import (
     absolute_corpus,
     absolute_model,
@@ -24,9 +24,16 @@ from selectmoe.warmup.settings import corpus_specs, corruption_kinds
 
 logger = logging.getLogger(__name__)
 
+OPTIONS = {
+    "--data": "dataset.paths",
+    "--model": "model",
+    "--output": "output",
+    "--num-workers": "scaling.num_workers",
+    "--resume": "resume",
+}
 # These change where, how fast and on how many workers a run goes on, not what comes out of it.
 FREE_ON_RESUME = (
-    "output", "output_root", "resume", "training.max_tokens_per_forward",
+    "output", "output_root", "resume", "training.batch_size", "training.max_tokens_per_batch",
     "training.strategy", "scaling.num_workers", "scaling.use_gpu", "scaling.num_cpus_per_worker",
     "scaling.max_failures", "scaling.num_checkpoints", "scaling.wait_for_nodes",
 )  # fmt: skip
@@ -50,18 +57,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> WarmupConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    options, overrides = parse_arguments(build_parser(), arguments)
-    given = {
-        "dataset.paths": options.data,
-        "model": options.model,
-        "output": options.output,
-        "scaling.num_workers": options.num_workers,
-        "resume": options.resume,
-    }
-    values = values_given(given)
+    description = "Stage 1: train the quality gates of a Select-MoE (gate warm-up)."
+    parser = stage_parser("jobs/pretrain.py", description, WarmupConfig, OPTIONS)
+    options, overrides = parse_arguments(parser, arguments)
+    values = values_given(vars(options))
     config = load_config(WarmupConfig, overrides, values=values)
     has_preset = any(override.startswith("preset=") for override in overrides)
-    if is_demo(config) and options.resume is None and not has_preset:
+    if is_demo(config) and "resume" not in values and not has_preset:
         config = load_config(WarmupConfig, ["preset=demo", *overrides], values=values)
     return with_absolute_paths(config)
 
@@ -70,22 +72,6 @@ def is_demo(config: WarmupConfig) -> bool:
     """True where neither a model nor a corpus is given; the defaults, meant for real ones, would
     keep the tiny selector busy for long with a handful of rows."""
     return config.model is None and not (config.dataset.paths or config.dataset.names)
-
-
-def build_parser() -> CommandParser:
-    parser = stage_parser(
-        "jobs/pretrain.py",
-        "Stage 1: warm up the quality gates of a Select-MoE.",
-        WarmupConfig,
-    )
-    parser.add_argument(
-        "--data", nargs="+", help="corpora: files, folders, globs, URLs or hub:NAME[:split]"
-    )
-    parser.add_argument("--model", help="Select-MoE folder or hub name")
-    parser.add_argument("--output", metavar="DIR", help="folder of this run")
-    parser.add_argument("--num-workers", type=int, help="training processes")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the interrupted run in DIR")
-    return parser
 
 
 def with_absolute_paths(config: WarmupConfig) -> WarmupConfig:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from selectmoe.cli.select_command import parse, require_inputs, run, select_parser
+from selectmoe.cli.select_command import parse, require_inputs, run
 from selectmoe.config.selection import SelectConfig
 
 if TYPE_CHECKING:  # --help and a mistyped option must not wait for these imports
@@ -13,18 +13,7 @@ if TYPE_CHECKING:  # --help and a mistyped option must not wait for these import
 
 def main(arguments: Sequence[str]) -> None:
     """One run of stage 2. Raises SelectMoeError for what the user can mend."""
-    parser = select_parser(
-        "jobs/select.py", "Stage 2: score a corpus and keep exactly the best share of it."
-    )
-    parser.add_argument(
-        "--via",
-        metavar="BACKEND",
-        help="Scoring backend: actors (default), serve or http://HOST:PORT.",
-    )
-    parser.add_argument(
-        "--num-actors", type=int, help="Number of scoring actors (default: one per GPU or CPU)."
-    )
-    config = parse(parser, arguments)
+    config = parse(arguments, prog="jobs/select.py")
     require_inputs(config)
     from jobs.stage_2_selection.ray_runner import RayRunner
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.on_ray.training_run import print_rows, train_in, write_manifest
-from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
+from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import (
     absolute_corpus,
     absolute_model,
@@ -28,6 +28,13 @@ if TYPE_CHECKING:  # these load torch, and --help must not wait for it
 
 logger = logging.getLogger(__name__)
 
+OPTIONS = {
+    "--data": "dataset.data_path",
+    "--model": "model",
+    "--output": "output",
+    "--num-workers": "scaling.num_workers",
+    "--resume": "resume",
+}
 # These change where, how fast and on what workers a run goes on, not what it learns.
 FREE_ON_RESUME = (
     "output", "output_root", "resume", "max_rejected", "scaling.num_workers", "scaling.use_gpu",
@@ -59,29 +66,11 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> FinetuneConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    options, overrides = parse_arguments(build_parser(), arguments)
-    given = {
-        "dataset.data_path": options.data,
-        "model": options.model,
-        "output": options.output,
-        "scaling.num_workers": options.num_workers,
-        "resume": options.resume,
-    }
-    return with_absolute_paths(load_config(FinetuneConfig, overrides, values=values_given(given)))
-
-
-def build_parser() -> CommandParser:
-    parser = stage_parser(
-        "jobs/finetune.py",
-        "Stage 3: finetune a causal language model with LoRA on selected rows.",
-        FinetuneConfig,
-    )
-    parser.add_argument("--data", help="a stage 2 run, its selected_data.jsonl, or a corpus")
-    parser.add_argument("--model", help="folder or hub name of a causal language model")
-    parser.add_argument("--output", metavar="DIR", help="folder of this run")
-    parser.add_argument("--num-workers", type=int, help="training processes")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the interrupted run in DIR")
-    return parser
+    description = "Stage 3: finetune a causal language model with LoRA on selected rows."
+    parser = stage_parser("jobs/finetune.py", description, FinetuneConfig, OPTIONS)
+    options, overrides = parse_arguments(parser, arguments)
+    values = values_given(vars(options))
+    return with_absolute_paths(load_config(FinetuneConfig, overrides, values=values))
 
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:

@@ -1,4 +1,4 @@
-"""What `jobs/evaluate.py` does: run tasks on a model, store and print results; compare runs."""
+"""The command of `jobs/evaluate.py`: run tasks on a model, save and print results; compare runs."""
 
 import dataclasses
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from selectmoe import __version__
-from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
+from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import (
     absolute_model,
     absolute_path,
@@ -27,25 +27,32 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OPTIONS = {
+    f"--{key.replace('_', '-')}": key
+    for key in (
+        "model", "adapter", "name", "tasks", "tasks_dir", "num_fewshot", "limit", "batch_size",
+        "output", "compare",
+    )
+}  # fmt: skip
 LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "ray")
-# These name files and runs; they change nothing that is measured.
-PATHS = ("output", "output_root")
+# Settings that config.json does not contain, since they do not affect results.
+UNSAVED = ("output", "output_root")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """One run of stage 4. Raises SelectMoeError for what the user can mend."""
+    """Runs stage 4. Raises SelectMoeError for a mistake of the user."""
     config = parse(arguments)
     if config.compare:
         compare(config)
         return
     needs_hub = require_inputs(config)
-    config = with_adapter_itself(config)
-    output = claim_run(config, free=PATHS, resume=False)
+    config = with_resolved_adapter(config)
+    output = claim_run(config, free=UNSAVED, resume=False)
     use_gpu = start_ray_for(config)
     results = []
     for result in run_on_ray(config, output, needs_hub=needs_hub, use_gpu=use_gpu):
         results.append(result)
-        if result.seconds:  # not each task inside a group
+        if result.seconds:  # not for the tasks of a group
             print(task_line(result), flush=True)
     from selectmoe.evaluation.run_files import SAMPLES_NAME, write_run
 
@@ -56,40 +63,17 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> EvaluateConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    options, overrides = parse_arguments(build_parser(), arguments)
-    keys = (
-        "name", "tasks", "tasks_dir", "model", "adapter", "num_fewshot", "limit", "batch_size",
-        "compare", "output",
-    )  # fmt: skip
-    given = {key: getattr(options, key) for key in keys}
+    description = "Stage 4: evaluate a model, with or without an adapter; compare runs."
+    parser = stage_parser("jobs/evaluate.py", description, EvaluateConfig, OPTIONS)
+    options, overrides = parse_arguments(parser, arguments)
     if options.tasks is not None:  # with commas, too, as lm-eval's own command takes them
-        given["tasks"] = [task for names in options.tasks for task in names.split(",")]
-    return with_absolute_paths(load_config(EvaluateConfig, overrides, values=values_given(given)))
-
-
-def build_parser() -> CommandParser:
-    parser = stage_parser(
-        "jobs/evaluate.py",
-        "Stage 4: evaluate a model, with or without an adapter; compare runs.",
-        EvaluateConfig,
-    )
-    parser.add_argument("--model", help="folder or hub name of a causal language model")
-    parser.add_argument("--adapter", metavar="DIR", help="PEFT adapter, or a run of stage 3")
-    parser.add_argument("--name", help="of the run in tables; base, random, full, selected")
-    parser.add_argument("--tasks", nargs="+", help="names of tasks, or files of rows")
-    parser.add_argument("--tasks-dir", metavar="DIR", help="lm-eval task files of your own")
-    parser.add_argument("--num-fewshot", type=int, help="solved examples before each question")
-    parser.add_argument("--limit", type=int, help="rows of each task to use")
-    parser.add_argument("--batch-size", type=int, help="rows of a forward pass")
-    parser.add_argument("--output", metavar="DIR", help="folder of this run")
-    parser.add_argument(
-        "--compare", nargs="+", metavar="RUN", help="print and store one table over finished runs"
-    )
-    return parser
+        options.tasks = [task for names in options.tasks for task in names.split(",")]
+    values = values_given(vars(options))
+    return with_absolute_paths(load_config(EvaluateConfig, overrides, values=values))
 
 
 def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
-    """The worker may run in another folder than this process, so no path stays relative."""
+    """Workers may run in another directory than the driver, so no path stays relative."""
     from selectmoe.evaluation.local_tasks import is_row_file
 
     tasks = tuple(
@@ -107,7 +91,7 @@ def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def require_inputs(config: EvaluateConfig) -> bool:
-    """Refuses what is not there before Ray starts; True where something may be on the hub."""
+    """Raises for missing inputs before Ray starts; True if the hub may be needed."""
     from selectmoe.evaluation.local_tasks import plan_tasks, ships_with_the_package
     from selectmoe.evaluation.task_names import require_known
     from selectmoe.model.checkpoint import read_model_config
@@ -123,8 +107,8 @@ def require_inputs(config: EvaluateConfig) -> bool:
     return from_hub or not all(map(ships_with_the_package, planned))
 
 
-def with_adapter_itself(config: EvaluateConfig) -> EvaluateConfig:
-    """Names the checkpoint where a run of stage 3 was given."""
+def with_resolved_adapter(config: EvaluateConfig) -> EvaluateConfig:
+    """Replaces the output folder of a stage 3 run with its last checkpoint."""
     from selectmoe.evaluation.adapter_folder import adapter_folder
 
     if config.adapter is None:
@@ -133,7 +117,7 @@ def with_adapter_itself(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def start_ray_for(config: EvaluateConfig) -> bool:
-    """Starts Ray; True where the run gets a GPU. Raises ClusterError where no node can take it."""
+    """Starts Ray; True if the run gets a GPU. Raises ClusterError if no node has the resources."""
     from jobs.on_ray.session import ClusterError, start_ray
     from jobs.stage_4_eval import task_evaluator
 
@@ -149,9 +133,9 @@ def start_ray_for(config: EvaluateConfig) -> bool:
     if not fits and not config.wait_for_nodes:
         largest = max(int(node.get("CPU", 0)) for node in nodes)
         raise ClusterError(
-            f"no node has the num_cpus={config.num_cpus} and num_gpus={num_gpus} of the run: the "
-            f"largest has {largest} CPUs, and {'one has' if has_gpu else 'none has'} a GPU; "
-            "wait_for_nodes=true waits for another"
+            f"no node has num_cpus={config.num_cpus} and num_gpus={num_gpus}: the largest has "
+            f"{largest} CPUs, and {'one has' if has_gpu else 'none has'} a GPU; "
+            "wait_for_nodes=true waits for a suitable node"
         )
     return bool(num_gpus)
 
@@ -159,7 +143,7 @@ def start_ray_for(config: EvaluateConfig) -> bool:
 def run_on_ray(
     config: EvaluateConfig, output: Path, *, needs_hub: bool, use_gpu: bool
 ) -> "Iterator[TaskResult]":
-    """The results of one Ray task, each as soon as it is there."""
+    """Yields the results of a Ray task, each as soon as it is available."""
     import ray
 
     from jobs.on_ray.errors import user_mistake
@@ -186,29 +170,29 @@ def run_on_ray(
         details = output / "evaluation_error.txt"
         details.write_text(str(error), encoding="utf-8")
         reason = str(error).strip().splitlines()[-1]
-        raise EvaluationError(f"the evaluation stopped: {reason}; details: {details}") from error
+        raise EvaluationError(f"the evaluation failed: {reason}; details: {details}") from error
 
 
 class EvaluationError(SelectMoeError, RuntimeError):
-    """The worker was lost, or failed in a way that is none of the above."""
+    """The worker died, or failed with an unexpected error."""
 
 
 def task_line(result: "TaskResult") -> str:
-    """demo_choices: acc 0.2750 ± 0.0409, acc_norm 0.3000 ± 0.0420 (120 rows, 3.1 s)"""
+    """demo_choices: acc 0.2750 ± 0.0409, acc_norm 0.3000 ± 0.0420 (120 rows, 3.1 s)."""
     metrics = ", ".join(
         f"{name} {metric.value:.4f}"
         + ("" if metric.standard_error is None else f" ± {metric.standard_error:.4f}")
         for name, metric in result.metrics.items()
     )
     counts = [f"{result.num_samples:,} rows"]
-    counts += [f"{count} left out: {reason}" for reason, count in result.num_left_out.items()]
+    counts += [f"{count} skipped: {reason}" for reason, count in result.num_left_out.items()]
     if result.num_truncated:
-        counts.append(f"{result.num_truncated:,} passes cut to fit the model")
+        counts.append(f"{result.num_truncated:,} passes truncated to fit the model")
     return f"{result.task}: {metrics} ({', '.join(counts)}, {result.seconds:.1f} s)"
 
 
 def about(config: EvaluateConfig, *, use_gpu: bool) -> dict[str, object]:
-    """What a results file says besides its numbers."""
+    """The metadata of a results file."""
     from selectmoe.paths import EMBEDDED_SELECTOR
 
     return {
@@ -232,8 +216,8 @@ def _version(library: str) -> str | None:
 
 
 def compare(config: EvaluateConfig) -> None:
-    """Prints and stores one table over the runs of --compare."""
-    from selectmoe.evaluation.results_table import compare_runs, plain, write_table
+    """Prints and saves a table of the runs in config.compare."""
+    from selectmoe.evaluation.results_table import compare_runs, to_text, write_table
     from selectmoe.evaluation.run_files import read_run
 
     runs = [read_run(Path(folder)) for folder in config.compare]
@@ -241,7 +225,7 @@ def compare(config: EvaluateConfig) -> None:
     output = new_output_folder(config.stage, output=config.output, output_root=config.output_root)
     claim_output_folder(output, resolved(config), resume=False)
     as_json, as_markdown = write_table(table, output)
-    print(plain(table))
+    print(to_text(table))
     for run in runs:
         adapter = f"adapter {run.adapter}" if run.adapter else "no adapter"
         print(f"{run.name}: {run.folder}, {adapter}")

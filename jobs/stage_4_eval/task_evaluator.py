@@ -1,4 +1,4 @@
-"""What runs on Ray's worker in the evaluate job: `evaluate` of the package, offline or not."""
+"""The Ray task of the evaluate job: runs `evaluate` of the package, offline if there is no hub."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,10 +8,10 @@ from selectmoe.model.hub_access import hub_answers, work_offline
 
 
 def evaluate_tasks(config: EvaluateConfig, *, needs_hub: bool, use_gpu: bool) -> Iterator[Any]:
-    """Yields a TaskResult for each task as it is done.
+    """Yields a TaskResult per task when it is done.
 
-    needs_hub: a task or the model may have to come from the hub. Where it may not, or the hub does
-    not answer, the hub's clients are told so: they would try for minutes.
+    needs_hub: a task or the model may have to be downloaded. Otherwise, or if the hub does not
+    answer, the hub's clients are set offline, since they would retry for minutes.
     """
     if not (needs_hub and hub_answers()):
         work_offline()

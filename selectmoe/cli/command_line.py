@@ -5,10 +5,12 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeGuard
 
-from selectmoe.config.loading import StageConfig, settings_help
+from selectmoe.config.loading import StageConfig
+from selectmoe.config.options import add_options, settings_help
 from selectmoe.errors import SelectMoeError
 
 USER_ERROR_STATUS = 2
@@ -60,14 +62,22 @@ class CommandParser(argparse.ArgumentParser):
         _leave(f"error: {message} (see {self.prog} --help)", USER_ERROR_STATUS)
 
 
-def stage_parser(prog: str, description: str, config_class: type[StageConfig]) -> CommandParser:
-    """A parser without options yet; its --help ends with every setting of the stage."""
-    return CommandParser(
+def stage_parser(
+    prog: str,
+    description: str,
+    config_class: type[StageConfig],
+    options: Mapping[str, str] = types.MappingProxyType({}),
+) -> CommandParser:
+    """A parser with options for settings, {"--data": "dataset.paths"}; its --help ends with every
+    setting of the stage."""
+    parser = CommandParser(
         prog=prog,
         description=description,
         epilog="settings:\n" + settings_help(config_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_options(parser, config_class, options)
+    return parser
 
 
 def parse_arguments(
@@ -75,12 +85,15 @@ def parse_arguments(
 ) -> tuple[argparse.Namespace, list[str]]:
     """Options and `key=value` overrides, in any order."""
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="any setting, as in Hydra"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="Any setting listed below, in Hydra's override syntax.",
     )
     namespace = parser.parse_intermixed_args(list(arguments))
-    overrides = list(namespace.overrides)
+    overrides = list(vars(namespace).pop("overrides"))
     for name, entries in vars(namespace).items():
-        if isinstance(entries, list) and name != "overrides":
+        if isinstance(entries, list):
             # An option of several values takes `seed=1` behind it for one more of them.
             swallowed = [entry for entry in entries if _is_override(entry)]
             setattr(namespace, name, [entry for entry in entries if entry not in swallowed] or None)

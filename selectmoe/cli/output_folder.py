@@ -7,9 +7,9 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from selectmoe.config.loading import resolved
+from selectmoe.config.run import RunConfig
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ConfigError, ResumeError
 
@@ -18,17 +18,6 @@ OUTPUT_ROOT_VARIABLE = "SELECTMOE_OUTPUT_ROOT"
 _UPLOAD_MARK = "working_dir_files"
 
 logger = logging.getLogger(__name__)
-
-
-class RunConfig(Protocol):
-    """What the configurations of stages 1 to 4 have in common."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def output(self) -> str | None: ...
-    @property
-    def output_root(self) -> str | None: ...
 
 
 def in_uploaded_folder() -> bool:

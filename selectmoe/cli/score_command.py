@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
-from selectmoe.cli.output_folder import absolute_path
+from selectmoe.cli.command_line import parse_arguments, stage_parser
+from selectmoe.cli.output_folder import absolute_path, values_given
 from selectmoe.cli.progress import RowsProgress
 from selectmoe.config.loading import load_config
 from selectmoe.config.score import ScoreConfig
@@ -24,44 +24,27 @@ if TYPE_CHECKING:  # --help and a mistyped option must not wait for these import
     from selectmoe.scoring.engine import ScoringEngine
 
 STANDARD_INPUT = "-"
+OPTIONS = {
+    "--data": "data",
+    "--model": "model",
+    "--model-checkpoint-path": "model_checkpoint_path",
+    "--output": "output",
+}
 ROWS_AT_A_TIME = 512
 
 
 def main(arguments: Sequence[str]) -> None:
     """Raises SelectMoeError for what the user can mend."""
-    options, overrides = parse_arguments(build_parser(), arguments)
-    given = {
-        "dataset.paths": options.data,
-        "model": options.model,
-        "model_checkpoint_path": options.model_checkpoint_path,
-        "output": options.output,
-    }
-    values = {key: value for key, value in given.items() if value is not None}
-    config = load_config(ScoreConfig, overrides, values=values)
-    if not config.dataset.paths:
+    description = "Print the score of each row of a corpus, one JSON object per line."
+    parser = stage_parser("selectmoe score", description, ScoreConfig, OPTIONS)
+    options, overrides = parse_arguments(parser, arguments)
+    config = load_config(ScoreConfig, overrides, values=values_given(vars(options)))
+    if not config.data:
         raise ConfigError("no rows to score: give --data FILE, or --data - for standard input")
     with tempfile.TemporaryDirectory() as folder:
-        if STANDARD_INPUT in config.dataset.paths:
+        if STANDARD_INPUT in config.data:
             config = _with_copied_input(config, Path(folder) / "stdin.jsonl")
         score_rows(config, hidden_folder=f"{folder}/")
-
-
-def build_parser() -> CommandParser:
-    parser = stage_parser(
-        "selectmoe score", "Print the score of each row of a corpus.", ScoreConfig
-    )
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        help="Corpora: files, folders, globs, URLs, hub:NAME[:SPLIT], or - for JSON lines from "
-        "standard input.",
-    )
-    parser.add_argument("--model", help="Select-MoE folder or hub name.")
-    parser.add_argument(
-        "--model-checkpoint-path", metavar="DIR", help="Weights of a gate warm-up (stage 1)."
-    )
-    parser.add_argument("--output", metavar="FILE", help="File for the scores instead of printing.")
-    return parser
 
 
 def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
@@ -75,7 +58,7 @@ def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
     from selectmoe.errors import DataError
     from selectmoe.model.checkpoint import require_select_moe
 
-    require_readable(config.dataset.paths)
+    require_readable(config.data)
     if config.model is not None:
         require_select_moe(config.model)
     from selectmoe.scoring.engine import ScoringEngine
@@ -85,15 +68,14 @@ def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
         weights=config.model_checkpoint_path,
         formula=config.scoring.formula,
         dtype=config.scoring.dtype,
-        max_sequence_length=config.dataset.max_sequence_length,
     )
-    lines = score_lines(engine, read_corpora(config.dataset.paths), hidden_folder)
+    lines = score_lines(engine, read_corpora(config.data), hidden_folder)
     if config.output is None:
         num_rows = sum(map(_print_line, lines))
     else:
         num_rows = write_jsonl(absolute_path(config.output, "--output"), _with_progress(lines))
     if not num_rows:
-        raise DataError(f"{', '.join(config.dataset.paths)}: no rows: every file is empty")
+        raise DataError(f"{', '.join(config.data)}: no rows: every file is empty")
 
 
 def score_lines(
@@ -156,5 +138,5 @@ def _with_copied_input(config: ScoreConfig, file: Path) -> ScoreConfig:
     """Copies standard input into a file, so that it is read like any other corpus."""
     with file.open("wb") as copy:
         shutil.copyfileobj(sys.stdin.buffer, copy)
-    paths = (str(file) if path == STANDARD_INPUT else path for path in config.dataset.paths)
-    return replace(config, dataset=replace(config.dataset, paths=tuple(paths)))
+    paths = (str(file) if path == STANDARD_INPUT else path for path in config.data)
+    return replace(config, data=tuple(paths))

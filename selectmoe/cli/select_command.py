@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectmoe.cli.command_line import CommandParser, parse_arguments, stage_parser
+from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import (
     absolute_corpus,
     absolute_model,
@@ -22,6 +22,18 @@ if TYPE_CHECKING:  # --help and a mistyped option must not wait for these import
     from selectmoe.selection.backends import Backend
     from selectmoe.selection.stage import Runner
 
+OPTIONS = {
+    "--pct": "selection_percentage",
+    "--data": "dataset.paths",
+    "--model": "model",
+    "--output": "output",
+    "--via": "via",
+    "--num-actors": "num_actors",
+    "--scored": "scored",
+    "--per-dataset": "per_dataset",
+    "--max-rejected": "max_rejected",
+    "--resume": "resume",
+}
 # These change where, how fast and whether a run continues, not what comes out of it.
 FREE_ON_RESUME = ("max_rejected", "num_actors", "output", "output_root", "resume")
 # A resumed run continues on its backend unless it is given another one: a server may have moved.
@@ -30,14 +42,7 @@ CHANGEABLE_ON_RESUME = ("via", "shards_in_flight")
 
 def main(arguments: Sequence[str]) -> None:
     """One run in this process. Raises SelectMoeError for what the user can mend."""
-    parser = select_parser("selectmoe select", "Score a corpus and keep exactly the best share.")
-    parser.add_argument(
-        "--via", metavar="URL", help="Score server to use instead of loading the model here."
-    )
-    parser.add_argument(
-        "--num-actors", type=int, help="Number of scoring threads (default: one per CPU)."
-    )
-    config = parse(parser, arguments)
+    config = parse(arguments, prog="selectmoe select")
     require_inputs(config)
     from selectmoe.selection.in_process import InProcess
 
@@ -71,44 +76,13 @@ def run(config: SelectConfig, backend: "Backend | None", runner: "Runner") -> No
     print_selection(manifest, output)
 
 
-def select_parser(prog: str, description: str) -> CommandParser:
-    """The options that are the same in one process and on Ray."""
-    parser = stage_parser(prog, description, SelectConfig)
-    parser.add_argument("--pct", type=float, help="Fraction of the rows to keep, in (0, 1].")
-    parser.add_argument(
-        "--data", nargs="+", help="Corpora: files, folders, globs, URLs or hub:NAME[:SPLIT]."
-    )
-    parser.add_argument("--model", help="Select-MoE folder or hub name.")
-    parser.add_argument("--output", metavar="DIR", help="Output folder of this run.")
-    parser.add_argument(
-        "--scored", metavar="DIR", help="Re-select from the scores of this finished run."
-    )
-    parser.add_argument(
-        "--per-dataset", action="store_true", help="Apply --pct within each dataset."
-    )
-    parser.add_argument(
-        "--max-rejected", type=float, help="Fraction of rejected rows above which the run fails."
-    )
-    parser.add_argument("--resume", metavar="DIR", help="Resume the interrupted run in DIR.")
-    return parser
-
-
-def parse(parser: CommandParser, arguments: Sequence[str]) -> SelectConfig:
+def parse(arguments: Sequence[str], *, prog: str) -> SelectConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
+    description = "Stage 2: score a corpus and keep exactly the best fraction of it."
+    parser = stage_parser(prog, description, SelectConfig, OPTIONS)
     options, overrides = parse_arguments(parser, arguments)
-    given = {
-        "selection_percentage": options.pct,
-        "dataset.paths": options.data,
-        "model": options.model,
-        "output": options.output,
-        "via": options.via,
-        "num_actors": options.num_actors,
-        "scored": options.scored,
-        "per_dataset": options.per_dataset or None,
-        "max_rejected": options.max_rejected,
-        "resume": options.resume,
-    }
-    return with_absolute_paths(load_config(SelectConfig, overrides, values=values_given(given)))
+    values = values_given(vars(options))
+    return with_absolute_paths(load_config(SelectConfig, overrides, values=values))
 
 
 def with_absolute_paths(config: SelectConfig) -> SelectConfig:

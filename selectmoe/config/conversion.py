@@ -3,38 +3,39 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from selectmoe.config.checks import require
+from selectmoe.config.checks import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertConfig:
-    """Stage 0: an OLMoE checkpoint becomes a Select-MoE."""
+    """Stage 0: an OLMoE checkpoint becomes a Select-MoE checkpoint."""
 
     stage: ClassVar[str] = "stage_0_convert"
 
     base: str
-    """OLMoE folder or hub name."""
+    """OLMoE checkpoint: a folder or hub name."""
     save_path: str
-    """Folder of the new checkpoint: new or empty, and outside base."""
+    """Output folder for the Select-MoE checkpoint; it must be new or empty, and outside base."""
     verify: bool = False
-    """Compare the logits of both models and store the parity report."""
+    """Compare the logits of both models and save a parity report. Exits non-zero on a mismatch."""
     verify_only: bool = False
-    """The same for the checkpoint that save_path already holds, converting nothing."""
+    """Verify the checkpoint that save_path already holds, without converting."""
     quality_gate_init_mean: float | None = None
-    """Mean of the gates' first weights; null is the model's own default."""
+    """Mean of the quality gates' initial weights; null is the model's default."""
     quality_gate_init_std: float | None = None
-    """Their standard deviation, at least 0; null is the model's own default."""
+    """Standard deviation of the quality gates' initial weights, at least 0; null is the model's
+    default."""
     quality_gate_init_bias: float | None = None
-    """What opens them: good is sigmoid(bias) at weights of 0; null is the model's own default."""
+    """Initial bias of the quality gates; with zero weights the good-probability is sigmoid(bias).
+    Null is the model's default."""
     quality_gate_forced_open: bool | None = None
-    """Take good as 1 whatever the gates say: the model then computes what base computes."""
+    """Fix the good-probability at 1, which makes the model compute exactly what base computes; null
+    is the model's default."""
     trash_expert_mode: Literal["zero", "noise", "custom"] | None = None
-    """What the trash expert returns; null is the model's own default."""
+    """Output of the trash expert: zeros, noise or a trained vector (custom); null is the
+    model's default."""
     seed: int = 0
-    """Of the gates' first weights."""
+    """Random seed of the quality gates' initialization."""
 
     def __post_init__(self) -> None:
-        deviation = self.quality_gate_init_std
-        valid = deviation is None or deviation >= 0
-        require(valid, "quality_gate_init_std", "at least 0", deviation)
-        require(self.seed >= 0, "seed", "at least 0", self.seed)
+        require_at_least(0, self, "quality_gate_init_std", "seed")

@@ -1,32 +1,30 @@
-"""On how many workers a training stage runs."""
+"""The Ray workers of a training stage."""
 
 from dataclasses import dataclass
 
-from selectmoe.config.checks import require
+from selectmoe.config.checks import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScalingConfig:
-    """On how many workers a training stage runs, and what happens when one is lost."""
+    """How many Ray workers train, on which resources, and how their failures are handled."""
 
     num_workers: int = 1
-    """Training processes; each has its own GPU, or its own CPUs."""
+    """Number of training workers, each a process with a GPU or CPUs of its own."""
     use_gpu: bool | None = None
-    """Train on GPUs; null is where the cluster has any."""
+    """Train on GPUs; null uses them where the cluster has any."""
     num_cpus_per_worker: int = 1
-    """CPUs that a worker reserves and, without a GPU, computes on."""
+    """CPUs reserved per worker; without a GPU, also its number of computing threads."""
     max_failures: int = 3
-    """Lost workers after which the run ends; until then it goes on from its last checkpoint."""
+    """Worker failures tolerated before the run fails; each restarts from the last checkpoint."""
     num_checkpoints: int = 2
-    """Checkpoints to keep, the newest."""
+    """Number of latest checkpoints to keep."""
     storage_path: str | None = None
-    """Folder or URL of the checkpoints; null is the folder of the run."""
+    """Folder or URL for checkpoints; null is the output folder of the run."""
     wait_for_nodes: bool = False
-    """Wait for workers that the cluster has not yet, as one that grows may, instead of refusing."""
+    """Wait for an autoscaling cluster to add the missing workers instead of failing at once."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "num_cpus_per_worker", "num_checkpoints"):
-            value = getattr(self, name)
-            require(value >= 1, f"scaling.{name}", "at least 1", value)
-        failures = self.max_failures
-        require(failures >= 0, "scaling.max_failures", "at least 0", failures)
+        names = ("num_workers", "num_cpus_per_worker", "num_checkpoints")
+        require_at_least(1, self, *names, group="scaling.")
+        require_at_least(0, self, "max_failures", group="scaling.")

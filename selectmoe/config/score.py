@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from selectmoe.config.dataset import DatasetConfig
 from selectmoe.config.engine import ScoringConfig
 
 
@@ -14,10 +13,13 @@ class ScoreConfig:
     stage: ClassVar[str] = "score"
 
     model: str | None = None
-    """Select-MoE folder or hub name; null is the selector in the package."""
+    """Select-MoE model: a folder or hub name; null is the selector in the package."""
     model_checkpoint_path: str | None = None
-    """Stage 1's weights: the folder of its run, full_rank_weights.safetensors or an adapter."""
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, or an
+    adapter; null is the weights of the model itself."""
+    data: tuple[str, ...] = ()
+    """Corpora: files, folders, globs, URLs, hub:NAME[:split], or - for JSON lines from standard
+    input; several are separated by commas."""
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     output: str | None = None
     """File for the scores, one JSON object per line; null prints them."""

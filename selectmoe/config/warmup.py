@@ -3,84 +3,67 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from selectmoe.config.checks import require
+from selectmoe.config.checks import require, require_at_least
+from selectmoe.config.lora import LoraSettings
+from selectmoe.config.run import ResumableRunConfig
 from selectmoe.config.scaling import ScalingConfig
 from selectmoe.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmupDatasetConfig:
-    """What the gates learn from."""
+    """Which corpora the gates are trained on."""
 
     paths: tuple[str, ...] = ()
-    """Corpora, separated by commas: files, folders, globs, URLs or hub:NAME[:split]; [] is the
-    clean part of the demo corpus, unless names are given."""
+    """Corpora: files, folders, globs, URLs or hub:NAME[:split]; several are separated by commas.
+    [] is the clean part of the demo corpus, unless names is set."""
     names: tuple[str, ...] = ()
-    """Corpora by their names below folder, such as cot,dolly,flan_v2,oasst1: a .jsonl, .jsonl.gz
-    or .parquet file of that name, or a folder of such files."""
+    """Names of corpora in folder, such as cot,dolly,flan_v2,oasst1; each is a .jsonl, .jsonl.gz or
+    .parquet file of that name, or a folder of such files."""
     folder: str | None = None
-    """Where names are looked for."""
+    """Folder that contains the corpora of names."""
     subset_ratio: float = 0.05
-    """Share of the rows to use, in (0, 1], chosen by a hash of their content."""
+    """Fraction of the rows to use, in (0, 1], chosen by a hash of their content."""
     max_sequence_length: int = 1_024
-    """Tokens of a sample that are read; of a longer one, the first so many."""
+    """Maximum tokens per sample; longer samples are truncated."""
 
     def __post_init__(self) -> None:
         require(0 < self.subset_ratio <= 1, "dataset.subset_ratio", "in (0, 1]", self.subset_ratio)
-        length = self.max_sequence_length
-        require(length >= 2, "dataset.max_sequence_length", "at least 2", length)
+        require_at_least(2, self, "max_sequence_length", group="dataset.")
         if self.names and self.folder is None:
             raise ConfigError(f"dataset.names needs dataset.folder, got {','.join(self.names)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WarmupLoraConfig:
-    """The adapters of training.peft_mode=lora."""
-
-    r: int = 16
-    """Rank."""
-    lora_alpha: int = 32
-    """What the adapters add is scaled by lora_alpha / r."""
-    lora_dropout: float = 0.0
-    """Share of the adapters' inputs that is dropped in training, in [0, 1)."""
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """Modules that get an adapter, by the end of their names. Fused experts too
-    (mlp.experts.gate_up_proj), without dropout."""
-
-    def __post_init__(self) -> None:
-        require(self.r >= 1, "training.lora.r", "at least 1", self.r)
-        require(self.lora_alpha >= 1, "training.lora.lora_alpha", "at least 1", self.lora_alpha)
-        dropout, modules = self.lora_dropout, self.target_modules
-        require(0 <= dropout < 1, "training.lora.lora_dropout", "in [0, 1)", dropout)
-        require(bool(modules), "training.lora.target_modules", "at least one module", modules)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """How the gates are warmed up."""
+    """How the gates are trained."""
 
     peft_mode: Literal["full_rank", "lora"] = "full_rank"
-    """full_rank trains the gates alone; lora trains adapters beside them."""
+    """Trained parameters: full_rank trains the gates alone, lora adds LoRA adapters."""
     train_quality_gates: bool = True
     """Train the quality gates."""
     train_moe_gates: bool = False
-    """Train the routers of the experts too. Gradients then pass through the whole model: several
-    times the time and memory."""
-    lora: WarmupLoraConfig = field(default_factory=WarmupLoraConfig)
+    """Train the expert routers too. Gradients then flow through the whole model, which takes
+    several times the time and memory."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
     num_steps: int = 1_000
-    """Optimizer steps."""
-    batch_size: int = 32
-    """Samples of one optimizer step, over all workers; corrupted copies are not counted."""
-    max_tokens_per_forward: int | None = None
-    """Tokens that a worker computes at a time, padding included; the gradients of a step are added
-    up. null is 4,096 on a CPU and 16,384 on a GPU."""
+    """Number of optimizer steps."""
+    effective_batch_size: int = 32
+    """Samples per optimizer step, over all workers; corrupted copies are not counted."""
+    batch_size: int | None = None
+    """Maximum samples per device and forward pass, corrupted copies not counted; null leaves the
+    limit to max_tokens_per_batch. Gradients accumulate up to effective_batch_size."""
+    max_tokens_per_batch: int | None = None
+    """Maximum tokens per device and forward pass, padding and corrupted copies included; null is
+    4,096 on a CPU and 16,384 on a GPU. Whichever of this and batch_size is reached first ends a
+    batch; a sample that is longer by itself is a batch of its own."""
     learning_rate: float = 5e-3
-    """Peak of the schedule: 5 % of the steps upwards, then a cosine down to 0. Gates are linear and
-    start near zero: they bear a large one. The adapters of peft_mode=lora want about 1e-4."""
+    """Peak learning rate: linear warm-up over 5 % of the steps, then cosine decay to 0. The default
+    suits the gates, which are linear and start near zero; with peft_mode=lora use about 1e-4."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """AdamW weight decay."""
     max_grad_norm: float = 1.0
-    """Longer gradients are shortened to this."""
+    """Maximum gradient norm (clipping)."""
     quality_loss_type: Literal[
         "sigmoid",
         "linear",
@@ -89,58 +72,58 @@ class TrainingConfig:
         "mean_variance_regularization",
         "contrastive",
     ] = "contrastive"
-    """What the gates learn from; only contrastive tells good samples from bad ones. The others
-    stand beside the language-model loss; contrastive does where more than the gates is trained."""
+    """Loss of the quality gates; only contrastive learns to tell good samples from bad ones. It is
+    used alone where only the quality gates are trained. Otherwise, and for every other type, it is
+    added to the language-model loss."""
     quality_loss_weight: float = 1.0
-    """Factor of that loss, at least 0."""
+    """Weight of the quality loss, at least 0."""
     corruptions: tuple[str, ...] = ()
-    """Kinds of worse copies for the contrastive loss; [] is all of them."""
+    """Kinds of corrupted copies for the contrastive loss, separated by commas; [] is all kinds."""
     label_weight: float = 0.5
-    """Share of the contrastive loss that labels samples real or worse, in [0, 1]; the rest ranks a
-    sample above its own copy."""
+    """Weight of the classification term of the contrastive loss (original or corrupted), in [0, 1];
+    the rest is the weight of the pairwise ranking term."""
     full_sequence_prediction: bool = False
-    """Language-model loss on every token instead of the assistant's alone."""
+    """Compute the language-model loss on every token instead of assistant tokens only."""
     sample_wise_averaging: bool = True
-    """Average a distribution loss over the tokens of a sample first, then over samples."""
+    """Average distribution losses over the tokens of each sample first, then over samples."""
     enable_load_balancing: bool = False
     """Add OLMoE's load-balancing loss."""
     quality_gate_init_mean: float | None = None
-    """Start the gates anew from a normal distribution with this mean; null keeps the model's gates
-    unless one of the two below is given."""
+    """Mean of the quality gates' initial weights. Setting this or one of the next two
+    re-initializes the gates; null for all three keeps the model's gates."""
     quality_gate_init_std: float | None = None
-    """Its standard deviation, at least 0."""
+    """Standard deviation of the quality gates' initial weights, at least 0."""
     quality_gate_init_bias: float | None = None
-    """What opens new gates: good is sigmoid(bias) at weights of 0."""
+    """Initial bias of the quality gates; with zero weights, good-probability is sigmoid(bias)."""
     trash_expert_mode: Literal["zero", "noise", "custom"] | None = None
-    """What the trash expert returns; null is as the model says. custom learns a vector."""
+    """Output of the trash expert: zeros, noise or a trained vector (custom); null keeps the mode of
+    the model."""
     strategy: Literal["single", "ddp", "fsdp"] | None = None
-    """single is one worker; ddp gives each worker the whole model; fsdp shares the frozen layers
-    out over the workers, for a model that is too large for one. null is ddp."""
+    """Distribution strategy: single is one worker, ddp replicates the model on every worker, and
+    fsdp shards the frozen layers of a model too large for one device; null is ddp."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the frozen model's numbers; null is bfloat16 on a GPU and float32 on a CPU. What is
-    trained is float32."""
+    """Dtype of the frozen weights; null is bfloat16 on a GPU and float32 on a CPU. Trained weights
+    are float32."""
     attn_implementation: str = "sdpa"
-    """eager, sdpa or flash_attention_2."""
+    """Attention implementation: eager, sdpa or flash_attention_2."""
     experts_implementation: str | None = None
-    """eager, grouped_mm or batched_mm; null is eager on a CPU and grouped_mm on a GPU."""
+    """Experts implementation: eager, grouped_mm or batched_mm; null is eager on a CPU and
+    grouped_mm on a GPU."""
     logging_steps: int = 10
     """Optimizer steps between lines of metrics."""
     save_steps: int = 100
     """Optimizer steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "logging_steps", "save_steps"):
-            require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
+        counts = (
+            "num_steps", "effective_batch_size", "batch_size", "max_tokens_per_batch",
+            "logging_steps", "save_steps",
+        )  # fmt: skip
+        require_at_least(1, self, *counts, group="training.")
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, f"training.{name}", "above 0", getattr(self, name))
-        for name in ("weight_decay", "quality_loss_weight"):
-            value = getattr(self, name)
-            require(value >= 0, f"training.{name}", "at least 0", value)
-        tokens, deviation = self.max_tokens_per_forward, self.quality_gate_init_std
-        valid = tokens is None or tokens >= 1
-        require(valid, "training.max_tokens_per_forward", "at least 1", tokens)
-        valid = deviation is None or deviation >= 0
-        require(valid, "training.quality_gate_init_std", "at least 0", deviation)
+        weights = ("weight_decay", "quality_loss_weight", "quality_gate_init_std")
+        require_at_least(0, self, *weights, group="training.")
         share = self.label_weight
         require(0 <= share <= 1, "training.label_weight", "in [0, 1]", share)
         trained = self.train_quality_gates or self.train_moe_gates or self.peft_mode == "lora"
@@ -152,33 +135,26 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WarmupConfig:
-    """Stage 1: teach the gates to tell a sample from a worse copy."""
+class WarmupConfig(ResumableRunConfig):
+    """Stage 1: train the quality gates to tell a sample from a corrupted copy of it."""
 
     stage: ClassVar[str] = "stage_1_pretrain"
 
     model: str | None = None
-    """Select-MoE folder or hub name; null is the selector in the package."""
+    """Select-MoE model: a folder or hub name; null is the selector in the package."""
     dataset: WarmupDatasetConfig = field(default_factory=WarmupDatasetConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
-    output: str | None = None
-    """Folder of this run; null is <output_root>/stage_1_pretrain/<date>/<time>."""
-    output_root: str | None = None
-    """Where runs are kept; null is $SELECTMOE_OUTPUT_ROOT, else ./outputs."""
-    resume: str | None = None
-    """Folder of an interrupted run to go on with."""
-    max_rejected: float = 0.01
-    """Share of rows that cannot be learned from, above which the run stops, in [0, 1]."""
     seed: int = 0
-    """Of new gates, the order of the samples and their corruptions."""
+    """Random seed of re-initialized gates, data order and corrupted copies."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", "at least 0", self.seed)
-        require(0 <= self.max_rejected <= 1, "max_rejected", "in [0, 1]", self.max_rejected)
-        size, num_workers = self.training.batch_size, self.scaling.num_workers
+        ResumableRunConfig.__post_init__(self)
+        require_at_least(0, self, "seed")
+        num_workers = self.scaling.num_workers
         rule = f"at least scaling.num_workers = {num_workers}"
-        require(size >= num_workers, "training.batch_size", rule, size)
+        size = self.training.effective_batch_size
+        require(size >= num_workers, "training.effective_batch_size", rule, size)
         strategy = self.training.strategy
         if (strategy == "single" and num_workers > 1) or (strategy == "fsdp" and num_workers < 2):
             rule = "1" if strategy == "single" else "at least 2"

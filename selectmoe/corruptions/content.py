@@ -1,6 +1,6 @@
-"""Damage to what an answer says, in sentences that may each be good ones.
+"""Corruptions of the content of an answer, whose sentences may be well formed.
 
-Each function is a `Corruption` (see corruptions.py).
+Each function is a `Corruption` (see kinds.py).
 """
 
 import itertools
@@ -23,12 +23,12 @@ _FOREIGN_SHARE = 0.5
 _SWAPPED_SHARE = 0.25
 _RAMBLING_SHARE = (0.3, 1.0)
 _LONG_WORD = re.compile(r"[^\W\d_]{4,}")
-# Capitalised, and not because a sentence begins: behind a small letter or a comma.
+# A capitalized word that does not begin a sentence: it follows a lower-case letter or a comma.
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{2,}")
 
 
 def _foreign_pairs(answer: str, question: str, others: Sequence[Sample]) -> list[tuple[str, str]]:
-    """(answer, its question) of samples that ask something else, in an order of their own."""
+    """(answer, question) of samples with other questions, in sorted order."""
     pairs = {
         (donor.messages[-1].content, donor.messages[-2].content if len(donor.messages) > 1 else "")
         for donor in others
@@ -39,14 +39,14 @@ def _foreign_pairs(answer: str, question: str, others: Sequence[Sample]) -> list
 
 
 def _foreign_answers(answer: str, question: str, others: Sequence[Sample]) -> list[str]:
-    """Answers of samples that ask something else, each once, in an order of their own."""
+    """Unique answers of samples with other questions, in sorted order."""
     return sorted({text for text, _ in _foreign_pairs(answer, question, others)})
 
 
 def other_answer(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """Another question's answer, of the most similar length among a few."""
+    """The answer to another question, of the most similar length among a few."""
     answers = _foreign_answers(answer, question, others)
     candidates = random.sample(answers, min(8, len(answers)))
     return min(candidates, key=lambda text: abs(len(text) - len(answer)), default=None)
@@ -55,12 +55,12 @@ def other_answer(
 def similar_answer(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """The answer to the question that is most like its own, by the long words that both have."""
+    """The answer to the most similar other question, by the long words that both share."""
     asked = _long_words(question)
     best, most = None, 0.0
     for text, other_question in _foreign_pairs(answer, question, others):
         theirs = _long_words(other_question)
-        # By the root: a long question shares words with every other one.
+        # Divided by the square root, since a long question shares words with every other one.
         shared = len(asked & theirs) / max(len(theirs), 1) ** 0.5
         if shared > most:
             best, most = text, shared
@@ -73,7 +73,7 @@ def _long_words(text: str) -> frozenset[str]:
 
 
 def other_turn(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """What the assistant says elsewhere in the same conversation: `others` is the sample itself."""
+    """Another assistant turn of the same conversation: `others` is the sample itself."""
     turns = {m.content for donor in others for m in donor.messages if m.role == "assistant"}
     candidates = sorted(text for text in turns - {answer} if text.strip())
     return random.choice(candidates) if candidates else None
@@ -82,7 +82,7 @@ def other_turn(answer: str, question: str, others: Sequence[Sample], random: Ran
 def mixed_answers(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """Sentences of another question's answer in the place of half of its own."""
+    """Half of the sentences are replaced by sentences of the answer to another question."""
     sentences, gaps = split_sentences(answer)
     answers = _foreign_answers(answer, question, others)
     if len(sentences) < 2 or not answers:
@@ -94,7 +94,7 @@ def mixed_answers(
 
 
 def rambling(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """Goes on, when all is said, with sentences of another question's answer."""
+    """The answer continues with sentences of the answer to another question."""
     answers = _foreign_answers(answer, question, others)
     if not answer.strip() or not answers:
         return None
@@ -107,7 +107,7 @@ def rambling(answer: str, question: str, others: Sequence[Sample], random: Rando
 
 
 def shortened(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """The first sentences alone: none of them is wrong, but they are not all there is to say."""
+    """Only the first sentences, which are correct but incomplete."""
     sentences, gaps = split_sentences(answer)
     if len(sentences) < 2 or len(split_words(answer)[0]) < 2 * MIN_WORDS:
         return None
@@ -118,7 +118,7 @@ def shortened(answer: str, question: str, others: Sequence[Sample], random: Rand
 def wrong_conclusion(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """The last sentence is that of another question's answer."""
+    """The last sentence is replaced by that of the answer to another question."""
     sentences, gaps = split_sentences(answer)
     endings = [split_sentences(text)[0][-1] for text in _foreign_answers(answer, question, others)]
     endings = [ending for ending in endings if ending != (sentences or [""])[-1]]
@@ -130,7 +130,7 @@ def wrong_conclusion(
 def swapped_names(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """Every name becomes one of other answers, each time the same one."""
+    """Every name is replaced consistently by a name from other answers."""
     names = set(re.findall(_NAME, answer))
     foreign = {name for text in _foreign_answers(answer, question, others) for name in _names(text)}
     candidates = sorted(foreign - names)
@@ -148,7 +148,7 @@ def _names(text: str) -> frozenset[str]:
 def swapped_words(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """A quarter of the long words become long words of another answer."""
+    """A quarter of the long words are replaced by long words of another answer."""
     num_words = len(re.findall(_LONG_WORD, answer))
     donors = [text for text in _foreign_answers(answer, question, others) if _long_words(text)]
     if num_words < MIN_WORDS or not donors:
@@ -181,11 +181,11 @@ def echoed_question(
 def wrong_numbers(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """Every number is another one of as many digits."""
+    """Every digit is replaced by another one."""
 
     def other_digit(match: re.Match[str]) -> str:
         digit = unicodedata.decimal(match[0])
-        # Digits of a script stand side by side, 0 first.
+        # The digits of a script are consecutive code points, beginning with 0.
         return chr(ord(match[0]) + (digit + random.randint(1, 9)) % 10 - digit)
 
     return re.sub(r"\d", other_digit, answer)

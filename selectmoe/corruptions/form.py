@@ -1,7 +1,7 @@
-"""Damage to the form of an answer: words, sentences, letters and signs out of order.
+"""Corruptions of the form of an answer: of the order of words and sentences, and of characters.
 
-Line breaks and indentation stay where they were unless the kind is about them: else a gate would
-learn to look for those alone. Each function is a `Corruption` (see corruptions.py).
+Line breaks and indentation are kept unless the kind is about them; otherwise a gate would learn to
+detect those alone. Each function is a `Corruption` (see kinds.py).
 """
 
 import itertools
@@ -42,7 +42,7 @@ def shuffled_words(
 def shuffled_sentences(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """Not of lists and code: their lines are no sentences, and a list has no one order."""
+    """Not for lists and code: their lines are not sentences, and lists may be in any order."""
     sentences, gaps = split_sentences(answer)
     if len(sentences) < 3 or len(set(sentences)) == 1 or len(_LIST_OR_CODE.findall(answer)) > 1:
         return None
@@ -50,7 +50,7 @@ def shuffled_sentences(
 
 
 def gibberish(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """Every word becomes letters by chance, or a third of them do."""
+    """All words, or a third of them, become random letters."""
     words, gaps = split_words(answer)
     if not words:
         return None
@@ -63,7 +63,7 @@ def gibberish(answer: str, question: str, others: Sequence[Sample], random: Rand
 
 
 def truncated(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """The beginning only, stopping inside a sentence, half the time inside a word."""
+    """Only the beginning, which ends inside a sentence and half of the time inside a word."""
     words, gaps = split_words(answer)
     if len(words) < 2 * MIN_WORDS:
         return None
@@ -75,7 +75,7 @@ def truncated(answer: str, question: str, others: Sequence[Sample], random: Rand
 
 
 def repeated(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """Falls into a loop: one phrase takes the place of all that follows it."""
+    """A loop: one phrase is repeated instead of the text that follows it."""
     words, gaps = split_words(answer)
     if len(words) < MIN_WORDS:
         return None
@@ -102,7 +102,7 @@ def dropped_words(
 def wrong_script(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """Letters of another script in place of the Latin ones: readable to nobody."""
+    """Latin letters are replaced by letters of another script, which makes the text unreadable."""
     if sum(letter in string.ascii_letters for letter in answer) < len(answer) / 2:
         return None
     script = random.choice(_SCRIPTS)
@@ -110,20 +110,20 @@ def wrong_script(
 
 
 def mojibake(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """UTF-8 read as Windows-1252: every sign beyond ASCII suffers, and a few that were ASCII."""
-    signs = list(answer)
-    if len(signs) < 12:
+    """UTF-8 decoded as Windows-1252: all non-ASCII characters, and a few that were ASCII."""
+    characters = list(answer)
+    if len(characters) < 12:
         return None
-    for position in sorted(some_positions(len(signs), _MOJIBAKE_SHARE, random)):
-        if signs[position].isascii():
-            signs[position] = random.choice(
-                _ACCENTED if signs[position].isalnum() else _TYPOGRAPHIC
+    for position in sorted(some_positions(len(characters), _MOJIBAKE_SHARE, random)):
+        if characters[position].isascii():
+            characters[position] = random.choice(
+                _ACCENTED if characters[position].isalnum() else _TYPOGRAPHIC
             )
-    return "".join(sign.encode().decode("cp1252", errors="replace") for sign in signs)
+    return "".join(characters).encode().decode("cp1252", errors="replace")
 
 
 def typos(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """In some words a letter is doubled, left out, or written before the one that it follows."""
+    """In some words a letter is doubled, dropped, or swapped with the next one."""
     chosen = some_positions(len(re.findall(_LONG_WORD, answer)), _TYPO_SHARE, random)
     number = itertools.count()
 
@@ -140,7 +140,7 @@ def typos(answer: str, question: str, others: Sequence[Sample], random: Random) 
 
 
 def run_on(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """Lower case, no punctuation, some words grown together."""
+    """Lower case, no punctuation, and some words joined."""
     bare = answer.lower().translate(str.maketrans("", "", string.punctuation)).split()
     if len(bare) < MIN_WORDS:
         return None
@@ -150,7 +150,7 @@ def run_on(answer: str, question: str, others: Sequence[Sample], random: Random)
 def markup_noise(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """Left-overs of a scraped page between the words."""
+    """Remains of a scraped web page between the words."""
     words, gaps = split_words(answer)
     if len(words) < MIN_WORDS:
         return None

@@ -1,9 +1,9 @@
-"""Known-worse copies of a sample, by kind: what the gates learn to tell from the real one.
+"""Corrupted copies of a sample, by kind: the negatives from which the gates learn.
 
-Only what the assistant says is changed, in every assistant turn that a kind can make worse. A copy
-keeps the data set, and its id is the sample's with "#<kind>" behind it. A kind that cannot make a
-sample worse (an answer of one word cannot be shuffled) gives None. The same seed, kind, sample and
-set of donors give the same copy, whatever the donors' order.
+Only assistant turns are changed, all those that a kind can corrupt. A copy keeps the dataset, and
+its id is that of the sample with "#<kind>" appended. A kind that cannot corrupt a sample (an answer
+of one word cannot be shuffled) gives None. A copy depends on the seed, the kind, the sample and the
+set of donors, not on the order of the donors.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from random import Random
 from selectmoe.corruptions import content, form
 from selectmoe.records import Message, Sample
 
-# A kind maps (answer, its question, other samples, random) to a worse answer, or None.
+# A kind maps (answer, question, other samples, random) to a corrupted answer, or None.
 Corruption = Callable[[str, str, Sequence[Sample], Random], str | None]
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -53,9 +53,9 @@ def corrupt(
     donors: Sequence[Sample],
     kinds: Mapping[str, Corruption] = CORRUPTIONS,
 ) -> Sample | None:
-    """A copy of `sample` made worse in the way of `kind`; None where that is not possible.
+    """A copy of `sample` corrupted by `kind`; None if that is not possible.
 
-    donors: other samples of the corpus, from whose answers some kinds take.
+    donors: other samples of the corpus, whose answers some kinds use.
     """
     corruption = kinds[kind]
     random = _random_for(sample, kind, seed)
@@ -65,10 +65,10 @@ def corrupt(
     messages, changed, question = [], False, ""
     for message in sample.messages:
         if message.role == "assistant":
-            worse = corruption(message.content, question, others, random)
-            # Compared word by word: other white space alone makes nothing worse.
-            if worse is not None and worse.split() and worse.split() != message.content.split():
-                message = Message("assistant", worse)
+            answer = corruption(message.content, question, others, random)
+            # Compared word by word: a change of white space alone is no corruption.
+            if answer is not None and answer.split() not in ([], message.content.split()):
+                message = Message("assistant", answer)
                 changed = True
         else:
             question = message.content

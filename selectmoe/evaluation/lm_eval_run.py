@@ -1,4 +1,4 @@
-"""Runs tasks on a model with lm-eval's own API, and silently: what matters comes back as results.
+"""Runs tasks on a model through lm-eval's Python API, without its output.
 
 >>> for result in evaluate(config, device="cpu"):
 ...     print(result.task, result.metrics["acc"].value)
@@ -33,52 +33,54 @@ from selectmoe.evaluation.local_tasks import (
 from selectmoe.evaluation.quiet_lm_eval import quiet
 from selectmoe.evaluation.target_model import load_target
 from selectmoe.evaluation.task_results import (
-    Metric,
+    MetricValue,
     SampleValues,
     TaskResult,
-    aggregated,
-    numbers,
-    shown,
+    aggregate,
+    finite_numbers,
+    top_level,
 )
 from selectmoe.model.quiet_loading import first_line
 from selectmoe.records import Sample
 
-# lm-eval tries the largest batch first, and on a CPU nothing stops it but the memory's end.
+# The automatic batch size of lm-eval tries the largest first, and runs out of memory on a CPU.
 CPU_BATCH_SIZE = 16
-# For the few metrics whose standard error has no formula; lm-eval's 100,000 take minutes.
+# For the few metrics whose standard error is bootstrapped; lm-eval's 100,000 take minutes.
 BOOTSTRAP_ITERATIONS = 1_000
 
 
 def evaluate(config: EvaluateConfig, *, device: str) -> Iterator[TaskResult]:
-    """One result for each task as it is done, and for each task inside a group.
+    """Yields one result per task when it is done, and one per task of a group.
 
-    Raises ConfigError for a task that is unknown or whose data cannot be had, and ModelError for
-    a model or adapter that cannot be loaded or gives no finite numbers.
+    Raises ConfigError for a task that is unknown or whose data cannot be loaded, and ModelError for
+    a model or adapter that cannot be loaded or whose outputs are not finite.
     """
     planned = plan_tasks(config.tasks, config.tasks_dir)
-    transformers.set_seed(config.seed)  # for the few tasks whose answers are drawn
+    transformers.set_seed(config.seed)  # for the few tasks with sampled answers
     with tempfile.TemporaryDirectory(prefix="selectmoe-eval-") as cache:
         with quiet():
             tasks = LmEvalTasks(planned, config.tasks_dir, cache=Path(cache))
             loaded = {task.name: tasks.load(task) for task in planned if task.kind != "answer_loss"}
             model, tokenizer = load_target(config, device=device)
-            lm = _wrapped(model, tokenizer, config, device)
+            lm = _wrap(model, tokenizer, config, device)
         for task in planned:
             started = time.perf_counter()
-            with quiet() as noise:
+            with quiet() as truncations:
                 if task.kind == "answer_loss":
                     results = [_answer_loss(task, lm, config.limit)]
                 else:
                     results = _run(task.name, lm, loaded[task.name], config)
             seconds = round(time.perf_counter() - started, 3)
-            yield from _with_costs(results, seconds=seconds, num_truncated=noise.num_truncated)
+            yield from _with_costs(
+                results, seconds=seconds, num_truncated=truncations.num_truncated
+            )
 
 
 def _with_costs(
     results: Sequence[TaskResult], *, seconds: float, num_truncated: int
 ) -> Iterator[TaskResult]:
-    """What it took is told of a group or a single task, not of each task in a group."""
-    heads = {result.task for result in shown(results)}
+    """Adds the costs to a group or a single task, not to each task in a group."""
+    heads = {result.task for result in top_level(results)}
     for result in results:
         if result.task in heads:
             result = dataclasses.replace(result, seconds=seconds, num_truncated=num_truncated)
@@ -94,7 +96,7 @@ def require_in_index(planned: Sequence[PlannedTask], tasks_dir: str | None) -> N
 
 
 class LmEvalTasks:
-    """Builds lm-eval's tasks; knows its own 14,000 names only where one of them is asked for."""
+    """Builds the tasks; indexes lm-eval's 14,000 task files only if one of them is requested."""
 
     def __init__(
         self, planned: Sequence[PlannedTask], tasks_dir: str | None, *, cache: Path
@@ -103,22 +105,21 @@ class LmEvalTasks:
 
         folders = [SHIPPED_TASKS, *([Path(tasks_dir)] if tasks_dir is not None else [])]
         files = {name: file for folder in folders for name, file in task_files(folder).items()}
-        asked = {task.name for task in planned if task.kind == "by_name"}
+        requested = {task.name for task in planned if task.kind == "by_name"}
         self.cache = str(cache)
-        # Reading its own task files takes lm-eval seconds.
-        self.manager = TaskManager(
-            include_path=folders, include_defaults=not asked <= _complete(files), metadata={}
-        )
-        self._find_files_from_their_folder(folders)
+        # Indexing its own task files takes lm-eval several seconds.
+        needs_index = not requested <= _self_contained(files)
+        self.manager = TaskManager(include_path=folders, include_defaults=needs_index, metadata={})
+        self._resolve_data_files(folders)
 
     def require_known(self, task: PlannedTask) -> None:
-        """Raises ConfigError, with the nearest name, for one that is not in the index."""
+        """Raises ConfigError with the nearest name for a task that is not in the index."""
         if task.kind == "by_name" and task.name not in self.manager.task_index:
             known = list(self.manager.task_index)
             raise ConfigError(f"unknown task {task.name!r}{nearest(task.name, known)}")
 
     def load(self, task: PlannedTask) -> Any:  # noqa: ANN401 (lm-eval's TaskDict)
-        """The task with its rows read. Raises ConfigError, with the task's name, if they cannot."""
+        """The task with its data loaded. Raises ConfigError if that fails."""
         self.require_known(task)
         spec: str | dict[str, Any] = task.name
         if task.kind == "choices":
@@ -127,11 +128,11 @@ class LmEvalTasks:
             spec = config
         try:
             return self.manager.load([spec])
-        except Exception as error:  # the hub's clients and lm-eval's own checks raise every kind
+        except Exception as error:  # the hub's clients and lm-eval's checks raise all types
             raise ConfigError(f"task {task.name}: {_loading_reason(error)}") from error
 
-    def _find_files_from_their_folder(self, folders: Sequence[Path]) -> None:
-        """lm-eval would look for data files in the folder that a worker happens to run in."""
+    def _resolve_data_files(self, folders: Sequence[Path]) -> None:
+        """lm-eval would resolve data files relative to the working directory of the worker."""
         from lm_eval.tasks._yaml_loader import load_yaml
 
         roots = [folder.resolve() for folder in folders]
@@ -141,15 +142,15 @@ class LmEvalTasks:
                 continue
             try:
                 config = with_absolute_files(load_yaml(file), file.parent)
-            except Exception as error:  # its functions are somebody's code
-                raise ConfigError(f"{file}: not a task file: {first_line(error)}") from error
+            except Exception as error:  # task files can run any code
+                raise ConfigError(f"{file} is not a task file: {first_line(error)}") from error
             if "dataset_kwargs" in config:
                 config["dataset_kwargs"].setdefault("cache_dir", self.cache)
                 entry.cfg, entry.yaml_path = config, None
 
 
-def _complete(files: Mapping[str, Path]) -> set[str]:
-    """The names in task files that need no other: of tasks, and of groups of these alone."""
+def _self_contained(files: Mapping[str, Path]) -> set[str]:
+    """The tasks in task files, and the groups that consist of these alone."""
     configs = {name: read_task_file(file) for name, file in files.items()}
     tasks = {name for name, config in configs.items() if config.get("task") == name}
     groups = {name: config["task"] for name, config in configs.items() if "group" in config}
@@ -161,12 +162,12 @@ def _complete(files: Mapping[str, Path]) -> set[str]:
 
 
 def _loading_reason(error: BaseException) -> str:
-    """One line; where the hub was wanted and not to be had, that."""
+    """One line; says so if the hub could not be reached."""
     kinds = {type(link).__name__ for link in _chain(error)}
     offline = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectionError"}
     if kinds & offline or "Couldn't reach" in str(error):
         return (
-            "its data set is on the hub, which cannot be reached, and not in this machine's cache "
+            "its dataset is neither in the local cache nor could it be downloaded from the hub "
             f"({first_line(error)})"
         )
     return f"cannot be loaded: {type(error).__name__}: {first_line(error)}"
@@ -178,16 +179,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _wrapped(
+def _wrap(
     model: Any,  # noqa: ANN401 (a PreTrainedModel or a PeftModel)
     tokenizer: Any,  # noqa: ANN401 (a tokenizer of either kind)
     config: EvaluateConfig,
     device: str,
 ) -> Any:  # noqa: ANN401 (lm-eval's HFLM)
-    """lm-eval's view of the model.
+    """The model behind lm-eval's interface.
 
-    Loaded by us and not by its `pretrained=` and `peft=`: with an adapter these cut the vocabulary
-    down to the tokenizer's, so that a model and its adapter would not be measured alike.
+    It is not loaded by lm-eval (`pretrained=`, `peft=`), which with an adapter resizes the
+    vocabulary to the tokenizer's: a model and its adapter would then not be comparable.
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -217,7 +218,7 @@ def _run(
             limit=config.limit,
             bootstrap_iters=BOOTSTRAP_ITERATIONS,
         )
-    except ValueError as error:  # a task that runs code, or that wants images
+    except ValueError as error:  # a task that runs code, or that needs images
         raise ConfigError(f"task {name}: {first_line(error)}") from error
     return [_task_result(task, results) for task in results["results"]]
 
@@ -226,12 +227,13 @@ def _task_result(task: str, results: Mapping[str, Any]) -> TaskResult:
     entries, samples = results["results"][task], results["samples"].get(task, [])
     better = results["higher_is_better"].get(task, {})
     metrics = {}
-    for key, value in numbers(entries).items():
+    values = finite_numbers(entries)
+    for key, value in values.items():
         metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr"):
             continue
-        error = numbers({"stderr": entries.get(f"{metric}_stderr,{filter_name}")}).get("stderr")
-        metrics[_metric_name(metric, filter_name)] = Metric(
+        error = values.get(f"{metric}_stderr,{filter_name}")
+        metrics[_metric_name(metric, filter_name)] = MetricValue(
             value, error, better.get(metric) is not False
         )
     counts = results["n-samples"]
@@ -249,19 +251,20 @@ def _task_result(task: str, results: Mapping[str, Any]) -> TaskResult:
 
 
 def _sample_values(task: str, samples: Sequence[Mapping[str, Any]]) -> tuple[SampleValues, ...]:
-    """lm-eval has an entry a row and filter; ours is one a row, its metrics named by filter."""
-    found: dict[str, SampleValues] = {}
+    """lm-eval has one entry per row and filter; this one per row, its metrics named by filter."""
+    samples_by_key: dict[str, SampleValues] = {}
     for entry in samples:
-        responses = _plain(entry["filtered_resps"])
+        responses = _to_json(entry["filtered_resps"])
         _require_finite(task, entry["doc_id"], responses)
         key = f"{entry['doc_id']}:{entry['doc_hash'][:12]}"
-        sample = found.setdefault(
-            key, SampleValues(key, {}, details={"target": _plain(entry["target"])})
+        sample = samples_by_key.setdefault(
+            key, SampleValues(key, {}, details={"target": _to_json(entry["target"])})
         )
         sample.details.setdefault("responses", responses)
-        for metric, value in numbers({name: entry[name] for name in entry["metrics"]}).items():
+        values = finite_numbers({name: entry[name] for name in entry["metrics"]})
+        for metric, value in values.items():
             sample.values[_metric_name(metric, entry["filter"])] = value
-    return tuple(found.values())
+    return tuple(samples_by_key.values())
 
 
 def _metric_name(metric: str, filter_name: str) -> str:
@@ -269,7 +272,7 @@ def _metric_name(metric: str, filter_name: str) -> str:
 
 
 def _require_finite(task: str, doc_id: int, responses: object) -> None:
-    """A model that gives NaN would else be counted as wrong, or as right by chance."""
+    """A model that outputs NaN would otherwise count as wrong, or as right by chance."""
     if isinstance(responses, list):
         for entry in responses:
             _require_finite(task, doc_id, entry)
@@ -280,19 +283,19 @@ def _require_finite(task: str, doc_id: int, responses: object) -> None:
         )
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 (whatever a task answers)
-    """Numbers, texts and lists of them, as JSON has them."""
+def _to_json(value: Any) -> Any:  # noqa: ANN401 (any response)
+    """Numbers, strings and lists of them."""
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_to_json(entry) for entry in value]
     if isinstance(value, bool | int | float | str) or value is None:
         return value
     return value.item() if hasattr(value, "item") else str(value)
 
 
 def _hash(sample: Sample) -> str:
-    """Of what is said; a row counts as the same in two runs where this is."""
-    said = [[message.role, message.content] for message in sample.messages]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+    """Hash of the messages, which identifies a row across runs."""
+    messages = [[message.role, message.content] for message in sample.messages]
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:12]
 
 
 def _answer_loss(task: PlannedTask, lm: Any, limit: int | None) -> TaskResult:  # noqa: ANN401 (HFLM)
@@ -303,8 +306,8 @@ def _answer_loss(task: PlannedTask, lm: Any, limit: int | None) -> TaskResult:  
     )
     if not losses:
         raise ModelError(
-            f"task {task.name}: none of {len(conversations)} conversations can be asked: "
-            f"the first is {left_out[0].reason}"
+            f"task {task.name}: none of {len(conversations)} conversations can be evaluated; "
+            f"reason of the first: {left_out[0].reason}"
         )
     samples = tuple(
         SampleValues(
@@ -322,7 +325,7 @@ def _answer_loss(task: PlannedTask, lm: Any, limit: int | None) -> TaskResult:  
     return TaskResult(
         task=task.name,
         metrics={
-            name: aggregated(samples, name, higher_is_better=False)
+            name: aggregate(samples, name, higher_is_better=False)
             for name in ("nll_per_token", "nll_per_byte")
         },
         num_samples=len(samples),

@@ -1,8 +1,8 @@
-"""Which tasks a run is asked for, found out without lm-eval: what is in files is checked first,
-row by row, so that a mistake is known by its file and line before a model is loaded.
+"""Resolves the requested tasks without lm-eval. Files are checked row by row, so that a mistake is
+reported with its file and line before a model is loaded.
 
-A task is one of three kinds: the loss on answers of conversations (`answer_loss.py`), a question
-with choices in a file of rows, or a task that lm-eval knows by name, its own or a YAML file's.
+A task is one of three kinds: the loss on the answers of conversations (`answer_loss.py`), a file of
+multiple-choice questions, or the name of a lm-eval task, built in or from a YAML file.
 """
 
 import difflib
@@ -31,18 +31,18 @@ Kind = Literal["answer_loss", "choices", "by_name"]
 
 @dataclass(frozen=True, slots=True)
 class PlannedTask:
-    """One task that was asked for."""
+    """One requested task."""
 
     name: str
     kind: Kind
-    file: Path | None = None  # of its rows; a task by name has its own
+    file: Path | None = None  # the rows; None for a task by name
 
 
 def plan_tasks(names: Sequence[str], tasks_dir: str | None) -> list[PlannedTask]:
-    """The tasks of `names`, their files checked; lm-eval's own names are looked up only later.
+    """The tasks of `names`, with their files checked; names of lm-eval are looked up later.
 
-    Raises ConfigError for a name that is asked for twice or a file that is absent, and DataError
-    for a file that is empty, of no known layout, or has a malformed row.
+    Raises ConfigError for a duplicate name or a missing file, and DataError for a file that is
+    empty, has an unknown layout or a malformed row.
     """
     folders = [SHIPPED_TASKS, *([Path(tasks_dir)] if tasks_dir is not None else [])]
     files = {name: file for folder in folders for name, file in task_files(folder).items()}
@@ -50,12 +50,12 @@ def plan_tasks(names: Sequence[str], tasks_dir: str | None) -> list[PlannedTask]
     for task in planned:
         same = [other for other in planned if other.name == task.name]
         if len(same) > 1:
-            raise ConfigError(f"tasks must have names of their own, got {task.name!r} twice")
+            raise ConfigError(f"names of tasks must be unique, got {task.name!r} twice")
     return planned
 
 
 def ships_with_the_package(task: PlannedTask) -> bool:
-    """False for what only lm-eval can tell whether it is on this machine."""
+    """False if only lm-eval can tell whether the data of the task is on this machine."""
     return task.kind != "by_name" or task.name in task_files(SHIPPED_TASKS)
 
 
@@ -70,7 +70,7 @@ def _plan(name: str, files: Mapping[str, Path]) -> PlannedTask:
         return _plan_file(Path(name))
     if name in files:
         for file in data_files(read_task_file(files[name]), files[name].parent):
-            check_rows(file, lambda place, row: None)
+            check_rows(file, lambda location, row: None)
     return PlannedTask(name, "by_name")
 
 
@@ -87,7 +87,7 @@ def _plan_file(file: Path) -> PlannedTask:
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with its place, "FILE:LINE". Raises DataError for what is no row, or no row."""
+    """Every row with its location, "FILE:LINE". Raises DataError for a malformed or no row."""
     num_rows = 0
     for number, line in enumerate(_lines(file), start=1):
         if not line.strip():
@@ -101,7 +101,7 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         num_rows += 1
         yield f"{file}:{number}", row
     if not num_rows:
-        raise DataError(f"{file}: no rows: the file is empty")
+        raise DataError(f"{file} contains no rows")
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -115,31 +115,31 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def check_rows(file: Path, check: Callable[[str, dict[str, Any]], None]) -> None:
-    for place, row in read_rows(file):
-        check(place, row)
+    for location, row in read_rows(file):
+        check(location, row)
 
 
-def check_choices(place: str, row: dict[str, Any]) -> None:
+def check_choices(location: str, row: dict[str, Any]) -> None:
     """Raises DataError unless the row is {"question" or "ctx", "choices", "answer"}."""
     question = row.get("question", row.get("ctx"))
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{place}: 'question' or 'ctx' must be text, got {shown(question)}")
+        raise DataError(f"{location}: 'question' or 'ctx' must be text, got {shown(question)}")
     choices = row.get("choices")
     if not isinstance(choices, list) or len(choices) < 2:
-        raise DataError(f"{place}: 'choices' must be a list of at least 2, got {shown(choices)}")
+        raise DataError(f"{location}: 'choices' must be a list of at least 2, got {shown(choices)}")
     for choice in choices:
         if not isinstance(choice, str) or not choice.strip():
-            raise DataError(f"{place}: every choice must be text, got {shown(choice)}")
+            raise DataError(f"{location}: every choice must be text, got {shown(choice)}")
     answer = row.get("answer")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise DataError(
-            f"{place}: 'answer' must be the number of a choice, 0 to {len(choices) - 1}, got "
+            f"{location}: 'answer' must be the number of a choice, 0 to {len(choices) - 1}, got "
             f"{shown(answer)}"
         )
 
 
 def read_conversations(file: Path) -> list[Sample]:
-    """The samples of a file. Raises DataError, with file and line, for a row that is none."""
+    """The samples of a file. Raises DataError, with file and line, for a malformed row."""
     samples = []
     for row in read_corpus(str(file)):
         if isinstance(row, RejectedRow):
@@ -149,10 +149,10 @@ def read_conversations(file: Path) -> list[Sample]:
 
 
 def choices_config(task: PlannedTask) -> dict[str, Any]:
-    """The lm-eval task over a file of questions with choices.
+    """The lm-eval configuration of a file of multiple-choice questions.
 
-    Its prompt is arc_easy's where rows have a 'question', hellaswag's where they have a 'ctx' to be
-    continued, and mmlu's with lettered choices where all have a 'subject' and 4 choices.
+    Its prompt is that of hellaswag if all rows have a 'ctx' to continue, that of mmlu (lettered
+    choices) if all have a 'subject' and 4 choices, and that of arc_easy otherwise.
     """
     assert task.file is not None
     rows = [row for _, row in read_rows(task.file)]
@@ -171,10 +171,10 @@ def choices_config(task: PlannedTask) -> dict[str, Any]:
 
 
 def task_files(folder: Path) -> dict[str, Path]:
-    """The names that a folder of task files defines: tasks, groups and tags, with their files."""
+    """The tasks, groups and tags that a folder of task files defines, with their files."""
     if not folder.is_dir():
         raise ConfigError(f"tasks_dir must be a folder of lm-eval task files, got {folder}")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in sorted(folder.rglob("*.yaml")):
         config = read_task_file(file)
         tags = config.get("tag") or ()
@@ -183,23 +183,23 @@ def task_files(folder: Path) -> dict[str, Path]:
             config.get("group"),
             *([tags] if isinstance(tags, str) else tags),
         ]
-        found |= {name: file for name in names if isinstance(name, str)}
-    return found
+        files |= {name: file for name in names if isinstance(name, str)}
+    return files
 
 
 def read_task_file(file: Path) -> dict[str, Any]:
-    """A task file as it stands: functions only as names, nothing included."""
+    """A task file as written: `!function` as text, and `include` not followed."""
     try:
         config = yaml.load(file.read_text(encoding="utf-8"), Loader=_TaskFileLoader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not a task file: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{file} is not a task file: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: a task file must be a mapping, got {shown(config)}")
     return config
 
 
 def with_absolute_files(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The task with its data files found from `folder`: a worker's own folder is another."""
+    """The task with data files resolved relative to `folder`: a worker runs in another one."""
     settings = dict(config.get("dataset_kwargs") or {})
     if "data_files" in settings:
         settings["data_files"] = _absolute(settings["data_files"], folder)
@@ -207,7 +207,7 @@ def with_absolute_files(config: Mapping[str, Any], folder: Path) -> dict[str, An
 
 
 def data_files(config: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The .jsonl files that a task names, each of which must be there."""
+    """The .jsonl files of a task. Raises ConfigError for a missing one."""
     files = _flat(
         (with_absolute_files(config, folder).get("dataset_kwargs") or {}).get("data_files")
     )
@@ -223,7 +223,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _absolute(files: Any, folder: Path) -> Any:  # noqa: ANN401 (text, or lists and mappings of it)
+def _absolute(files: Any, folder: Path) -> Any:  # noqa: ANN401 (a string, or lists and mappings of strings)
     if isinstance(files, str):
         return files if "://" in files else str(folder.absolute() / Path(files).expanduser())
     if isinstance(files, Mapping):
@@ -239,7 +239,7 @@ def _flat(files: Any) -> list[str]:  # noqa: ANN401 (as above)
 
 
 class _TaskFileLoader(yaml.SafeLoader):
-    """Reads lm-eval's `!function module.name` as the text behind it."""
+    """Reads lm-eval's `!function module.name` as the string module.name."""
 
 
 def _function_name(loader: yaml.SafeLoader, node: yaml.Node) -> str:

@@ -1,4 +1,4 @@
-"""lm-eval, datasets and tqdm without their noise, and with the one complaint that counts."""
+"""Silences lm-eval, datasets and tqdm, and counts the one warning that affects results."""
 
 import contextlib
 import logging
@@ -10,34 +10,31 @@ from pathlib import Path
 LIBRARIES = ("lm_eval", "datasets", "transformers", "peft")
 
 
-class Noise(logging.Handler):
-    """What was logged while it was quiet, as far as it tells of the results."""
+class TruncationCounter(logging.Handler):
+    """Counts the warnings of lm-eval about truncated inputs, and drops all other records."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.num_truncated = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        # lm-eval cuts a question that is too long from the left, and only says so.
+        # lm-eval truncates a prompt that is too long from the left, and only logs a warning.
         is_of_lm_eval = record.name.startswith("lm_eval")
         self.num_truncated += is_of_lm_eval and "runcati" in record.getMessage()
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[Noise]:
-    """Keeps off the terminal what these libraries print, log and warn of.
-
-    Exceptions are no output and pass.
-    """
-    noise = Noise()
+def quiet() -> Iterator[TruncationCounter]:
+    """Suppresses what these libraries print, log and warn; exceptions pass."""
+    counter = TruncationCounter()
     with contextlib.ExitStack() as stack:
-        nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        devnull = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
         stack.enter_context(warnings.catch_warnings())
-        stack.enter_context(_handled_by(noise))
+        stack.enter_context(_handled_by(counter))
         warnings.simplefilter("ignore")
-        stack.enter_context(contextlib.redirect_stdout(nowhere))
-        stack.enter_context(contextlib.redirect_stderr(nowhere))
-        yield noise
+        stack.enter_context(contextlib.redirect_stdout(devnull))
+        stack.enter_context(contextlib.redirect_stderr(devnull))
+        yield counter
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One table over finished runs: a row a run, a column a task, and the difference to a baseline."""
+"""A table of finished runs: one row per run, one column per task, and differences to a baseline."""
 
 import math
 from collections.abc import Sequence
@@ -16,38 +16,38 @@ from selectmoe.evaluation.task_results import (
     influences,
     main_metric,
     sample_arrays,
-    shown,
     standard_error,
+    top_level,
     weighted_mean,
 )
 
 TABLE_NAME = "results_table"
-# A mean of the stored values that is this near to the stored metric is that metric, rounded.
+# Tolerance within which the mean of the stored values is the stored metric, up to rounding.
 SAME_MEAN = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A run's metric less the baseline's."""
+    """The metric of a run minus that of the baseline."""
 
     value: float
     standard_error: float | None
-    paired: bool  # taken over the same samples, one by one
+    paired: bool  # computed sample by sample, on the same samples
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run's metric on one task."""
+    """The metric of one run on one task."""
 
     value: float
     standard_error: float | None
     num_samples: int
-    difference: Difference | None  # None for the baseline itself, or where there is none
+    difference: Difference | None  # None for the baseline itself, or without a baseline
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A task, and the metric that stands for it."""
+    """A task and its main metric."""
 
     task: str
     metric: str
@@ -56,7 +56,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class ResultsTable:
-    """Cells by run and column; None where a run has not done a task."""
+    """Cells by run and column; None where a run does not include a task."""
 
     baseline: str | None
     columns: tuple[Column, ...]
@@ -65,12 +65,12 @@ class ResultsTable:
 
 
 def compare_runs(runs: Sequence[EvaluationRun], *, baseline: str) -> ResultsTable:
-    """Raises ConfigError where two runs have one name."""
+    """Raises ConfigError if two runs have the same name."""
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
             same = ", ".join(str(other.folder) for other in runs if other.name == run.name)
-            raise ConfigError(f"runs must have names of their own, got {run.name!r} twice: {same}")
+            raise ConfigError(f"names of runs must be unique, got {run.name!r} for {same}")
     columns = _columns(runs)
     base = next((run for run in runs if run.name == baseline), None)
     return ResultsTable(
@@ -84,7 +84,7 @@ def compare_runs(runs: Sequence[EvaluationRun], *, baseline: str) -> ResultsTabl
 def difference(
     run: EvaluationRun, baseline: EvaluationRun, task: str, metric: str
 ) -> Difference | None:
-    """Paired where both runs have the same samples: what is hard for both then cancels out."""
+    """Paired if both runs have the same samples, so that the difficulty of a sample cancels out."""
     ours, theirs = run.result(task), baseline.result(task)
     if (
         ours is None
@@ -93,29 +93,29 @@ def difference(
     ):
         return None
     value = ours.metrics[metric].value - theirs.metrics[metric].value
-    pulls = [
-        _pulls(each.samples(task), metric, result.metrics[metric].value)
+    influence = [
+        _influence_by_sample(each.samples(task), metric, result.metrics[metric].value)
         for each, result in ((run, ours), (baseline, theirs))
     ]
-    if pulls[0] and pulls[1] and pulls[0].keys() == pulls[1].keys():
-        paired = np.array([pull - pulls[1][sample] for sample, pull in pulls[0].items()])
+    if influence[0] and influence[1] and influence[0].keys() == influence[1].keys():
+        paired = np.array([own - influence[1][sample] for sample, own in influence[0].items()])
         return Difference(value, standard_error(paired), paired=True)
     errors = [result.metrics[metric].standard_error for result in (ours, theirs)]
     known = [error for error in errors if error is not None]
-    apart = math.hypot(*known) if len(known) == len(errors) else None
-    return Difference(value, apart, paired=False)
+    unpaired = math.hypot(*known) if len(known) == len(errors) else None
+    return Difference(value, unpaired, paired=False)
 
 
 def write_table(table: ResultsTable, folder: Path) -> tuple[Path, Path]:
-    """Writes results_table.json and results_table.md; returns both."""
+    """Writes results_table.json and results_table.md; returns both paths."""
     as_json, as_markdown = folder / f"{TABLE_NAME}.json", folder / f"{TABLE_NAME}.md"
-    write_json(as_json, table_content(table))
+    write_json(as_json, to_json(table))
     with whole_file(as_markdown) as file:
-        file.write(markdown(table).encode("utf-8"))
+        file.write(to_markdown(table).encode("utf-8"))
     return as_json, as_markdown
 
 
-def table_content(table: ResultsTable) -> dict[str, Any]:
+def to_json(table: ResultsTable) -> dict[str, Any]:
     return {
         "baseline": table.baseline,
         "columns": [asdict(column) for column in table.columns],
@@ -130,26 +130,26 @@ def table_content(table: ResultsTable) -> dict[str, Any]:
     }
 
 
-def plain(table: ResultsTable) -> str:
-    """For a terminal: columns side by side."""
-    rows = _texts(table)
+def to_text(table: ResultsTable) -> str:
+    """The table with aligned columns, for a terminal."""
+    rows = _cell_texts(table)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join([*lines, "", *_notes(table)]) + "\n"
 
 
-def markdown(table: ResultsTable) -> str:
-    header, *rows = _texts(table)
+def to_markdown(table: ResultsTable) -> str:
+    header, *rows = _cell_texts(table)
     lines = [header, ["---"] * len(header), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return text + "\n\n" + "\n".join(_notes(table)) + "\n"
 
 
 def _columns(runs: Sequence[EvaluationRun]) -> tuple[Column, ...]:
-    """Every task of any run, in the order of the runs; of a group with a number, only it."""
+    """Every task of any run, in order of first appearance; a group with metrics hides its tasks."""
     columns: dict[str, Column] = {}
     for run in runs:
-        for result in shown(run.results):
+        for result in top_level(run.results):
             if result.task in columns:
                 continue
             metric = main_metric(list(result.metrics))
@@ -163,14 +163,16 @@ def _cell(run: EvaluationRun, baseline: EvaluationRun | None, column: Column) ->
     if result is None or column.metric not in result.metrics:
         return None
     metric = result.metrics[column.metric]
-    apart = None
+    to_baseline = None
     if baseline is not None and baseline is not run:
-        apart = difference(run, baseline, column.task, column.metric)
-    return Cell(metric.value, metric.standard_error, result.num_samples, apart)
+        to_baseline = difference(run, baseline, column.task, column.metric)
+    return Cell(metric.value, metric.standard_error, result.num_samples, to_baseline)
 
 
-def _pulls(samples: Sequence[SampleValues], metric: str, value: float) -> dict[str, float]:
-    """Each sample's influence; empty where the metric is no mean over samples (F1, perplexity)."""
+def _influence_by_sample(
+    samples: Sequence[SampleValues], metric: str, value: float
+) -> dict[str, float]:
+    """Empty if the metric is not a mean over samples (F1, perplexity)."""
     having = [sample for sample in samples if metric in sample.values]
     if not having:
         return {}
@@ -179,11 +181,11 @@ def _pulls(samples: Sequence[SampleValues], metric: str, value: float) -> dict[s
         weighted_mean(values, weights), value, rel_tol=SAME_MEAN, abs_tol=SAME_MEAN
     ):
         return {}
-    pulls = influences(values, weights).tolist()
-    return dict(zip((sample.sample for sample in having), pulls, strict=True))
+    influence = influences(values, weights).tolist()
+    return dict(zip((sample.sample for sample in having), influence, strict=True))
 
 
-def _texts(table: ResultsTable) -> list[list[str]]:
+def _cell_texts(table: ResultsTable) -> list[list[str]]:
     titles = [f"{column.task} {column.metric}" for column in table.columns]
     rows = [["run", *titles]]
     for name, cells in table.rows.items():
@@ -198,8 +200,8 @@ def _cell_text(cell: Cell | None) -> str:
     text = _with_error(f"{cell.value:.4f}", cell.standard_error)
     if cell.difference is None:
         return text
-    apart = _with_error(f"{cell.difference.value:+.4f}", cell.difference.standard_error)
-    return f"{text} ({apart}{'' if cell.difference.paired else ', unpaired'})"
+    difference_text = _with_error(f"{cell.difference.value:+.4f}", cell.difference.standard_error)
+    return f"{text} ({difference_text}{'' if cell.difference.paired else ', unpaired'})"
 
 
 def _with_error(number: str, error: float | None) -> str:
@@ -207,11 +209,11 @@ def _with_error(number: str, error: float | None) -> str:
 
 
 def _notes(table: ResultsTable) -> list[str]:
-    """What a reader of the table needs to know."""
+    """The legend of the table."""
     lower = [column.task for column in table.columns if not column.higher_is_better]
-    notes = ["± is one standard error"]
+    notes = ["± one standard error"]
     if table.baseline is not None:
-        notes.append(f"in brackets the difference to {table.baseline}, sample by sample")
+        notes.append(f"in parentheses: paired difference to {table.baseline}")
     if lower:
         notes.append(f"lower is better for {', '.join(lower)}")
     return ["; ".join(notes) + "."]

@@ -1,7 +1,4 @@
-"""The files of an evaluation run: samples.jsonl, and results.json last of all.
-
-Where results.json is, the run is complete.
-"""
+"""The files of an evaluation run: samples.jsonl, then results.json, which marks it as complete."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +8,7 @@ from typing import Any
 
 from selectmoe.data.writers import write_json, write_jsonl
 from selectmoe.errors import ConfigError, DataError
-from selectmoe.evaluation.task_results import Metric, SampleValues, TaskResult
+from selectmoe.evaluation.task_results import MetricValue, SampleValues, TaskResult
 
 RESULTS_NAME = "results.json"
 SAMPLES_NAME = "samples.jsonl"
@@ -19,7 +16,7 @@ SAMPLES_NAME = "samples.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRun:
-    """A finished run, as its folder has it."""
+    """A finished run, read from its folder."""
 
     name: str
     folder: Path
@@ -31,21 +28,21 @@ class EvaluationRun:
         return next((result for result in self.results if result.task == task), None)
 
     def samples(self, task: str) -> tuple[SampleValues, ...]:
-        """A task's samples; of a group, those of all the tasks in it."""
-        found = self.result(task)
-        if found is None:
+        """The samples of a task, or of all tasks in a group."""
+        result = self.result(task)
+        if result is None:
             return ()
         own = tuple(
             SampleValues(f"{task}:{s.sample}", s.values, s.weights, s.details)
-            for s in found.samples
+            for s in result.samples
         )
-        return own + tuple(s for subtask in found.subtasks for s in self.samples(subtask))
+        return own + tuple(s for subtask in result.subtasks for s in self.samples(subtask))
 
 
 def write_run(
     folder: Path, *, name: str, about: Mapping[str, object], results: Sequence[TaskResult]
 ) -> Path:
-    """Writes both files; returns results.json. `about` is what else it holds."""
+    """Writes both files; returns the path of results.json. about: its other entries."""
     write_jsonl(
         folder / SAMPLES_NAME,
         (
@@ -54,16 +51,16 @@ def write_run(
             for sample in result.samples
         ),
     )
-    tasks = {result.task: _described(result) for result in results}
+    tasks = {result.task: _to_json(result) for result in results}
     write_json(folder / RESULTS_NAME, {"name": name, **about, "tasks": tasks})
     return folder / RESULTS_NAME
 
 
 def read_run(folder: Path) -> EvaluationRun:
-    """Raises ConfigError where the folder holds no finished run, DataError for broken files."""
+    """Raises ConfigError if the folder contains no finished run, DataError for broken files."""
     file = folder / RESULTS_NAME
     if not file.is_file():
-        raise ConfigError(f"{folder}: not a finished evaluation run: it has no {RESULTS_NAME}")
+        raise ConfigError(f"{folder} is not a finished evaluation run: it has no {RESULTS_NAME}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         samples = _read_samples(folder / SAMPLES_NAME)
@@ -72,26 +69,26 @@ def read_run(folder: Path) -> EvaluationRun:
         )
         return EvaluationRun(content["name"], folder, content["model"], content["adapter"], results)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder}: not the files of an evaluation run: {error!r}") from error
+        raise DataError(f"{folder}: cannot read its evaluation results: {error!r}") from error
 
 
-def _described(result: TaskResult) -> dict[str, Any]:
-    described = asdict(result)
-    del described["task"], described["samples"]
-    return {**described, "main_metric": result.main_metric if result.metrics else None}
+def _to_json(result: TaskResult) -> dict[str, Any]:
+    entries = asdict(result)
+    del entries["task"], entries["samples"]
+    return {**entries, "main_metric": result.main_metric if result.metrics else None}
 
 
 def _read_samples(file: Path) -> dict[str, list[SampleValues]]:
-    found: dict[str, list[SampleValues]] = {}
+    samples: dict[str, list[SampleValues]] = {}
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            found.setdefault(row.pop("task"), []).append(SampleValues(**row))
-    return found
+            samples.setdefault(row.pop("task"), []).append(SampleValues(**row))
+    return samples
 
 
 def _result(task: str, entry: dict[str, Any], samples: list[SampleValues]) -> TaskResult:
     rest = {key: value for key, value in entry.items() if key not in ("metrics", "main_metric")}
-    metrics = {name: Metric(**metric) for name, metric in entry["metrics"].items()}
+    metrics = {name: MetricValue(**metric) for name, metric in entry["metrics"].items()}
     rest["subtasks"] = tuple(rest["subtasks"])
     return TaskResult(task=task, metrics=metrics, samples=tuple(samples), **rest)

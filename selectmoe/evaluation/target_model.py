@@ -1,4 +1,4 @@
-"""The model that is evaluated, with its adapter if it has one: loaded whole, or refused."""
+"""Loads the model to evaluate, and its adapter if there is one; partial loads are refused."""
 
 import json
 import pickle
@@ -29,8 +29,8 @@ def load_target(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """The model of a run in evaluation mode, and its tokenizer.
 
-    Raises ModelError where the model cannot be loaded tensor for tensor, has no tokenizer, or the
-    adapter is not one of this model.
+    Raises ModelError if the model is not loaded tensor for tensor or has no tokenizer, or if the
+    adapter belongs to another model.
     """
     register_select_moe()
     name = config.model or str(EMBEDDED_SELECTOR)
@@ -43,25 +43,25 @@ def load_target(
     model = load_model(
         cast("type[PreTrainedModel]", AutoModelForCausalLM), folder, dtype=DTYPES[dtype], **settings
     )
-    model.to(device)  # type: ignore[arg-type]  # a name of a device will do
+    model.to(device)  # type: ignore[arg-type]  # a device name is accepted
     if config.adapter is None:
         return model, tokenizer
     return with_adapter(model, adapter_folder(Path(config.adapter))), tokenizer
 
 
 def with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    """The model with the adapter on it. Raises ModelError unless every tensor finds its place.
+    """The model with the adapter loaded. Raises ModelError unless all tensors match.
 
-    PEFT itself passes over what is missing or left over with a warning at most: the adapter of a
-    deeper model would be taken in part.
+    PEFT only warns about missing or unexpected tensors, if at all: it would load a part of the
+    adapter of a deeper model.
     """
     base = json.loads((adapter / ADAPTER_CONFIG_NAME).read_text("utf-8")).get(
         "base_model_name_or_path"
     )
-    refusal = f"{adapter}: is the adapter of another model (it names {base!r})"
+    refusal = f"{adapter} is an adapter of another model (its base is {base!r})"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # judged below, tensor by tensor
+            warnings.simplefilter("ignore")  # tensors are compared below
             saved = load_peft_weights(str(adapter), device="cpu")
             adapted = PeftModel.from_pretrained(model, adapter)
     except (OSError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
@@ -71,11 +71,11 @@ def with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
     wrong = sorted(expected.keys() ^ saved.keys())
     if wrong:
-        raise ModelError(f"{refusal}: {len(wrong)} tensors have no counterpart, such as {wrong[0]}")
+        raise ModelError(f"{refusal}: {len(wrong)} tensors do not match, such as {wrong[0]}")
     return adapted.eval()
 
 
 def _reason(error: BaseException) -> str:
-    """torch's list of mismatches begins with a headline that says nothing."""
+    """The first mismatch, without the headline of torch's list."""
     mismatch = re.search(r"size mismatch for [^\n]*", str(error))
     return mismatch[0] if mismatch else first_line(error)

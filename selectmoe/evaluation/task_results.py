@@ -1,4 +1,4 @@
-"""What a task gave: its metrics with standard errors, and a value for every sample."""
+"""The result of a task: metrics with standard errors, and a value for every sample."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,38 +7,38 @@ from typing import Any
 
 import numpy as np
 
-# Which of a task's metrics stands for it in a table; the first that it has.
+# The main metric of a task, which is shown in tables, is the first of these that it has.
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "nll_per_token")
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """One number of a task."""
+class MetricValue:
+    """The value of one metric of a task."""
 
     value: float
-    standard_error: float | None  # None where lm-eval knows none
+    standard_error: float | None  # None where lm-eval has no estimate
     higher_is_better: bool
 
 
 @dataclass(frozen=True, slots=True)
 class SampleValues:
-    """What one sample adds to the metrics of its task."""
+    """The contribution of one sample to the metrics of its task."""
 
-    sample: str  # the same for the same row in every run
+    sample: str  # identifies the row; the same in every run
     values: dict[str, float]  # by metric
     weights: dict[str, float] = field(default_factory=dict)  # by metric; 1 where absent
-    details: dict[str, Any] = field(default_factory=dict)  # the target, the model's answers
+    details: dict[str, Any] = field(default_factory=dict)  # the target and the model's responses
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """All that one task gave; a group of tasks has `subtasks` and no samples of its own."""
+    """The result of one task; a group of tasks has `subtasks` and no samples of its own."""
 
     task: str
-    metrics: dict[str, Metric]
+    metrics: dict[str, MetricValue]
     num_samples: int
     num_left_out: dict[str, int] = field(default_factory=dict)  # by reason
-    num_truncated: int = 0  # forward passes whose beginning was cut off to fit the model
+    num_truncated: int = 0  # forward passes truncated on the left to fit the model
     num_fewshot: int = 0
     version: str | None = None
     subtasks: tuple[str, ...] = ()
@@ -50,14 +50,14 @@ class TaskResult:
         return main_metric(list(self.metrics))
 
 
-def shown(results: Sequence[TaskResult]) -> list[TaskResult]:
-    """What a reader looks for: groups with a number of their own, and tasks in none of these."""
+def top_level(results: Sequence[TaskResult]) -> list[TaskResult]:
+    """Groups with metrics of their own, and the tasks that are in none of these."""
     inner = {subtask for result in results if result.metrics for subtask in result.subtasks}
     return [result for result in results if result.metrics and result.task not in inner]
 
 
 def main_metric(names: Sequence[str]) -> str:
-    """exact_match,strict-match counts as exact_match; a task of other metrics has its first."""
+    """exact_match,strict-match counts as exact_match; without a known metric, the first."""
     for wanted in MAIN_METRICS:
         for name in names:
             if name.partition(",")[0] == wanted:
@@ -70,26 +70,29 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def influences(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """How far each sample pulls the weighted mean; with equal weights, its distance from it.
+    """The influence of each sample on the weighted mean; with equal weights, its deviation from it.
 
     Their standard error is that of the mean, by the delta method where weights are random too, as
-    the lengths of answers are: for an average over tokens, samples are what is independent.
+    the lengths of answers are: in an average over tokens, the independent units are the samples.
     """
-    pull: np.ndarray = weights * (values - weighted_mean(values, weights)) / weights.mean()
-    return pull
+    influence: np.ndarray = weights * (values - weighted_mean(values, weights)) / weights.mean()
+    return influence
 
 
-def standard_error(pulls: np.ndarray) -> float | None:
-    """Of a mean, from the influences of its samples; None for one sample, which has no spread."""
-    if len(pulls) < 2:
+def standard_error(influence: np.ndarray) -> float | None:
+    """Standard error of a mean from the influences of its samples; None for a single sample."""
+    num_samples = len(influence)
+    if num_samples < 2:
         return None
-    return float(math.sqrt(float((pulls**2).sum()) / (len(pulls) - 1) / len(pulls)))
+    return float(math.sqrt(float((influence**2).sum()) / (num_samples - 1) / num_samples))
 
 
-def aggregated(samples: Sequence[SampleValues], metric: str, *, higher_is_better: bool) -> Metric:
+def aggregate(
+    samples: Sequence[SampleValues], metric: str, *, higher_is_better: bool
+) -> MetricValue:
     """A metric and its standard error from the values of its samples."""
     values, weights = sample_arrays(samples, metric)
-    return Metric(
+    return MetricValue(
         value=weighted_mean(values, weights),
         standard_error=standard_error(influences(values, weights)),
         higher_is_better=higher_is_better,
@@ -97,15 +100,15 @@ def aggregated(samples: Sequence[SampleValues], metric: str, *, higher_is_better
 
 
 def sample_arrays(samples: Sequence[SampleValues], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """(values, weights) of one metric; samples that lack it are passed over."""
+    """(values, weights) of one metric; samples without it are skipped."""
     having = [sample for sample in samples if metric in sample.values]
     values = np.array([sample.values[metric] for sample in having], dtype=np.float64)
     weights = np.array([sample.weights.get(metric, 1.0) for sample in having], dtype=np.float64)
     return values, weights
 
 
-def numbers(entries: Mapping[str, Any]) -> dict[str, float]:
-    """The entries that are one finite number."""
+def finite_numbers(entries: Mapping[str, Any]) -> dict[str, float]:
+    """The entries whose value is a finite number."""
     return {
         name: float(value)
         for name, value in entries.items()

@@ -31,8 +31,9 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from selectmoe.config.finetune import FinetuneConfig, FinetuneLoraConfig
+from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import resolved
+from selectmoe.config.lora import LoraSettings
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ModelError, ResumeError
 from selectmoe.finetune.supervised_data import NOT_A_TARGET, StepOrder, SupervisedRows
@@ -184,7 +185,7 @@ def require_vocabulary(model: PreTrainedModel, rows: SupervisedRows, model_name:
         )
 
 
-def with_adapter(model: PreTrainedModel, lora: FinetuneLoraConfig, *, model_name: str) -> PeftModel:
+def with_adapter(model: PreTrainedModel, lora: LoraSettings, *, model_name: str) -> PeftModel:
     """The model, frozen, with a new adapter, which at first changes nothing."""
     targets = find_targets(
         model, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model_name

@@ -156,9 +156,9 @@ def warm_up_gates(
     """Trains the gates of `model` in place; returns the written `full_rank_weights.safetensors`."""
     training = TrainingConfig(
         num_steps=settings.num_steps,
-        batch_size=settings.batch_size,
+        effective_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        max_tokens_per_forward=settings.max_tokens_per_batch,
+        max_tokens_per_batch=settings.max_tokens_per_batch,
         corruptions=settings.kinds,
         label_weight=settings.label_weight,
         logging_steps=max(settings.num_steps // 20, 1),
@@ -176,9 +176,9 @@ def warm_up_gates(
 
 def step_settings(training: TrainingConfig, place: TrainingPlace, *, seed: int) -> StepSettings:
     return StepSettings(
+        effective_batch_size=training.effective_batch_size,
         batch_size=training.batch_size,
-        max_tokens_per_forward=training.max_tokens_per_forward
-        or (16_384 if place.uses_gpu else 4_096),
+        max_tokens_per_batch=training.max_tokens_per_batch or (16_384 if place.uses_gpu else 4_096),
         kinds=corruption_kinds(training),
         full_sequence_prediction=training.full_sequence_prediction,
         seed=seed,

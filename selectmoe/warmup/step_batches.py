@@ -73,11 +73,12 @@ class TrainingRows:
 class StepSettings:
     """How steps are made of rows."""
 
-    batch_size: int  # real rows of a step, over all workers
-    max_tokens_per_forward: int
+    effective_batch_size: int  # real rows of a step, over all workers
+    max_tokens_per_batch: int  # of a forward pass on one worker, copies and padding included
     kinds: tuple[str, ...]  # of corruption; () makes no copies
     full_sequence_prediction: bool
     seed: int
+    batch_size: int | None = None  # real rows of a forward pass on one worker; None is no limit
     rank: int = 0
     num_workers: int = 1
     first_step: int = 0  # steps before it are left out
@@ -108,10 +109,13 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
         weight = 1 / len(chosen) if share else 0.0
         units = self._units(share or chosen[:1])
         num_labels = sum(self._num_labels(self.rows.tokenized[index]) for index, _ in chosen)
-        limit = self.settings.max_tokens_per_forward
         return [
             self._micro_batch(group, weight=weight, num_labels=num_labels)
-            for group in groups_of_units(units, max_tokens=limit)
+            for group in groups_of_units(
+                units,
+                max_tokens=self.settings.max_tokens_per_batch,
+                max_units=self.settings.batch_size,
+            )
         ]
 
     def _chosen(self, number: int) -> list[tuple[int, Sample | None]]:
@@ -120,7 +124,7 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
         A row that no kind of corruption makes worse is left out where copies are wanted; that is
         found out here, on every worker, so that all know how many rows the step has.
         """
-        size = self.settings.batch_size
+        size = self.settings.effective_batch_size
         positions = range(number * size, (number + 1) * size)
         indices = [self._index(position) for position in positions]
         if not self.settings.kinds:
@@ -178,14 +182,17 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
         return self.settings.full_sequence_prediction
 
 
-def groups_of_units(units: Sequence[Unit], *, max_tokens: int) -> list[list[Unit]]:
-    """The units longest first, in groups of at most `max_tokens` tokens, padding included."""
+def groups_of_units(
+    units: Sequence[Unit], *, max_tokens: int, max_units: int | None = None
+) -> list[list[Unit]]:
+    """The units longest first, in groups within both limits; tokens include padding."""
     lengths = np.array([max(len(row.token_ids) for row in unit) for unit in units])
     order = np.argsort(-lengths, kind="stable")
     groups, start = [], 0
     while start < len(order):
         longest = order[start]
         size = max(max_tokens // int(lengths[longest] * len(units[longest])), 1)
+        size = min(size, max_units or size)
         groups.append([units[index] for index in order[start : start + size]])
         start += size
     return groups

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.timeout(180)
 # 5 pairs a step: two workers have unequal shares, and, at 300 tokens, unequal numbers of batches.
 SETTINGS = {
     "dataset.subset_ratio": 0.2, "dataset.max_sequence_length": 96, "max_rejected": 1.0,
-    "training.num_steps": 8, "training.batch_size": 5, "training.max_tokens_per_forward": 300,
-    "training.logging_steps": 4,
+    "training.num_steps": 8, "training.effective_batch_size": 5,
+    "training.max_tokens_per_batch": 300, "training.logging_steps": 4,
 }  # fmt: skip
 
 

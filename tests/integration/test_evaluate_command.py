@@ -109,5 +109,5 @@ def test_tasks_that_are_unknown_or_need_the_network_are_refused_by_name(tmp_path
     assert set(preset.tasks) <= tasks.manager.task_index.keys()
     with pytest.raises(ConfigError, match="unknown task 'helaswag'; did you mean 'hellaswag'"):
         tasks.load(planned[0])
-    with pytest.raises(ConfigError, match=r"task arc_easy: its data set is on the hub, which"):
+    with pytest.raises(ConfigError, match=r"task arc_easy: its dataset is neither in the local"):
         tasks.load(planned[1])

@@ -51,7 +51,7 @@ def test_two_workers_warm_up_and_score_where_only_one_was_running(
         cluster, tmp_path, jobs / "pretrain.py", "--output", tmp_path / "warm",
         "--num-workers", "2", "scaling.wait_for_nodes=true", "dataset.subset_ratio=0.2",
         "max_rejected=1", "dataset.max_sequence_length=128", "training.num_steps=4",
-        "training.batch_size=4",
+        "training.effective_batch_size=4",
     )  # fmt: skip
     assert process.stdout is not None
     line = ""

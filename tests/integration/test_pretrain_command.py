@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 
 SETTINGS = {
     "dataset.subset_ratio": 0.3, "dataset.max_sequence_length": 128, "max_rejected": 1.0,
-    "training.num_steps": 60, "training.batch_size": 6, "training.logging_steps": 5,
+    "training.num_steps": 60, "training.effective_batch_size": 6, "training.logging_steps": 5,
     "training.save_steps": 10,
 }  # fmt: skip
 OVERRIDES = [f"{key}={value}" for key, value in SETTINGS.items()]
@@ -128,7 +128,7 @@ def test_a_loss_that_is_no_number_is_one_line_and_is_not_tried_again(pretrain, t
 
 def test_more_workers_than_the_cluster_has_are_refused(pretrain, tmp_path):
     line = pretrain.refuse(
-        "--output", tmp_path / "run", "training.batch_size=9999", "--num-workers", "9999"
+        "--output", tmp_path / "run", "training.effective_batch_size=9999", "--num-workers", "9999"
     )
     assert "scaling.num_workers must be at most" in line
     assert "got 9999: the cluster has" in line

@@ -91,8 +91,8 @@ def test_four_submitted_stages_find_what_the_one_before_left(cluster, checkout, 
 
     folders = {name: tmp_path / name for name in ("warm", "selection", "adapter", "results")}
     run(
-        "pretrain", "--output", folders["warm"], "training.num_steps=6", "training.batch_size=8",
-        "dataset.max_sequence_length=128", "max_rejected=0.1",
+        "pretrain", "--output", folders["warm"], "training.num_steps=6",
+        "training.effective_batch_size=8", "dataset.max_sequence_length=128", "max_rejected=0.1",
     )  # fmt: skip
     run(
         "select", "--pct", "0.05", "--output", folders["selection"],

@@ -259,7 +259,7 @@ def test_the_adapter_of_another_model_is_refused(tmp_path, other):
     ours = save_tiny_olmoe(tmp_path / "ours")
     theirs = save_adapter(save_tiny_olmoe(tmp_path / "theirs", **other), tmp_path / "adapter")
     config = EvaluateConfig(model=str(ours), adapter=str(theirs))
-    with pytest.raises(ModelError, match=r"adapter: is the adapter of another model \(it names"):
+    with pytest.raises(ModelError, match=r"adapter is an adapter of another model \(its base is"):
         load_target(config, device="cpu")
     fitting = save_adapter(ours, tmp_path / "fitting")
     load_target(dataclasses.replace(config, adapter=str(fitting)), device="cpu")
@@ -328,7 +328,7 @@ def test_a_task_file_whose_function_is_missing_is_refused_by_its_name(tmp_path):
         "doc_to_text: !function nowhere.question\n"
     )
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml: not a task file: .*nowhere"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not a task file: .*nowhere"):
         run("mine", tasks_dir=str(tmp_path))
 
 

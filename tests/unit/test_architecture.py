@@ -144,6 +144,16 @@ def test_a_circle_of_rooms_would_be_found() -> None:
         TopologicalSorter(rooms() | {"data": {"scoring"}}).prepare()
 
 
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for package in ("selectmoe", "jobs", "serve"):
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, []).append(module_name(path))
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 def test_the_model_files_that_travel_to_the_hub_know_nothing_else_of_the_package() -> None:
     travelling = ("configuration_select_moe", "modeling_select_moe")
     imported = imports_by_module("selectmoe/model")

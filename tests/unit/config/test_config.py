@@ -11,7 +11,7 @@ import pytest
 from selectmoe.config.conversion import ConvertConfig
 from selectmoe.config.dataset import DatasetConfig
 from selectmoe.config.evaluation import EvaluateConfig
-from selectmoe.config.finetune import FinetuneConfig, FinetuneLoraConfig
+from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import (
     PRESETS,
     StageConfig,
@@ -19,8 +19,10 @@ from selectmoe.config.loading import (
     load_config,
     resolved,
     setting_types,
-    settings_help,
 )
+from selectmoe.config.lora import LoraSettings
+from selectmoe.config.options import settings_help
+from selectmoe.config.renamed import ALIASES, REMOVED, RENAMED
 from selectmoe.config.selection import SelectConfig
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.errors import ConfigError
@@ -46,8 +48,8 @@ def test_overrides_reach_top_level_and_nested_settings() -> None:
             "scoring.dtype=bfloat16",
             "per_dataset=true",
             "num_actors=3",
-            "seed=7",
-            "seed=8",
+            "rows_per_shard=7",
+            "rows_per_shard=8",
         ],
     )
     assert config.selection_percentage == 0.1
@@ -56,7 +58,7 @@ def test_overrides_reach_top_level_and_nested_settings() -> None:
     assert config.dataset.max_sequence_length == 2_048
     assert config.scoring.dtype == "bfloat16"
     assert config.scoring.formula == SelectConfig().scoring.formula
-    assert (config.per_dataset, config.num_actors, config.seed) == (True, 3, 8)
+    assert (config.per_dataset, config.num_actors, config.rows_per_shard) == (True, 3, 8)
 
 
 def test_groups_nest(tmp_path: Path) -> None:
@@ -64,7 +66,9 @@ def test_groups_nest(tmp_path: Path) -> None:
     preset.write_text("training: {batch_size: 2, lora: {r: 64, target_modules: [q_proj]}}\n")
     overrides = [f"preset={preset}", "training.lora.lora_alpha=32", "training.lora.r=16"]
     training = load_config(FinetuneConfig, overrides).training
-    assert training.lora == FinetuneLoraConfig(r=16, lora_alpha=32, target_modules=("q_proj",))
+    assert training.lora == LoraSettings(
+        r=16, lora_alpha=32, lora_dropout=0.1, target_modules=("q_proj",)
+    )
     assert training.batch_size == 2
     saved = json.loads(json.dumps(resolved(FinetuneConfig(training=training))))
     assert saved["training.lora.target_modules"] == ["q_proj"]
@@ -144,13 +148,15 @@ def test_paths_are_split_at_commas_or_given_as_a_list(text: str, expected: tuple
 
 def test_overrides_stand_above_values_and_those_above_a_preset(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
-    preset.write_text("seed: 1\nnum_actors: 1\nrows_per_shard: 1\nscoring: {formula: original}\n")
+    preset.write_text(
+        "shards_in_flight: 1\nnum_actors: 1\nrows_per_shard: 1\nscoring: {formula: original}\n"
+    )
     config = load_config(
         SelectConfig,
         ["rows_per_shard=3", f"preset={preset}"],
         values={"rows_per_shard": 2, "num_actors": 2},
     )
-    assert (config.seed, config.num_actors, config.rows_per_shard) == (1, 2, 3)
+    assert (config.shards_in_flight, config.num_actors, config.rows_per_shard) == (1, 2, 3)
     assert config.scoring.formula == "original"
 
 
@@ -183,7 +189,7 @@ def test_resolved_settings_survive_json() -> None:
             "unknown setting 'subset_ratio'; did you mean 'dataset.subset_ratio'?",
         ),
         ("dataset.subset_ration=1", "did you mean 'dataset.subset_ratio'?"),
-        ("+seed=1", "unknown setting '+seed'; did you mean 'seed'?"),
+        ("+num_actors=1", "unknown setting '+num_actors'; did you mean 'num_actors'?"),
         ("scoring={formula:original}", "unknown setting 'scoring'; did you mean 'scoring."),
         ("=3", "unknown setting ''; did you mean "),
         ("abc", "override must have the form key=value, got 'abc'"),
@@ -205,7 +211,7 @@ def test_resolved_settings_survive_json() -> None:
         ("per_dataset=1", "per_dataset must be true or false, got 1"),
         ("model=", "model must be text or null, got ''"),
         ("max_rejected=-0.1", "max_rejected must be in [0, 1], got -0.1"),
-        ("seed=-1", "seed must be at least 0, got -1"),
+        ("seed=1", "setting 'seed' was removed: scoring and selection draw nothing at random"),
         (
             "dataset.paths=a,,b",
             "dataset.paths must be text, or a list of texts, got ['a', '', 'b']",
@@ -238,7 +244,8 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
         ("a: [", "cannot be read"),
         ("- 1", "must be a mapping"),
         ("model: ${nowhere}", "cannot be read"),
-        ("seed: x", "seed must be a whole number, got 'x'"),
+        ("num_actors: x", "num_actors must be a whole number or null, got 'x'"),
+        ("seed: 1", "setting 'seed' was removed: scoring and selection draw nothing at random"),
     ],
 )
 def test_a_broken_preset_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -255,6 +262,61 @@ def test_values_of_a_wrong_type_are_refused_like_overrides() -> None:
         from_values(SelectConfig, {"selection_percentage": math.inf})
     with pytest.raises(ConfigError, match=r"unknown setting 'datset\.paths'"):
         from_values(SelectConfig, {"datset.paths": []})
+
+
+ORIGINAL_NAMES = {
+    "stage_1_pretrain": [
+        "dataset.subset_ratio=0.1", "dataset.max_sequence_length=512", "training.batch_size=8",
+        "training.learning_rate=1e-4", "training.peft_mode=lora", "training.lora.r=8",
+        "training.lora.lora_alpha=16", "seed=1",
+    ],
+    "stage_2_selection": [
+        "selection_percentage=0.1", "model_checkpoint_path=weights.pt", "dataset.subset_ratio=0.1",
+        "dataset.max_sequence_length=512",
+    ],
+    "stage_3_finetune": [
+        "dataset.data_path=selected_data.jsonl", "dataset.max_sequence_length=512",
+        "training.batch_size=8", "training.learning_rate=1e-4", "training.lora.r=8", "seed=1",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "override"),
+    [(stage, override) for stage, names in ORIGINAL_NAMES.items() for override in names],
+)
+def test_override_names_of_the_original_project_are_accepted(stage: str, override: str) -> None:
+    assert load_config(STAGES[stage], [override]) != load_config(STAGES[stage], [])
+
+
+def test_a_renamed_setting_is_refused_with_its_new_name_wherever_it_comes_from(
+    tmp_path: Path,
+) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("training: {max_tokens_per_forward: 1}\n")
+    saved = {"training.max_tokens_per_forward": 1}
+    message = (
+        "^setting 'training.max_tokens_per_forward' was renamed to 'training.max_tokens_per_batch'$"
+    )
+    for overrides in (["training.max_tokens_per_forward=1"], [f"preset={preset}"]):
+        with pytest.raises(ConfigError, match=message):
+            load_config(WarmupConfig, overrides)
+    for load in (
+        lambda: load_config(WarmupConfig, [], values=saved),
+        lambda: from_values(WarmupConfig, saved),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load()
+
+
+def test_tables_of_other_names_lead_to_settings_and_hide_none() -> None:
+    for table in (ALIASES, RENAMED):
+        for stage, names in table.items():
+            known = setting_types(STAGES[stage]).keys()
+            assert known.isdisjoint(names)
+            assert known >= set(names.values())
+    for stage, reasons in REMOVED.items():
+        assert setting_types(STAGES[stage]).keys().isdisjoint(reasons)
 
 
 def test_settings_are_checked_when_built_without_a_command_too() -> None:
@@ -296,7 +358,7 @@ def test_formulas_are_those_that_the_engine_knows() -> None:
 def test_importing_the_settings_and_their_help_loads_no_heavy_library() -> None:
     script = (
         "import sys; from selectmoe.config.selection import SelectConfig;"
-        "from selectmoe.config.loading import settings_help;"
+        "from selectmoe.config.options import settings_help;"
         "settings_help(SelectConfig);"
         "print([m for m in ('torch', 'hydra', 'omegaconf', 'numpy', 'yaml') if m in sys.modules])"
     )

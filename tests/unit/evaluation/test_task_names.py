@@ -9,7 +9,7 @@ import pytest
 from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.config.loading import load_config
 from selectmoe.evaluation.local_tasks import plan_tasks
-from selectmoe.evaluation.task_names import names_nowhere, require_known
+from selectmoe.evaluation.task_names import absent_names, require_known
 
 
 @pytest.fixture
@@ -20,11 +20,11 @@ def lm_eval_tasks():
 def test_tasks_groups_tags_and_names_in_templates_are_found(lm_eval_tasks):
     preset = load_config(EvaluateConfig, ["preset=benchmarks"])
     names = {*preset.tasks, "mmlu", "bbh", "mmlu_stem", "arc_easy", "leaderboard", "acp_bench"}
-    assert names_nowhere(names, lm_eval_tasks) == set()
+    assert absent_names(names, lm_eval_tasks) == set()
 
 
 def test_a_name_that_is_only_part_of_another_is_none(lm_eval_tasks):
-    assert names_nowhere({"mml", "ellaswag", "hellaswag"}, lm_eval_tasks) == {"mml", "ellaswag"}
+    assert absent_names({"mml", "ellaswag", "hellaswag"}, lm_eval_tasks) == {"mml", "ellaswag"}
 
 
 def test_good_names_and_those_of_ones_own_files_do_without_lm_eval(tmp_path, monkeypatch):

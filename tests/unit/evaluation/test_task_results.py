@@ -3,7 +3,7 @@ import pytest
 
 from selectmoe.evaluation.task_results import (
     SampleValues,
-    aggregated,
+    aggregate,
     influences,
     main_metric,
     standard_error,
@@ -21,13 +21,13 @@ def samples(values, weights=None):
 
 def test_equal_weights_give_the_mean_and_its_textbook_standard_error():
     values = np.array([1.0, 0.0, 0.0, 1.0, 1.0])
-    metric = aggregated(samples(values.tolist()), "m", higher_is_better=True)
+    metric = aggregate(samples(values.tolist()), "m", higher_is_better=True)
     assert metric.value == pytest.approx(0.6)
     assert metric.standard_error == pytest.approx(values.std(ddof=1) / np.sqrt(5))
 
 
 def test_weights_make_it_a_mean_over_tokens():
-    metric = aggregated(samples([1.0, 3.0], [30, 10]), "m", higher_is_better=False)
+    metric = aggregate(samples([1.0, 3.0], [30, 10]), "m", higher_is_better=False)
     assert metric.value == pytest.approx((30 * 1 + 10 * 3) / 40)
 
 
@@ -43,7 +43,7 @@ def test_the_standard_error_of_a_ratio_is_what_redrawing_the_samples_gives():
 
 
 def test_one_sample_has_no_standard_error():
-    assert aggregated(samples([1.0]), "m", higher_is_better=True).standard_error is None
+    assert aggregate(samples([1.0]), "m", higher_is_better=True).standard_error is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from selectmoe.config.finetune import FinetuneLoraConfig
+from selectmoe.config.lora import LoraSettings
 from selectmoe.errors import ModelError, ResumeError
 from selectmoe.finetune.stage import (
     TrainingPlace,
@@ -159,7 +159,7 @@ def test_the_adapter_is_float32_whatever_the_targets_numbers_are(llama, tmp_path
 
 def test_experts_take_an_adapter_of_their_own(tmp_path):
     olmoe = save_tiny_olmoe(tmp_path / "olmoe")
-    lora = FinetuneLoraConfig(
+    lora = LoraSettings(
         r=2, lora_alpha=4, lora_dropout=0.0, target_modules=("q_proj", "experts.down_proj")
     )
     run = Run(tmp_path, olmoe, num_epochs=1, lora=lora)
@@ -199,7 +199,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(llama, tmp_p
 
 def test_a_gradient_that_is_no_number_stops_the_run_too(llama, tmp_path):
     # A new adapter adds 0 whatever its scale, but its gradient has a square beyond float32.
-    lora = FinetuneLoraConfig(r=1, lora_alpha=3 * 10**38)
+    lora = LoraSettings(r=1, lora_alpha=3 * 10**38, lora_dropout=0.1)
     run = Run(tmp_path, llama, lora=lora)
     with pytest.raises(TrainingStoppedError, match=r"step 1: the gradient .*('row-\d+'(, |;)){4}"):
         run.train()

@@ -26,7 +26,7 @@ from selectmoe.warmup.rows import read_warmup_rows
 def config_of(*, subset_ratio: float = 0.5, **training) -> WarmupConfig:
     return WarmupConfig(
         dataset=WarmupDatasetConfig(subset_ratio=subset_ratio, max_sequence_length=128),
-        training=TrainingConfig(batch_size=2, quality_gate_init_std=0.02, **training),
+        training=TrainingConfig(effective_batch_size=2, quality_gate_init_std=0.02, **training),
         max_rejected=1.0,  # at so few tokens some rows end before their answer
         seed=1,
     )

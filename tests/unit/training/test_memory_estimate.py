@@ -12,7 +12,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from selectmoe.config.finetune import FinetuneLoraConfig, FinetuneTrainingConfig
+from selectmoe.config.finetune import FinetuneTrainingConfig
+from selectmoe.config.lora import LoraSettings
 from selectmoe.errors import ModelError
 from selectmoe.finetune.stage import checkpoint_layers, with_adapter
 from selectmoe.paths import EMBEDDED_SELECTOR
@@ -25,7 +26,7 @@ from selectmoe.training.memory_estimate import (
 from tests.tiny_target import save_tiny_llama
 
 NUM_ROWS, NUM_TOKENS = 4, 64
-LORA = FinetuneLoraConfig(r=8, lora_alpha=8)
+LORA = LoraSettings(r=8, lora_alpha=8, lora_dropout=0.1)
 SHARED = {
     "vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
     "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,

@@ -20,7 +20,7 @@ from selectmoe.warmup.stage import TrainingPlace, run_warmup
 
 SETTINGS = {
     "dataset.subset_ratio": 0.2, "dataset.max_sequence_length": 64, "max_rejected": 1.0,
-    "training.num_steps": 2, "training.batch_size": 2,
+    "training.num_steps": 2, "training.effective_batch_size": 2,
 }  # fmt: skip
 
 

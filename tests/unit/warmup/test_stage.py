@@ -55,7 +55,7 @@ def samples(corpus):
 
 def settings_of(corpus: Path, *, model: Path | None = None, seed: int = 0, **training):
     defaults = {
-        "num_steps": 4, "batch_size": 4, "max_tokens_per_forward": 256, "logging_steps": 2,
+        "num_steps": 4, "effective_batch_size": 4, "max_tokens_per_batch": 256, "logging_steps": 2,
         "save_steps": 100, "quality_gate_init_bias": 4.0,
     }  # fmt: skip
     return WarmupConfig(
@@ -117,7 +117,7 @@ def fresh_decoder() -> SelectMoeModel:
 def test_backward_reaches_every_gate_and_keeps_no_activation_of_the_frozen_model(samples):
     chat = ChatTokenizer(AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR), max_sequence_length=64)
     settings = StepSettings(
-        batch_size=4, max_tokens_per_forward=1_024, kinds=("truncated",),
+        effective_batch_size=4, max_tokens_per_batch=1_024, kinds=("truncated",),
         full_sequence_prediction=False, seed=0,
     )  # fmt: skip
     [batch] = StepBatches(TrainingRows(samples, chat.tokenize(samples)), chat, settings).step(0)
@@ -188,8 +188,8 @@ def test_two_shares_of_a_step_have_the_gradient_of_the_whole_step(samples):
         trainee = prepare_trainee(model, training, name="m", seed=0)
         for rank in range(num_workers):
             settings = StepSettings(
-                batch_size=5, max_tokens_per_forward=256, kinds=("repeated",), seed=3, rank=rank,
-                full_sequence_prediction=False, num_workers=num_workers,
+                effective_batch_size=5, max_tokens_per_batch=256, kinds=("repeated",), seed=3,
+                rank=rank, full_sequence_prediction=False, num_workers=num_workers,
             )  # fmt: skip
             for batch in StepBatches(rows, chat, settings).step(7):
                 trainee.objective(trainee.model, batch).loss.backward()
@@ -363,7 +363,7 @@ def test_new_gates_follow_from_their_settings_and_the_seed(corpus, tmp_path):
 def test_the_share_of_pairs_in_order_is_that_of_the_margins(samples):
     chat = ChatTokenizer(AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR), max_sequence_length=64)
     settings = StepSettings(
-        batch_size=4, max_tokens_per_forward=1_024, kinds=("truncated",),
+        effective_batch_size=4, max_tokens_per_batch=1_024, kinds=("truncated",),
         full_sequence_prediction=False, seed=0,
     )  # fmt: skip
     [batch] = StepBatches(TrainingRows(samples, chat.tokenize(samples)), chat, settings).step(0)

@@ -25,7 +25,7 @@ def rows(chat):
 
 def batches(rows, chat, **settings):
     defaults = {
-        "batch_size": 7, "max_tokens_per_forward": 1_024, "full_sequence_prediction": False,
+        "effective_batch_size": 7, "max_tokens_per_batch": 1_024, "full_sequence_prediction": False,
         "kinds": ("shuffled_words", "other_answer"), "seed": 5,
     }  # fmt: skip
     return StepBatches(rows, chat, StepSettings(**{**defaults, **settings}))
@@ -75,7 +75,7 @@ def test_a_stream_that_starts_later_goes_on_where_the_first_would(rows, chat):
 
 
 def test_every_row_comes_once_in_each_pass(rows, chat):
-    steps = batches(rows, chat, kinds=(), batch_size=10)
+    steps = batches(rows, chat, kinds=(), effective_batch_size=10)
     ids = sorted(row.sample_id for row in rows.samples)
     for first in (0, 3):
         one_pass = [content(steps.step(first + n)) for n in range(3)]
@@ -87,9 +87,17 @@ def test_another_seed_gives_other_rows(rows, chat):
 
 
 def test_no_batch_is_over_the_budget_unless_one_pair_alone_is(rows, chat):
-    for batch in batches(rows, chat, max_tokens_per_forward=400, batch_size=20).step(0):
+    for batch in batches(rows, chat, max_tokens_per_batch=400, effective_batch_size=20).step(0):
         assert batch.token_ids_BT.numel() <= 400 or batch.num_real == 1
-    assert len(batches(rows, chat, max_tokens_per_forward=1, batch_size=20).step(0)) == 20
+    assert len(batches(rows, chat, max_tokens_per_batch=1, effective_batch_size=20).step(0)) == 20
+
+
+def test_a_batch_size_splits_a_step_and_loses_none_of_its_rows(rows, chat):
+    step = batches(rows, chat, max_tokens_per_batch=10**6, batch_size=3).step(0)
+    assert [batch.num_real for batch in step] == [3, 3, 1]
+    [whole] = batches(rows, chat, max_tokens_per_batch=10**6).step(0)
+    assert [name for batch in step for name in batch.sample_ids] == list(whole.sample_ids)
+    assert sum(batch.share_of_step for batch in step) == pytest.approx(1)
 
 
 def test_only_the_answers_of_real_rows_are_predicted(rows, chat):
@@ -103,7 +111,7 @@ def test_only_the_answers_of_real_rows_are_predicted(rows, chat):
 
 
 def test_a_worker_without_a_row_computes_one_that_counts_nothing(rows, chat):
-    settings = {"batch_size": 2, "num_workers": 3}
+    settings = {"effective_batch_size": 2, "num_workers": 3}
     [idle] = batches(rows, chat, rank=2, **settings).step(0)
     assert idle.share_of_step == 0
     assert idle.num_real == 1
@@ -119,12 +127,12 @@ def test_rows_that_cannot_be_made_worse_are_left_out_of_a_step(chat):
     text = "One two three four five six seven eight nine ten."
     samples.append(Sample("d", "long", (Message("user", "Count."), Message("assistant", text))))
     rows = TrainingRows(samples, chat.tokenize(samples))
-    step = batches(rows, chat, batch_size=4, kinds=("shuffled_words",)).step(0)
+    step = batches(rows, chat, effective_batch_size=4, kinds=("shuffled_words",)).step(0)
     assert [batch.sample_ids for batch in step] == [("long",)]
     assert step[0].share_of_step == 1
     short = TrainingRows(samples[:3], chat.tokenize(samples[:3]))
     with pytest.raises(DataError, match="none of 3 samples can be made worse by shuffled_words"):
-        batches(short, chat, batch_size=3, kinds=("shuffled_words",)).step(0)
+        batches(short, chat, effective_batch_size=3, kinds=("shuffled_words",)).step(0)
 
 
 def test_no_rows_are_refused():

@@ -1,0 +1,14 @@
+"""Settings that have, or had, another name, by the stage whose they are."""
+
+ALIASES: dict[str, dict[str, str]] = {}
+"""Other names that are accepted."""
+
+RENAMED = {
+    "stage_1_pretrain": {"training.max_tokens_per_forward": "training.max_tokens_per_batch"},
+}
+"""Former names, which are refused with the new one."""
+
+REMOVED = {
+    "stage_2_selection": {"seed": "scoring and selection draw nothing at random"},
+}
+"""Former settings, which are refused with the reason."""
