@@ -36,12 +36,12 @@ from selectmoe.selection.outputs import write_piece  # noqa: E402
 from selectmoe.selection.passes import survey  # noqa: E402
 from selectmoe.selection.run_folder import RunFolder  # noqa: E402
 from selectmoe.selection.scored_shards import scored_table  # noqa: E402
-from selectmoe.selection.top_k import Cut  # noqa: E402
+from selectmoe.selection.top_k import Threshold  # noqa: E402
 
 NUM_LAYERS = 16  # of OLMoE-1B-7B: a score each in every row
 PERCENTAGE = 0.05
 # Scores are drawn evenly from [0, 1); "g" is behind every row key.
-BEST = {"*": Cut(score=1 - PERCENTAGE, row_key="g", num_kept=0)}
+BEST = {"*": Threshold(score=1 - PERCENTAGE, row_key="g", num_kept=0)}
 
 
 class Stopwatch:

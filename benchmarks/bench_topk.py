@@ -1,10 +1,10 @@
-"""The exact cut of a hundred million scores in parquet, against Ray Data's sort.
+"""The exact top-k of a hundred million scores in parquet, against Ray Data's sort.
 
     python benchmarks/bench_topk.py            # needs 3 GB of disk
     python benchmarks/bench_topk.py --quick    # sizes a hundred times smaller
 
 Random scores are written as the select job writes them, a million rows a file, without the columns
-that a cut never reads (layer scores, id, source). Then, each in a process of its own: the passes on
+that top-k never reads (layer scores, id, source). Then, each in a process of its own: the passes on
 threads, the passes as Ray Data maps, and `Dataset.sort().limit()` on growing sizes until one fails
 or takes longer than `--sort-timeout`. Seconds count from the first file read to the numbers of all
 kept rows, Ray's start apart. Memory: the driver's peak resident size, and the peak proportional set
@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from selectmoe.corpus.map_items import MapItems, map_in_threads  # noqa: E402
 from selectmoe.selection.passes import (  # noqa: E402
     Survey,
-    find_cuts,
+    find_thresholds,
     kept_rows,
     shard_groups,
     survey,
@@ -83,7 +83,7 @@ def select(shards: list[Path], map_items: MapItems) -> Iterator[tuple[Path, np.n
     """What the select job does, but for the texts: the numbers of the kept rows of each shard."""
     groups = shard_groups(shards)
     surveyed = Survey.total(map_items(survey, groups))
-    cuts = find_cuts(
+    thresholds = find_thresholds(
         groups,
         surveyed.first_digits,
         selection_percentage=PERCENTAGE,
@@ -91,7 +91,7 @@ def select(shards: list[Path], map_items: MapItems) -> Iterator[tuple[Path, np.n
         map_items=map_items,
     )
     for shard in shards:
-        yield shard, kept_rows(cuts, shard)[0]
+        yield shard, kept_rows(thresholds, shard)[0]
 
 
 def select_by_passes(folder: Path, map_items: MapItems) -> dict[str, object]:

@@ -36,7 +36,7 @@ from selectmoe.evaluation.target_model import load_target
 from selectmoe.finetune.stage import TrainingPlace, finetune
 from selectmoe.finetune.supervised_data import SupervisedRows, load_target_tokenizer, prepare_rows
 from selectmoe.records import Sample, TokenizedSample
-from selectmoe.selection.top_k import find_cut, num_to_keep
+from selectmoe.selection.top_k import descending_keys, num_to_keep
 from selectmoe.warmup.contrastive_pairs import NUM_DONORS
 
 # Shape letters: S = seeds, R = held-out rows.
@@ -171,9 +171,8 @@ def corrupted_pool(
 def choose(scores: np.ndarray, fraction: float, row_keys: np.ndarray) -> np.ndarray:
     """Positions of the rows that stage 2 would keep of these."""
     scores = scores.astype(np.float32)  # as they are stored
-    num_kept = num_to_keep(len(scores), fraction)
-    cut = find_cut(lambda: [(scores, row_keys)], num_kept=num_kept)
-    return np.flatnonzero(cut.keeps(scores, row_keys))
+    order = np.lexsort((row_keys, descending_keys(scores)))
+    return np.sort(order[: num_to_keep(len(scores), fraction)])
 
 
 def measure_worth(

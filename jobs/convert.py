@@ -19,7 +19,9 @@ if os.path.dirname(_HERE) not in sys.path:
     sys.path.insert(0, os.path.dirname(_HERE))
 
 if __name__ == "__main__":
-    from jobs.stage_0_convert.command import main
-    from selectmoe.cli.command_line import run_command
+    from functools import partial
 
-    run_command(main)
+    from selectmoe.cli.command_line import run_command
+    from selectmoe.cli.convert_command import main
+
+    run_command(partial(main, prog="jobs/convert.py"))

@@ -47,12 +47,12 @@ def _row(
 
 
 def _threshold(manifest: dict[str, Any], name: str) -> str:
-    cut = manifest["thresholds"].get(name)
-    return f"{cut['score']:.4f}" if cut else ""
+    threshold = manifest["thresholds"].get(name)
+    return f"{threshold['score']:.4f}" if threshold else ""
 
 
 def _percentile_line(manifest: dict[str, Any]) -> str:
-    percentiles = [cut["percentile"] for cut in manifest["thresholds"].values()]
+    percentiles = [threshold["percentile"] for threshold in manifest["thresholds"].values()]
     lowest, highest = f"{min(percentiles):.1f}", f"{max(percentiles):.1f}"
     place = f" {lowest}" if lowest == highest else f"s {lowest} to {highest}"
     num_samples = manifest["calibration"]["num_samples"]

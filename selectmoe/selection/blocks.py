@@ -45,16 +45,16 @@ class ScoreBlock:
     def keys_of(self, rows: Rows) -> ReadKeys:
         """Gives the row keys of some of these rows, and reads the column when it is called."""
 
-        def read_keys(places: np.ndarray) -> np.ndarray:
-            if not len(places):
+        def read_keys(indices: np.ndarray) -> np.ndarray:
+            if not len(indices):
                 return np.empty(0, dtype=np.str_)
-            wanted = places if isinstance(rows, slice) else rows[places]
+            wanted = indices if isinstance(rows, slice) else rows[indices]
             return np.array(self._row_keys.take(wanted).to_pylist(), dtype=np.str_)
 
         return read_keys
 
     def rows_by_dataset(self) -> Iterator[tuple[str, Rows]]:
-        """Each data set in the block with its rows."""
+        """Each dataset in the block with its rows."""
         if not len(self.scores):
             return
         column = self._of_scored(self._table["dataset"]).combine_chunks()
@@ -88,7 +88,7 @@ def score_blocks(
 
     key_range: the first and the last of the `descending_keys` that are looked for.
     """
-    # Data sets as numbers: there are few names, and a million strings take a second.
+    # Dictionary-encoded: there are few names, and a million strings take a second.
     with pq.ParquetFile(shard, read_dictionary=["dataset"]) as file:
         first_row = 0
         score = file.schema.names.index("score")

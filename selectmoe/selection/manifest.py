@@ -60,9 +60,9 @@ def thresholds(selected: SelectedData) -> dict[str, dict[str, Any]]:
     """The thresholds, each with the percentile of its score; null without a calibration."""
     calibration = selected.calibration
     return {
-        name: asdict(cut)
-        | {"percentile": calibration.percentile(cut.score) if calibration else None}
-        for name, cut in selected.cuts.items()
+        name: asdict(threshold)
+        | {"percentile": calibration.percentile(threshold.score) if calibration else None}
+        for name, threshold in selected.thresholds.items()
     }
 
 

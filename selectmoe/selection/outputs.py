@@ -27,13 +27,13 @@ from selectmoe.scoring.calibration import Calibration, load_calibration
 from selectmoe.selection.passes import (
     NUM_QUANTILE_BINS,
     Survey,
-    find_cuts,
+    find_thresholds,
     kept_rows,
     shard_groups,
     survey,
 )
 from selectmoe.selection.run_folder import RunFolder
-from selectmoe.selection.top_k import Cut
+from selectmoe.selection.top_k import Threshold
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
@@ -55,7 +55,7 @@ class SelectedData:
     """What a selection kept."""
 
     counts: dict[str, DatasetCounts]  # by dataset
-    cuts: dict[str, Cut]  # by dataset, or one under "*"
+    thresholds: dict[str, Threshold]  # by dataset, or one under "*"
     quantiles: dict[str, float]  # of all scores, to 1 / NUM_QUANTILE_BINS
     calibration: Calibration | None  # of the run, by which scores have percentiles
 
@@ -91,7 +91,7 @@ def select_rows(
         max_rejected=max_rejected,
         run=output.root,
     )
-    cuts = find_cuts(
+    thresholds = find_thresholds(
         groups,
         found.first_digits,
         selection_percentage=selection_percentage,
@@ -99,10 +99,10 @@ def select_rows(
         map_items=map_items,
     )
     calibration = load_calibration(folder.root)
-    write = partial(write_piece, folder, output.pieces, cuts, calibration)
+    write = partial(write_piece, folder, output.pieces, thresholds, calibration)
     num_selected = _write_selected(output, map_items(write, groups))
     counts = _counts(found, num_rejected, num_selected)
-    return SelectedData(counts, cuts, quantiles(found.quantile_bins), calibration)
+    return SelectedData(counts, thresholds, quantiles(found.quantile_bins), calibration)
 
 
 def _write_selected(output: RunFolder, pieces: Iterable["SelectedPiece"]) -> Counter[str]:
@@ -143,14 +143,14 @@ class SelectedPiece:
 def write_piece(
     folder: RunFolder,
     pieces: Path,
-    cuts: Mapping[str, Cut],
+    thresholds: Mapping[str, Threshold],
     calibration: Calibration | None,
     shards: Sequence[Path],
 ) -> SelectedPiece:
     """A pass: reads the texts that are kept, and writes them into `pieces`."""
     num_selected: Counter[str] = Counter()
     file = pieces / f"{shards[0].stem}.jsonl"
-    write_jsonl(file, selected_rows(folder, shards, cuts, num_selected, calibration))
+    write_jsonl(file, selected_rows(folder, shards, thresholds, num_selected, calibration))
     return SelectedPiece(shards[0].name, file, num_selected)
 
 
@@ -168,14 +168,14 @@ def join_pieces(pieces: Iterable[SelectedPiece], path: Path) -> Counter[str]:
 def selected_rows(
     folder: RunFolder,
     shards: Iterable[Path],
-    cuts: Mapping[str, Cut],
+    thresholds: Mapping[str, Threshold],
     num_selected: Counter[str],
     calibration: Calibration | None,
 ) -> Iterator[dict[str, object]]:
     """The kept samples of some scored shards, with their scores and percentiles (null without a
     calibration); counts them by dataset on the way."""
     for shard in shards:
-        row_numbers, scores = kept_rows(cuts, shard)
+        row_numbers, scores = kept_rows(thresholds, shard)
         if not len(row_numbers):
             continue
         samples = read_rows(folder.corpus / shard.name, row_numbers)

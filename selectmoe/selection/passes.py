@@ -1,4 +1,4 @@
-"""Passes over the scored shards of a run: what is counted, where the cut lies, which rows it keeps.
+"""Passes over the scored shards of a run: counts, thresholds, and the rows that these keep.
 
 A pass is a function of a group of shards; what it returns for several groups adds up. MapItems
 calls it, on threads or on the workers of a cluster.
@@ -16,12 +16,12 @@ from selectmoe.corpus.map_items import MapItems
 from selectmoe.selection.blocks import Rows, ScoreBlock, score_blocks
 from selectmoe.selection.top_k import (
     MAX_CANDIDATES,
-    Bucket,
-    Buckets,
     Candidates,
-    Cut,
     Histogram,
     ReadKeys,
+    ScoreBucket,
+    ScoreBuckets,
+    Threshold,
     descending_keys,
     first_digits,
     narrow,
@@ -43,7 +43,7 @@ def shard_groups(shards: Sequence[Path]) -> list[ShardGroup]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """What the first pass counts, by data set."""
+    """What the first pass counts, by dataset."""
 
     num_rows: Counter[str]  # that have a score
     num_tokens: Counter[str]
@@ -71,7 +71,7 @@ def survey(shards: ShardGroup) -> Survey:
     )
 
 
-def find_cuts(
+def find_thresholds(
     groups: Sequence[ShardGroup],
     histograms: Mapping[str, Histogram],
     *,
@@ -79,8 +79,8 @@ def find_cuts(
     per_dataset: bool,
     map_items: MapItems,
     max_candidates: int = MAX_CANDIDATES,
-) -> dict[str, Cut]:
-    """One cut for the whole corpus under "*", or one for each data set; all in the same passes.
+) -> dict[str, Threshold]:
+    """One threshold for the whole corpus under "*", or one per dataset; all in the same passes.
 
     histograms: the survey's, of first digits.
     """
@@ -89,9 +89,9 @@ def find_cuts(
     first_buckets = {}
     for name, histogram in sorted(histograms.items()):
         num_kept = num_to_keep(int(histogram.counts.sum()), selection_percentage)
-        first_buckets[name] = Bucket.of_all_rows(num_kept).narrowed(histogram)
+        first_buckets[name] = ScoreBucket.of_all_rows(num_kept).narrowed(histogram)
 
-    def count(wide: Buckets) -> dict[str, Histogram]:
+    def count(wide: ScoreBuckets) -> dict[str, Histogram]:
         totals: dict[str, Histogram] = {}
         for counts in map_items(partial(count_next_digits, wide), groups):
             _add_up(totals, counts)
@@ -102,40 +102,40 @@ def find_cuts(
     for found in map_items(partial(find_candidates, buckets), groups):
         for name, rows in found:
             candidates[name].append(rows)
-    return {name: bucket.cut(candidates[name]) for name, bucket in buckets.items()}
+    return {name: bucket.threshold(candidates[name]) for name, bucket in buckets.items()}
 
 
-def count_next_digits(buckets: Buckets, shards: ShardGroup) -> dict[str, Histogram]:
+def count_next_digits(buckets: ScoreBuckets, shards: ShardGroup) -> dict[str, Histogram]:
     """A pass: of the rows in each bucket, the digit that narrows it."""
     totals: dict[str, Histogram] = {}
-    for name, scores, read_keys in _rows_to_cut(buckets, shards):
+    for name, scores, read_keys in _rows_in_buckets(buckets, shards):
         digits = buckets[name].next_digits(scores, read_keys)
         _add_up(totals, {name: Histogram.of(digits)})
     return totals
 
 
-def find_candidates(buckets: Buckets, shards: ShardGroup) -> list[tuple[str, Candidates]]:
+def find_candidates(buckets: ScoreBuckets, shards: ShardGroup) -> list[tuple[str, Candidates]]:
     """The last pass: the rows in each bucket."""
     found = []
-    for name, scores, read_keys in _rows_to_cut(buckets, shards):
+    for name, scores, read_keys in _rows_in_buckets(buckets, shards):
         candidates = buckets[name].candidates(scores, read_keys)
         if len(candidates[0]):
             found.append((name, candidates))
     return found
 
 
-def kept_rows(cuts: Mapping[str, Cut], shard: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a shard that the cuts keep, int64 (M,) ascending, and their scores float32 (M,).
+def kept_rows(thresholds: Mapping[str, Threshold], shard: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The kept rows of a shard, int64 (M,) ascending, and their scores, float32 (M,).
 
-    Row groups whose best score is below every cut are not read.
+    Row groups whose best score is below every threshold are not read.
     """
     row_numbers, all_scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    lowest = np.array([min(cut.score for cut in cuts.values())], dtype=np.float32)
+    lowest = np.array([min(threshold.score for threshold in thresholds.values())], dtype=np.float32)
     key_range = (0, int(descending_keys(lowest)[0]))
-    for block in score_blocks(shard, _columns(cuts), key_range=key_range):
+    for block in score_blocks(shard, _columns(thresholds), key_range=key_range):
         kept = np.zeros(len(block.scores), dtype=bool)
-        for name, rows in _rows_by_name(block, cuts):
-            kept[rows] = cuts[name].keeps_of(block.scores[rows], block.keys_of(rows))
+        for name, rows in _rows_by_name(block, thresholds):
+            kept[rows] = thresholds[name].keeps_of(block.scores[rows], block.keys_of(rows))
         row_numbers.append(block.row_numbers[kept])
         all_scores.append(block.scores[kept])
     return np.concatenate(row_numbers), np.concatenate(all_scores)
@@ -156,8 +156,8 @@ def _survey_block(block: ScoreBlock) -> Survey:
     return found
 
 
-def _rows_to_cut(
-    buckets: Buckets, shards: Sequence[Path]
+def _rows_in_buckets(
+    buckets: ScoreBuckets, shards: Sequence[Path]
 ) -> Iterator[tuple[str, np.ndarray, ReadKeys]]:
     """Name, scores and keys of the rows that may lie in a bucket."""
     first, last = zip(*(bucket.key_range for bucket in buckets.values()), strict=True)

@@ -1,12 +1,11 @@
-"""Which rows are kept: exactly k of n, found in a few passes over blocks, in constant memory.
+"""Exact top-k selection: a radix select over blocks of scores, in a few passes and constant memory.
 
 Rows are ordered by score, highest first, then by row key. A row key begins with a hash of the id,
-so ties are settled the same way however the corpus was split. Nothing is sorted or gathered but
-the rows around the cut: a row's place in the order is read as a number of 16-bit digits, two from
-the score and eight from the key, and a histogram of one digit a pass says in which bucket the last
-kept row lies, until that bucket is small enough to look at. Histograms of parts of the rows add up
-to that of all, so a pass may be made anywhere and in any order; row keys are asked for only where
-scores do not tell.
+so ties are broken the same way however the corpus was split. Only the rows around the threshold are
+gathered and sorted: the sort key of a row is read as a number of 16-bit digits, two from the score
+and eight from the row key, and a histogram of one digit per pass tells which bucket holds the last
+kept row, until that bucket is small. Histograms of parts of the rows add up to that of all, so the
+parts of a pass may be computed anywhere and in any order; row keys are read only to break ties.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,8 +16,6 @@ import numpy as np
 
 # Shape letters: N = rows of a block, M = some of them, V = different values of a digit.
 
-Blocks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
-"""Called once a pass; gives (scores float32 (N,), row_keys str (N,)), block by block."""
 ReadKeys = Callable[[np.ndarray], np.ndarray]
 """Row numbers in a block, int64 (M,) -> their row keys, str (M,)."""
 Candidates = tuple[np.ndarray, np.ndarray]
@@ -34,7 +31,7 @@ MAX_PENDING_VALUES = 1 << 19  # of histograms that are added up at once: 8 MB
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Threshold:
     """The last row that is kept; a row is kept when it is this one or comes before it."""
 
     score: float
@@ -42,11 +39,11 @@ class Cut:
     num_kept: int
 
     def keeps(self, scores: np.ndarray, row_keys: np.ndarray) -> np.ndarray:
-        """bool (N,): exactly `num_kept` are True over all the blocks that the cut was found on."""
+        """bool (N,): exactly `num_kept` are True over all blocks that it was computed from."""
         return self.keeps_of(scores, row_keys.__getitem__)
 
     def keeps_of(self, scores: np.ndarray, read_keys: ReadKeys) -> np.ndarray:
-        """The same, reading the keys of rows at the threshold only."""
+        """The same, but reads only the row keys of ties."""
         threshold = np.float32(self.score)
         kept: np.ndarray = scores > threshold
         tied = np.flatnonzero(scores == threshold)
@@ -57,14 +54,14 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histogram:
-    """How many rows have each value; it holds only values that occur."""
+    """Number of rows per value, of the values that occur."""
 
     values: np.ndarray  # int64 (V,), ascending
     counts: np.ndarray  # int64 (V,)
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Histogram":
-        """Of values below 2**32; fastest where they lie close together."""
+        """The histogram of values below 2**32; fastest where they lie close together."""
         lowest = int(values.min()) if len(values) else 0
         if len(values) and int(values.max()) - lowest > 4 * len(values):
             found, counts = np.unique(values, return_counts=True)
@@ -75,7 +72,7 @@ class Histogram:
 
     @classmethod
     def total(cls, histograms: Iterable["Histogram"]) -> "Histogram":
-        """Of all rows together; parts are added up before they fill memory."""
+        """The sum of histograms; they are merged before they fill memory."""
         pending, num_pending = [cls.of(np.empty(0, dtype=np.int64))], 0
         for histogram in histograms:
             pending.append(histogram)
@@ -86,49 +83,49 @@ class Histogram:
 
     @classmethod
     def _merged(cls, parts: list["Histogram"]) -> "Histogram":
-        values, places = np.unique(
+        values, indices = np.unique(
             np.concatenate([part.values for part in parts]), return_inverse=True
         )
         counts = np.zeros(len(values), dtype=np.int64)
-        np.add.at(counts, places, np.concatenate([part.counts for part in parts]))
+        np.add.at(counts, indices, np.concatenate([part.counts for part in parts]))
         return cls(values, counts)
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """Where the last kept row lies: among the rows whose places begin with `digits`."""
+class ScoreBucket:
+    """The rows whose sort keys begin with `digits`; the last kept row is one of them."""
 
     num_kept: int
     digits: tuple[int, ...]
     rank: int  # of the last kept row within the bucket, from 1
-    num_rows: int | None  # None where nobody has counted yet
+    num_rows: int | None  # None before they are counted
 
     @classmethod
-    def of_all_rows(cls, num_kept: int) -> "Bucket":
+    def of_all_rows(cls, num_kept: int) -> "ScoreBucket":
         if num_kept < 1:
             raise ValueError(f"num_kept must be at least 1, got {num_kept}")
         return cls(num_kept, (), num_kept, None)
 
     @property
     def key_range(self) -> tuple[int, int]:
-        """The first and the last of the `descending_keys` that scores in the bucket have."""
+        """The range of `descending_keys` of the scores in the bucket, both ends included."""
         first = self._score_prefix << self._unknown_bits
         return first, first + (1 << self._unknown_bits) - 1
 
     def is_wide(self, max_candidates: int) -> bool:
-        """Whether it holds too many rows to look at, and another digit tells them apart."""
+        """True where it holds more rows than `max_candidates` and has another digit to split by."""
         too_many = self.num_rows is None or self.num_rows > max_candidates
         return too_many and len(self.digits) < NUM_DIGITS
 
-    def narrowed(self, histogram: Histogram) -> "Bucket":
-        """The part that holds the last kept row, by the histogram of the next digit."""
+    def narrowed(self, histogram: Histogram) -> "ScoreBucket":
+        """The sub-bucket that holds the last kept row, by the histogram of the next digit."""
         totals = np.cumsum(histogram.counts)
         num_rows = int(totals[-1]) if len(totals) else 0
         if self.rank > num_rows:
             raise ValueError(f"cannot keep {self.rank} of {num_rows} rows")
         index = int(np.searchsorted(totals, self.rank))
         num_before = int(totals[index] - histogram.counts[index])
-        return Bucket(
+        return ScoreBucket(
             self.num_kept,
             (*self.digits, int(histogram.values[index])),
             self.rank - num_before,
@@ -136,7 +133,7 @@ class Bucket:
         )
 
     def next_digits(self, scores: np.ndarray, read_keys: ReadKeys) -> np.ndarray:
-        """(M,), below 65,536: of the rows of a block that lie in the bucket, the next digit."""
+        """(M,), below 65,536: the next digit of the rows of a block that lie in the bucket."""
         position = len(self.digits)
         if position >= NUM_SCORE_DIGITS:
             return _key_digits(self.candidates(scores, read_keys)[1], position)
@@ -157,13 +154,13 @@ class Bucket:
             held, row_keys = held[same], row_keys[same]
         return scores[held], row_keys
 
-    def cut(self, candidates: Iterable[Candidates]) -> Cut:
-        """The last kept row, of all the rows in the bucket."""
+    def threshold(self, candidates: Iterable[Candidates]) -> Threshold:
+        """The last kept row, from all rows in the bucket."""
         parts = list(candidates)
         scores = np.concatenate([part[0] for part in parts])
         row_keys = np.concatenate([part[1] for part in parts])
         last = np.lexsort((row_keys, descending_keys(scores)))[self.rank - 1]
-        return Cut(float(scores[last]), str(row_keys[last]), self.num_kept)
+        return Threshold(float(scores[last]), str(row_keys[last]), self.num_kept)
 
     @property
     def _score_prefix(self) -> int:
@@ -174,50 +171,26 @@ class Bucket:
 
     @property
     def _unknown_bits(self) -> int:
-        """Of the score's 32 bits."""
+        """How many of the score's 32 bits the digits do not fix."""
         return BITS_PER_DIGIT * max(NUM_SCORE_DIGITS - len(self.digits), 0)
 
 
-Buckets = Mapping[str, Bucket]
-"""By the name of what is cut: a data set, or all of them."""
+ScoreBuckets = Mapping[str, ScoreBucket]
+"""By dataset, or one under "*" for the whole corpus."""
 
 
 def num_to_keep(num_scored: int, selection_percentage: float) -> int:
-    """max(1, floor(share * rows)) of the share as written: 0.29 of 100 is 29, in floats 28."""
+    """max(1, floor(fraction * rows)), of the fraction as written: 0.29 of 100 is 29, not 28."""
     return max(1, int(Fraction(str(selection_percentage)) * num_scored))
 
 
-def find_cut(blocks: Blocks, *, num_kept: int, max_candidates: int = MAX_CANDIDATES) -> Cut:
-    """The cut after the `num_kept` best rows, in two to four passes, a few more among many ties.
-
-    Row keys differ and begin with 32 lower-case hex digits. Raises ValueError for a score that is
-    not finite and where there are fewer than `num_kept` rows.
-    """
-
-    def count(buckets: Buckets) -> dict[str, Histogram]:
-        return {
-            name: Histogram.total(
-                Histogram.of(bucket.next_digits(scores, row_keys.__getitem__))
-                for scores, row_keys in blocks()
-            )
-            for name, bucket in buckets.items()
-        }
-
-    [bucket] = narrow(
-        {"": Bucket.of_all_rows(num_kept)}, count, max_candidates=max_candidates
-    ).values()
-    return bucket.cut(
-        bucket.candidates(scores, row_keys.__getitem__) for scores, row_keys in blocks()
-    )
-
-
 def narrow(
-    buckets: Buckets,
-    count: Callable[[Buckets], Mapping[str, Histogram]],
+    buckets: ScoreBuckets,
+    count: Callable[[ScoreBuckets], Mapping[str, Histogram]],
     *,
     max_candidates: int = MAX_CANDIDATES,
-) -> dict[str, Bucket]:
-    """Buckets that together hold few rows, at one pass a digit for all of them.
+) -> dict[str, ScoreBucket]:
+    """Buckets that together hold few rows, by one pass per digit for all of them.
 
     count: a pass; gives the histogram of the next digit of the rows in each bucket.
     """

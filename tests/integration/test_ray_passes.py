@@ -1,4 +1,4 @@
-"""What many workers share on a real local Ray: reading a corpus, and the cut of its scores."""
+"""What many workers share on a real local Ray: reading a corpus, and top-k of its scores."""
 
 import functools
 import json
@@ -24,17 +24,17 @@ from selectmoe.data.writers import write_parquet
 from selectmoe.errors import DataError
 from selectmoe.records import Message, Sample, ScoredSample
 from selectmoe.selection.outputs import select_rows
-from selectmoe.selection.passes import Survey, find_cuts, shard_groups, survey
+from selectmoe.selection.passes import Survey, find_thresholds, shard_groups, survey
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import scored_table
-from selectmoe.selection.top_k import Cut
+from selectmoe.selection.top_k import Threshold
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> list[Path]:
-    """70 shards of 300 rows with few different scores, so that the cut goes through a tie."""
+    """70 shards of 300 rows with few different scores, so that the threshold goes through a tie."""
     folder = tmp_path_factory.mktemp("scored")
     for number in range(70):
         rng = np.random.default_rng(number)
@@ -58,10 +58,12 @@ def local_ray():
     ray.shutdown()
 
 
-def cuts(shards: list[Path], map_items: MapItems, *, per_dataset: bool) -> dict[str, Cut]:
+def thresholds(
+    shards: list[Path], map_items: MapItems, *, per_dataset: bool
+) -> dict[str, Threshold]:
     groups = shard_groups(shards)
     found = Survey.total(map_items(survey, groups))
-    return find_cuts(
+    return find_thresholds(
         groups,
         found.first_digits,
         selection_percentage=0.1,
@@ -73,7 +75,7 @@ def cuts(shards: list[Path], map_items: MapItems, *, per_dataset: bool) -> dict[
 
 def test_passes_on_ray_find_the_cut_that_threads_find(local_ray, shards):
     for per_dataset in (False, True):
-        assert cuts(shards, MapOnRay(), per_dataset=per_dataset) == cuts(
+        assert thresholds(shards, MapOnRay(), per_dataset=per_dataset) == thresholds(
             shards, map_in_threads, per_dataset=per_dataset
         )
 
@@ -116,7 +118,7 @@ def test_few_scores_are_cut_without_ray(tmp_path):
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch) -> Path:
-    """600 rows in one file, which is cut into eight parts."""
+    """600 rows in one file, which is threshold into eight parts."""
     file = tmp_path / "corpus.jsonl"
     rows = [{"id": n, "text": f"Because {n}."} for n in range(600)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""A finished run's shards, written by hand, cut into what is kept."""
+"""A finished run's shards, written by hand, threshold into what is kept."""
 
 import json
 
@@ -77,7 +77,7 @@ def test_the_percentage_may_count_within_each_data_set(run):
         "even": 2,  # of 20
         "odd": 1,  # of 19
     }
-    assert set(selected.cuts) == {"even", "odd"}
+    assert set(selected.thresholds) == {"even", "odd"}
 
 
 def test_every_row_that_was_read_is_scored_or_rejected_with_its_place_and_reason(run):
@@ -137,7 +137,7 @@ def test_quantiles_are_upper_edges_of_narrow_bins(run):
     selected = select_rows(run, run, selection_percentage=0.1, per_dataset=False)
     # 19 of the 39 scores are at most 0.04, and 23 at most 0.05.
     assert selected.quantiles["0.5"] == pytest.approx(0.05, abs=1.1e-4)
-    assert selected.cuts[ALL_DATASETS].score == pytest.approx(0.09)
+    assert selected.thresholds[ALL_DATASETS].score == pytest.approx(0.09)
 
 
 def test_passes_over_a_shard_at_a_time_write_the_same_file(run):

@@ -10,7 +10,7 @@ import pytest
 from selectmoe.corpus.map_items import map_in_threads
 from selectmoe.data.writers import write_parquet
 from selectmoe.records import Message, Sample, ScoredSample, UnscoredSample
-from selectmoe.selection.passes import Survey, find_cuts, kept_rows, shard_groups, survey
+from selectmoe.selection.passes import Survey, find_thresholds, kept_rows, shard_groups, survey
 from selectmoe.selection.scored_shards import scored_table
 from selectmoe.selection.top_k import num_to_keep
 
@@ -19,7 +19,7 @@ DATASETS = ("few", "many", "most")
 
 
 def random_shard(seed: int, num_rows: int, *, decimals: int) -> pa.Table:
-    """Some rows have no score; the last shard has none at all of one data set."""
+    """Some rows have no score; the last shard has none at all of one dataset."""
     rng = np.random.default_rng(seed)
     scores = rng.random(num_rows).astype(np.float32).round(decimals)
     datasets = rng.choice(DATASETS[seed == NUM_SHARDS - 1 :], num_rows)
@@ -48,7 +48,7 @@ def kept_keys(
 ) -> list[str]:
     groups = shard_groups(shards)
     found = Survey.total(map_in_threads(survey, groups))
-    cuts = find_cuts(
+    thresholds = find_thresholds(
         groups,
         found.first_digits,
         selection_percentage=percentage,
@@ -58,7 +58,7 @@ def kept_keys(
     )
     keys = []
     for shard in shards:
-        rows, scores = kept_rows(cuts, shard)
+        rows, scores = kept_rows(thresholds, shard)
         table = pq.read_table(shard).take(rows)
         assert table["score"].to_pylist() == scores.tolist()
         keys += table["row_key"].to_pylist()
@@ -125,7 +125,7 @@ def test_row_groups_that_cannot_hold_a_kept_row_are_not_read(tmp_path):
     shard = tmp_path / "shard-000000.parquet"
     pq.write_table(table, shard, row_group_size=num_rows // 10)
     histograms = survey([shard]).first_digits
-    cuts = find_cuts(
+    thresholds = find_thresholds(
         [[shard]],
         histograms,
         selection_percentage=0.05,
@@ -133,7 +133,7 @@ def test_row_groups_that_cannot_hold_a_kept_row_are_not_read(tmp_path):
         map_items=map_in_threads,
     )
     before = bytes_read()
-    rows, _ = kept_rows(cuts, shard)
+    rows, _ = kept_rows(thresholds, shard)
     num_bytes = bytes_read() - before
     metadata = pq.read_metadata(shard)
     names = metadata.schema.names

@@ -1,11 +1,49 @@
-"""The cut against a plain sort of everything."""
+"""The threshold against a plain sort of everything."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
 
-from selectmoe.selection.top_k import Blocks, Cut, descending_keys, find_cut, num_to_keep
+from selectmoe.selection.top_k import (
+    MAX_CANDIDATES,
+    Histogram,
+    ScoreBucket,
+    ScoreBuckets,
+    Threshold,
+    descending_keys,
+    narrow,
+    num_to_keep,
+)
+
+Blocks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
+"""Called once per pass; gives (scores float32 (N,), row_keys str (N,)), block by block."""
+
+
+def find_threshold(
+    blocks: Blocks, *, num_kept: int, max_candidates: int = MAX_CANDIDATES
+) -> Threshold:
+    """The threshold of the best `num_kept` rows, by passes over blocks in memory.
+
+    Row keys differ and begin with 32 lower-case hex digits. Raises ValueError for a score that is
+    not finite and where there are fewer than `num_kept` rows.
+    """
+
+    def count(buckets: ScoreBuckets) -> dict[str, Histogram]:
+        return {
+            name: Histogram.total(
+                Histogram.of(bucket.next_digits(scores, row_keys.__getitem__))
+                for scores, row_keys in blocks()
+            )
+            for name, bucket in buckets.items()
+        }
+
+    [bucket] = narrow(
+        {"": ScoreBucket.of_all_rows(num_kept)}, count, max_candidates=max_candidates
+    ).values()
+    return bucket.threshold(
+        bucket.candidates(scores, row_keys.__getitem__) for scores, row_keys in blocks()
+    )
 
 
 def random_keys(rng: np.random.Generator, num_rows: int) -> np.ndarray:
@@ -46,8 +84,8 @@ def kept_by_sorting(scores: np.ndarray, row_keys: np.ndarray, num_kept: int) -> 
     return set(row_keys[np.lexsort((row_keys, -scores))[:num_kept]].tolist())
 
 
-def kept_by(cut: Cut, scores: np.ndarray, row_keys: np.ndarray) -> set[str]:
-    return set(row_keys[cut.keeps(scores, row_keys)].tolist())
+def kept_by(threshold: Threshold, scores: np.ndarray, row_keys: np.ndarray) -> set[str]:
+    return set(row_keys[threshold.keeps(scores, row_keys)].tolist())
 
 
 @pytest.mark.parametrize("kind", ["different", "tied", "equal", "close", "signed", "zeros"])
@@ -59,26 +97,30 @@ def test_cut_keeps_what_a_full_sort_would(kind: str, max_candidates: int) -> Non
         scores, row_keys = random_scores(rng, num_rows, kind), random_keys(rng, num_rows)
         blocks = in_blocks(scores, row_keys, num_blocks=int(rng.integers(1, 8)))
         for num_kept in {1, int(rng.integers(1, num_rows + 1)), num_rows}:
-            cut = find_cut(blocks, num_kept=num_kept, max_candidates=max_candidates)
-            assert cut.num_kept == num_kept
-            assert kept_by(cut, scores, row_keys) == kept_by_sorting(scores, row_keys, num_kept)
+            threshold = find_threshold(blocks, num_kept=num_kept, max_candidates=max_candidates)
+            assert threshold.num_kept == num_kept
+            assert kept_by(threshold, scores, row_keys) == kept_by_sorting(
+                scores, row_keys, num_kept
+            )
 
 
 def test_cut_does_not_depend_on_order_or_splitting() -> None:
     rng = np.random.default_rng(1)
     scores, row_keys = random_scores(rng, 2_000, "tied"), random_keys(rng, 2_000)
-    expected = find_cut(in_blocks(scores, row_keys, num_blocks=1), num_kept=700)
+    expected = find_threshold(in_blocks(scores, row_keys, num_blocks=1), num_kept=700)
     for num_blocks in (2, 65, 2_500):  # the last has empty blocks
         order = rng.permutation(len(scores))
         blocks = in_blocks(scores[order], row_keys[order], num_blocks=num_blocks)
-        assert find_cut(blocks, num_kept=700, max_candidates=100) == expected
+        assert find_threshold(blocks, num_kept=700, max_candidates=100) == expected
 
 
 def test_more_copies_of_one_row_than_candidates_are_still_told_apart() -> None:
     row_keys = np.array([f"{7:032x}" + (f"-{n}" if n else "") for n in range(50)])
     scores = np.full(50, 0.25, dtype=np.float32)
-    cut = find_cut(in_blocks(scores, row_keys, num_blocks=3), num_kept=13, max_candidates=5)
-    assert cut.keeps(scores, row_keys).sum() == 13
+    threshold = find_threshold(
+        in_blocks(scores, row_keys, num_blocks=3), num_kept=13, max_candidates=5
+    )
+    assert threshold.keeps(scores, row_keys).sum() == 13
 
 
 def test_memory_and_passes_are_bounded_when_all_scores_are_equal() -> None:
@@ -93,15 +135,15 @@ def test_memory_and_passes_are_bounded_when_all_scores_are_equal() -> None:
         passes += 1
         yield scores, row_keys
 
-    cut = find_cut(blocks, num_kept=15_000)
-    assert cut.keeps(scores, row_keys).sum() == 15_000
+    threshold = find_threshold(blocks, num_kept=15_000)
+    assert threshold.keeps(scores, row_keys).sum() == 15_000
     assert passes == 4  # two digits of the score, one of the hash, the candidates
 
 
 def test_cut_keeps_nothing_that_is_not_a_number() -> None:
     scores = np.array([np.nan, 0.9, np.nan], dtype=np.float32)
-    cut = Cut(score=0.5, row_key="f" * 32, num_kept=1)
-    assert cut.keeps(scores, np.array(["0" * 32] * 3)).tolist() == [False, True, False]
+    threshold = Threshold(score=0.5, row_key="f" * 32, num_kept=1)
+    assert threshold.keeps(scores, np.array(["0" * 32] * 3)).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -109,7 +151,7 @@ def test_score_that_is_not_finite_is_refused(bad: float) -> None:
     scores = np.array([0.1, bad], dtype=np.float32)
     row_keys = np.array(["0" * 32, "1" * 32])
     with pytest.raises(ValueError, match="finite"):
-        find_cut(in_blocks(scores, row_keys, num_blocks=1), num_kept=1)
+        find_threshold(in_blocks(scores, row_keys, num_blocks=1), num_kept=1)
 
 
 @pytest.mark.parametrize("num_rows", [0, 4])
@@ -117,9 +159,9 @@ def test_keeping_more_rows_than_there_are_is_refused(num_rows: int) -> None:
     scores, row_keys = np.zeros(num_rows, np.float32), random_keys(np.random.default_rng(0), 4)
     blocks = in_blocks(scores, row_keys[:num_rows], num_blocks=2)
     with pytest.raises(ValueError, match=f"cannot keep 5 of {num_rows} rows"):
-        find_cut(blocks, num_kept=5)
+        find_threshold(blocks, num_kept=5)
     with pytest.raises(ValueError, match="num_kept must be at least 1, got 0"):
-        find_cut(blocks, num_kept=0)
+        find_threshold(blocks, num_kept=0)
 
 
 def test_keys_order_scores_from_high_to_low() -> None:

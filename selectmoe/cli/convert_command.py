@@ -1,4 +1,4 @@
-"""The command of `jobs/convert.py`: convert, verify, print and save the report."""
+"""`selectmoe convert` and `jobs/convert.py`: convert, verify, print and save the report."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import absolute_model, absolute_path, values_given
+from selectmoe.cli.tables import format_table
 from selectmoe.config.conversion import ConvertConfig
 from selectmoe.config.loading import load_config
 from selectmoe.errors import ConfigError
@@ -41,9 +42,9 @@ REPORT_ROWS = (
 )
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], *, prog: str = "selectmoe convert") -> None:
     """Runs stage 0. Raises SelectMoeError for a mistake of the user."""
-    config = parse(arguments)
+    config = parse(arguments, prog=prog)
 
     from selectmoe.model.checkpoint import require_olmoe
 
@@ -63,10 +64,10 @@ def main(arguments: Sequence[str]) -> None:
         require_parity(report)
 
 
-def parse(arguments: Sequence[str]) -> ConvertConfig:
+def parse(arguments: Sequence[str], *, prog: str) -> ConvertConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
     description = "Stage 0: convert an OLMoE model to a Select-MoE model."
-    parser = stage_parser("jobs/convert.py", description, ConvertConfig, OPTIONS)
+    parser = stage_parser(prog, description, ConvertConfig, OPTIONS)
     options, overrides = parse_arguments(parser, arguments)
     config = load_config(ConvertConfig, overrides, values=values_given(vars(options)))
     return dataclasses.replace(
@@ -90,12 +91,8 @@ def print_report(report: "ParityReport", file: Path) -> None:
     rows = [(f"parity on {report.num_tokens} tokens of text", *report.by_dtype)]
     for label, name, number_format in REPORT_ROWS:
         rows.append((label, *(format(getattr(p, name), number_format) for p in parities)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     num_equal = report.num_tensors - len(report.different_tensors)
-    print()
-    for row in rows:
-        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
-    print()
+    print(f"\n{format_table(rows)}\n")
     print(f"{num_equal:,} of {report.num_tensors:,} base tensors are bit-identical")
     print(f"parity: {'yes' if report.passed else 'NO'}")
     print(file, flush=True)
