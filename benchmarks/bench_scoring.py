@@ -17,6 +17,7 @@ run. Without --data the demo corpus is scored. No Ray.
 
 import argparse
 import copy
+import dataclasses
 import os
 import resource
 import statistics
@@ -45,7 +46,9 @@ from benchmarks.scoring_shapes import (  # noqa: E402
     load_subject,
     product_flops,
 )
-from selectmoe.data.packing import collate_padded, pack_samples, pad_samples  # noqa: E402
+from selectmoe.config.engine import EngineConfig, Formula  # noqa: E402
+from selectmoe.data.packing import collate_padded, pad_samples  # noqa: E402
+from selectmoe.model.devices import DTYPES, choose_dtype, choose_experts  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import PaddedBatch, ScoredSample, TokenizedSample  # noqa: E402
@@ -59,10 +62,9 @@ from selectmoe.scoring.formulas import (  # noqa: E402
 )
 
 PLAIN_ROWS_PER_BATCH = 16
-FORMULA = "answer_margin"
+FORMULA: Formula = "answer_margin"
 TOLERANCE = 1e-5  # float32 sums of other shapes
 PARTS = ("projections", "attention", "gates", "routing", "experts")  # as the packed pass names them
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Rows = Sequence[TokenizedSample]
 
@@ -121,17 +123,16 @@ def score_with_engine(engine: ScoringEngine, rows: Rows) -> np.ndarray:
 def ways_to_score(
     subject: Subject, model: SelectMoeForCausalLM, max_tokens: int | None
 ) -> tuple[dict[str, Callable[[Rows], np.ndarray]], ScoringEngine]:
-    """The ways by name, and the engine with rows end to end. Each sets the model up for itself."""
-    settings: dict[str, Any] = {
-        "formula": FORMULA,
-        "max_sequence_length": MAX_SEQUENCE_LENGTH,
-        "max_tokens_per_batch": max_tokens,
-    }
-    by_default = ScoringEngine(model.model, subject.tokenizer, **settings)
+    """The ways by name, and the engine with packed batches. Each sets the model up for itself."""
+    config = EngineConfig(
+        formula=FORMULA, max_sequence_length=MAX_SEQUENCE_LENGTH, max_tokens_per_batch=max_tokens
+    )
+    by_default = ScoringEngine(model.model, subject.tokenizer, config)
     packed = by_default
     if by_default.packed is None:
-        packed = ScoringEngine(model.model, subject.tokenizer, packer=pack_samples, **settings)
-    engine_experts = "eager" if model.device.type == "cpu" else "grouped_mm"
+        config = dataclasses.replace(config, row_layout="packed")
+        packed = ScoringEngine(model.model, subject.tokenizer, config)
+    engine_experts = choose_experts(None, on_gpu=model.device.type != "cpu")
 
     def way(score: Callable[[Rows], np.ndarray], experts: str, *, skips: bool) -> Any:  # noqa: ANN401
         def prepared(rows: Rows) -> np.ndarray:
@@ -257,7 +258,7 @@ def main() -> None:
     on_gpu = args.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no CUDA device here")
-    dtype = args.dtype or ("bfloat16" if on_gpu else "float32")
+    dtype = str(choose_dtype(args.dtype, on_gpu=on_gpu)).removeprefix("torch.")
     subject = load_subject(
         args.shape, data=args.data, num_rows=args.num_rows, device=args.device, model=args.model
     )

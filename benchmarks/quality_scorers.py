@@ -47,7 +47,7 @@ class Selector:
 
     def engine(self) -> ScoringEngine:
         return ScoringEngine.from_pretrained(
-            self.folder, weights=self.weights, max_sequence_length=MAX_SEQUENCE_LENGTH
+            self.folder, model_checkpoint_path=self.weights, max_sequence_length=MAX_SEQUENCE_LENGTH
         )
 
     def language_model(self) -> nn.Module:

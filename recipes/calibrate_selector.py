@@ -41,7 +41,7 @@ def calibrate_selector(
     formula: str = "answer_margin",
 ) -> Path:  # fmt: skip
     """Scores rows of `training` and writes calibration.json; returns where."""
-    engine = ScoringEngine.from_pretrained(selector, weights=weights, formula=formula)
+    engine = ScoringEngine.from_pretrained(selector, model_checkpoint_path=weights, formula=formula)
     positions = sampled_positions(len(training), seed=seed)
     calibration = calibrate_on(engine, [training[position] for position in positions])
     stage_1 = None if weights is None else weights_file(weights)

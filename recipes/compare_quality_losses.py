@@ -56,11 +56,12 @@ from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.errors import DataError, SelectMoeError  # noqa: E402
 from selectmoe.evaluation.answer_loss import MAX_TOKENS_PER_BATCH, batch_losses  # noqa: E402
 from selectmoe.model.checkpoint import GATE_WEIGHTS_NAME, model_folder  # noqa: E402
+from selectmoe.model.devices import choose_dtype, choose_experts  # noqa: E402
 from selectmoe.model.gate_weights import save_gate_weights  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.model.quiet_loading import load_model  # noqa: E402
 from selectmoe.model.registration import register_select_moe  # noqa: E402
-from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
+from selectmoe.paths import DEMO_CORPUS, model_or_embedded  # noqa: E402
 from selectmoe.records import Sample, TokenizedSample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
 from selectmoe.training.stopping import TrainingStoppedError  # noqa: E402
@@ -168,8 +169,8 @@ def engine_of(
     config: WarmupConfig, weights: Path | None, *, formula: str = "answer_margin"
 ) -> ScoringEngine:
     return ScoringEngine.from_pretrained(
-        config.model or EMBEDDED_SELECTOR,
-        weights=weights,
+        model_or_embedded(config.model),
+        model_checkpoint_path=weights,
         formula=formula,
         max_sequence_length=config.dataset.max_sequence_length,
     )
@@ -177,7 +178,7 @@ def engine_of(
 
 def fresh_gates(config: WarmupConfig, output: Path) -> Path:
     """The weights that a warm-up of this seed starts from, as a file."""
-    folder = model_folder(config.model or str(EMBEDDED_SELECTOR))
+    folder = model_folder(model_or_embedded(config.model))
     model = load_gated_model(folder, config.training, uses_gpu=False, seed=config.seed)
     return save_gate_weights(model, output)
 
@@ -235,13 +236,13 @@ def controls(config: WarmupConfig, held_out: HeldOut, output: Path) -> Iterator[
         weights = fresh_gates(replace(config, seed=seed), output / f"untrained_{seed}")
         yield measured(f"nothing, seed {seed}", config, weights, held_out)
     tokenizer = engine_of(config, None).tokenizer
-    folder = model_folder(config.model or str(EMBEDDED_SELECTOR))
+    folder = model_folder(model_or_embedded(config.model))
     on_gpu = torch.cuda.is_available()
     base = load_model(
         SelectMoeForCausalLM,
         folder,
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
-        experts_implementation="grouped_mm" if on_gpu else "eager",
+        dtype=choose_dtype(None, on_gpu=on_gpu),
+        experts_implementation=choose_experts(None, on_gpu=on_gpu),
     ).eval()
     torch.nn.Module.to(base, "cuda" if on_gpu else "cpu")
     base.force_gates_open()

@@ -29,6 +29,7 @@ from recipes.train_tiny_base import is_held_out, is_test_row  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.model.conversion import ADDED_PARTS, gated_config  # noqa: E402
+from selectmoe.model.devices import choose_experts  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.model.quiet_loading import load_model  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
@@ -49,7 +50,7 @@ def gated(base: Path, seed: int) -> SelectMoeForCausalLM:
         new_parts=ADDED_PARTS,
         config=gated_config(OlmoeConfig.from_pretrained(base), {}),
         dtype=torch.float32,
-        experts_implementation="grouped_mm" if torch.cuda.is_available() else "eager",
+        experts_implementation=choose_experts(None, on_gpu=torch.cuda.is_available()),
     )
 
 

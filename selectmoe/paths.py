@@ -5,3 +5,8 @@ from pathlib import Path
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED_SELECTOR = ASSETS / "tiny_selector"
 DEMO_CORPUS = ASSETS / "demo_corpus.jsonl"
+
+
+def model_or_embedded(model: str | None) -> str:
+    """The folder or hub name that is given, else the folder of the embedded selector."""
+    return model or str(EMBEDDED_SELECTOR)

@@ -76,20 +76,15 @@ def _load_engine(settings: ServeSettings) -> "ScoringEngine":
     """Loads the model and scores once, so that a replica that runs is warm."""
     import torch
 
-    from selectmoe.data.packing import pad_samples_closely
     from selectmoe.scoring.engine import ScoringEngine
 
     torch.set_num_threads(settings.num_cpus_per_replica)
     device = settings.device or ("cuda" if settings.num_gpus_per_replica else "cpu")
     engine = ScoringEngine.from_pretrained(
         settings.model,
-        weights=settings.weights,
+        model_checkpoint_path=settings.model_checkpoint_path,
         device=device,
-        dtype=settings.dtype,
-        formula=settings.formula,
-        max_sequence_length=settings.max_sequence_length,
-        max_tokens_per_batch=settings.max_batch_tokens,
-        packer=pad_samples_closely if device == "cpu" else None,  # on a GPU rows lie end to end
+        config=settings.engine,
     )
     [outcome] = engine.score([WARM_UP])
     if isinstance(outcome, UnscoredSample):
@@ -102,7 +97,7 @@ def _describe(engine: "ScoringEngine", settings: ServeSettings) -> ModelDescript
         model=settings.model_name,
         revision=settings.revision,
         weights_hash=engine.weights_hash(),
-        formula=engine.formula_name,
+        formula=engine.config.formula,
         device=engine.device.type,
         dtype=str(engine.model.dtype).removeprefix("torch."),
         num_layers=engine.model.config.num_hidden_layers,
@@ -115,13 +110,15 @@ def _describe(engine: "ScoringEngine", settings: ServeSettings) -> ModelDescript
 
 def _score_apart(engine: "ScoringEngine", request: BatchRequest) -> list[Outcome]:
     """Samples that want scores of tokens, and the rest, each in as few passes as they need."""
-    from selectmoe.data.packing import pad_samples
+    from selectmoe.data.packing import pad_samples, pad_samples_closely
 
-    together: Any = engine.score_tokenized
-    if request.is_rectangle and engine.packed is None:
-        together = functools.partial(together, packer=pad_samples)  # gives the rectangle that it is
+    # A padded batch of the request's own is one batch again; others are the samples of a moment.
+    packer = pad_samples if request.is_rectangle else pad_samples_closely
+    together = functools.partial(engine.score_tokenized, packer=packer)
+    by_token = functools.partial(engine.score_each_token, packer=pad_samples_closely)
     outcomes: list[Outcome | None] = [None] * len(request.samples)
-    for with_tokens, score in ((False, together), (True, engine.score_each_token)):
+    scorers: Any = ((False, together), (True, by_token))
+    for with_tokens, score in scorers:
         places = [place for place, wants in enumerate(request.with_tokens) if wants == with_tokens]
         chosen = [request.samples[place] for place in places]
         for place, outcome in zip(places, _score_or_single_out(score, chosen), strict=True):

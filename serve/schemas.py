@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from selectmoe.data.rows import ROLES, RowPlace, parse_row
+from selectmoe.data.rows import ROLES, RowLocation, parse_row
 from selectmoe.records import RejectedRow, Sample
 from serve.error_responses import RequestError
 
@@ -229,7 +229,7 @@ def _check_form(entry: object, place: str) -> None:
 
 def _as_sample(entry: Any, place: str) -> ParsedSample:  # noqa: ANN401 (JSON, checked in form)
     # The same reader of rows as the select job's, so that both refuse the same.
-    row = parse_row(entry, RowPlace(file=place, row=1, dataset=""))
+    row = parse_row(entry, RowLocation(file=place, row=1, dataset=""))
     if isinstance(row, RejectedRow):
         return ParsedSample(_id_of(entry), None, f"{place}: {row.detail}")
     return ParsedSample(_id_of(entry), row)

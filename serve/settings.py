@@ -5,15 +5,17 @@ import os
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from selectmoe.config.checks import require
+from selectmoe.config.engine import EngineConfig
 from selectmoe.errors import ConfigError
 from selectmoe.paths import EMBEDDED_SELECTOR
 
 PREFIX = "SELECTMOE_"
+_RENAMED = {"WEIGHTS": "MODEL_CHECKPOINT_PATH", "MAX_BATCH_TOKENS": "MAX_TOKENS_PER_BATCH"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,18 +27,15 @@ class ServeSettings:
     served."""
     model: str = str(EMBEDDED_SELECTOR)
     """Select-MoE folder or hub name; default the embedded selector."""
-    weights: str | None = None
-    """Stage 1's gates or adapter: a weights file, or a folder that holds one."""
+    model_checkpoint_path: str | None = None
+    """Stage 1's weights: the folder of its run, full_rank_weights.safetensors or an adapter."""
     revision: str | None = None
     """A name of yours for what is served, such as a tag; answers repeat it."""
-    formula: str = "answer_margin"
-    """Which tokens and layers a score averages, as in the select job."""
-    max_sequence_length: int = 1_024
-    """Tokens of a sample that are read; of a longer one, the first so many."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Settings of the engine; each of its fields has a variable of its own, SELECTMOE_FORMULA for
+    instance. max_tokens_per_batch also limits the tokens of one call of a scorer."""
     device: str | None = None
     """cpu or cuda; null is cuda for replicas with a share of a GPU, else cpu."""
-    dtype: str | None = None
-    """float32 or bfloat16; null is bfloat16 on a GPU and float32 on a CPU."""
 
     num_replicas: int = 1
     """Scorer replicas, each with its own copy of the model."""
@@ -49,9 +48,6 @@ class ServeSettings:
     num_gpus_per_replica: float = 0.0
     """GPUs that a scorer reserves; 0.5 puts two on one GPU."""
 
-    max_batch_tokens: int | None = None
-    """Tokens of one call of a scorer, and of a forward pass with its padding; null is 4,096 on a
-    CPU, and on a GPU what its free memory takes, at most 65,536."""
     max_wait_milliseconds: float = 5.0
     """How long a sample waits for company while every scorer is busy; an idle one gets it at
     once."""
@@ -68,7 +64,7 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         for name in (
-            "max_sequence_length", "num_replicas", "num_ingress_replicas", "num_cpus_per_replica",
+            "num_replicas", "num_ingress_replicas", "num_cpus_per_replica",
             "max_queued_samples", "max_samples_per_request", "max_body_bytes",
         ):  # fmt: skip
             self._require(getattr(self, name) >= 1, name, "at least 1")
@@ -76,13 +72,11 @@ class ServeSettings:
             self._require(getattr(self, name) > 0, name, "more than 0")
         for name in ("num_gpus_per_replica", "max_wait_milliseconds"):
             self._require(getattr(self, name) >= 0, name, "at least 0")
-        tokens, most = self.max_batch_tokens, self.max_replicas
-        self._require(tokens is None or tokens >= 1, "max_batch_tokens", "at least 1")
+        most = self.max_replicas
         self._require(
             most is None or most >= self.num_replicas, "max_replicas", "at least num_replicas"
         )
         self._require(self.device in (None, "cpu", "cuda"), "device", "cpu or cuda")
-        self._require(self.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
         if self.api_key is not None and not _fits_a_header(self.api_key):
             # Not through `require`, which would show it.
             raise ConfigError(
@@ -95,13 +89,15 @@ class ServeSettings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ServeSettings":
         """Empty variables count as unset. Raises ConfigError, naming variable, rule and value."""
-        hints = typing.get_type_hints(cls)
-        given: dict[str, Any] = {
-            setting.name: _parsed(PREFIX + setting.name.upper(), text, hints[setting.name])
-            for setting in fields(cls)
-            if (text := environment.get(PREFIX + setting.name.upper(), ""))
-        }
-        return cls(**given)
+        for former, name in _RENAMED.items():
+            if environment.get(PREFIX + former):
+                raise ConfigError(f"{PREFIX}{former} is called {PREFIX}{name} now")
+        try:
+            engine = EngineConfig(**_given(EngineConfig, environment))
+        except ConfigError as error:  # begins with the field's name, or with the variable's
+            name, _, rule = str(error).removeprefix(PREFIX).partition(" ")
+            raise ConfigError(f"{PREFIX}{name.upper()} {rule}") from error
+        return cls(engine=engine, **_given(cls, environment))
 
     @property
     def model_name(self) -> str:
@@ -131,6 +127,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _given(config_class: type, environment: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a dataclass that have a variable."""
+    hints = typing.get_type_hints(config_class)
+    return {
+        setting.name: _parsed(PREFIX + setting.name.upper(), text, hints[setting.name])
+        for setting in fields(config_class)
+        if not is_dataclass(hints[setting.name])
+        and (text := environment.get(PREFIX + setting.name.upper(), ""))
+    }
 
 
 def _parsed(variable: str, text: str, hint: object) -> object:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from selectmoe.data.rows import RowPlace, parse_row
+from selectmoe.data.rows import RowLocation, parse_row
 from selectmoe.model.checkpoint import hash_weights
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import RejectedRow, UnscoredSample
@@ -59,7 +59,7 @@ class ScoreServer:
         }
 
     def results(self, rows: list[object], detail: str) -> list[dict]:
-        parsed = [parse_row(row, RowPlace("request", n, "")) for n, row in enumerate(rows, 1)]
+        parsed = [parse_row(row, RowLocation("request", n, "")) for n, row in enumerate(rows, 1)]
         good = [row for row in parsed if not isinstance(row, RejectedRow)]
         with self.lock:  # one engine, as in a replica
             outcomes = iter(self.engine.score(good))

@@ -11,7 +11,7 @@ from selectmoe.cli.output_folder import telling_how_to_resume
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import resolved
 from selectmoe.config.warmup import WarmupConfig
-from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.paths import model_or_embedded
 
 if TYPE_CHECKING:
     from jobs.on_ray.training import TrainingWorker
@@ -66,7 +66,7 @@ def write_manifest(
     from selectmoe.data.writers import write_json
     from selectmoe.model.checkpoint import hash_weights
 
-    model = config.model or str(EMBEDDED_SELECTOR)
+    model = model_or_embedded(config.model)
     manifest = {
         "selectmoe_version": __version__,
         "config": resolved(config),

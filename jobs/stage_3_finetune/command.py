@@ -19,7 +19,7 @@ from selectmoe.cli.output_folder import (
 from selectmoe.cli.progress import RowsProgress, format_seconds
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import load_config
-from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.paths import model_or_embedded
 
 if TYPE_CHECKING:  # these load torch, and --help must not wait for it
     from transformers import PreTrainedTokenizerBase
@@ -93,7 +93,7 @@ def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
     made; returns the model's tokenizer."""
     from selectmoe.model.checkpoint import read_model_config
 
-    model = config.model or str(EMBEDDED_SELECTOR)
+    model = model_or_embedded(config.model)
     read_model_config(model)
 
     from selectmoe.finetune.sources import require_source
@@ -120,9 +120,7 @@ def tokenise(
     from selectmoe.finetune.supervised_data import prepare_rows
     from selectmoe.model.checkpoint import read_model_config
 
-    positions = read_model_config(config.model or str(EMBEDDED_SELECTOR)).get(
-        "max_position_embeddings"
-    )
+    positions = read_model_config(model_or_embedded(config.model)).get("max_position_embeddings")
     summary = prepare_rows(
         config,
         tokenizer,

@@ -193,10 +193,10 @@ def task_line(result: "TaskResult") -> str:
 
 def about(config: EvaluateConfig, *, use_gpu: bool) -> dict[str, object]:
     """The metadata of a results file."""
-    from selectmoe.paths import EMBEDDED_SELECTOR
+    from selectmoe.paths import model_or_embedded
 
     return {
-        "model": config.model or str(EMBEDDED_SELECTOR),
+        "model": model_or_embedded(config.model),
         "adapter": config.adapter,
         "device": "cuda" if use_gpu else "cpu",
         "config": resolved(config),

@@ -57,6 +57,7 @@ def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
     from selectmoe.data.writers import write_jsonl
     from selectmoe.errors import DataError
     from selectmoe.model.checkpoint import require_select_moe
+    from selectmoe.paths import model_or_embedded
 
     require_readable(config.data)
     if config.model is not None:
@@ -64,10 +65,9 @@ def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
     from selectmoe.scoring.engine import ScoringEngine
 
     engine = ScoringEngine.from_pretrained(
-        *([config.model] if config.model else []),
-        weights=config.model_checkpoint_path,
-        formula=config.scoring.formula,
-        dtype=config.scoring.dtype,
+        model_or_embedded(config.model),
+        model_checkpoint_path=config.model_checkpoint_path,
+        config=config.scoring,
     )
     lines = score_lines(engine, read_corpora(config.data), hidden_folder)
     if config.output is None:

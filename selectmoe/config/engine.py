@@ -1,42 +1,54 @@
-"""How the model is run and its gates are averaged."""
+"""The settings of ScoringEngine."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from selectmoe.config.checks import require
 
+Formula = Literal[
+    "original",
+    "answer_probability",
+    "answer_margin",
+    "answer_margin_second_half",
+    "answer_margin_last",
+]
+RowLayout = Literal["padded", "packed"]
+Dtype = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoringConfig:
-    """How the model is run and its gates are averaged."""
+class EngineConfig:
+    """How samples are tokenized and batched, how the model runs and how its gates are averaged."""
 
-    formula: Literal[
-        "original",
-        "answer_probability",
-        "answer_margin",
-        "answer_margin_second_half",
-        "answer_margin_last",
-    ] = "answer_margin"
-    """Which tokens and layers a score averages, and whether as probabilities or margins."""
+    formula: Formula = "answer_margin"
+    """Scoring formula: which tokens and layers a score averages, as probabilities or margins."""
+    max_sequence_length: int = 1_024
+    """Maximum tokens per sample; longer samples are truncated."""
     max_tokens_per_batch: int | None = None
-    """Tokens of one forward pass, padding included; null is 4,096 on a CPU, and on a GPU what its
-    free memory takes, at most 65,536."""
-    row_layout: Literal["padded", "packed"] | None = None
-    """How rows lie in a batch: padded to the longest, or packed end to end in a forward pass made
-    for scoring; null is packed on a GPU (Ampere or newer) and padded elsewhere."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the model's numbers; null is bfloat16 on a GPU and float32 on a CPU."""
+    """Maximum tokens per forward pass, padding included; null is 4,096 on a CPU, and on a GPU what
+    its free memory allows, at most 65,536."""
+    row_layout: RowLayout | None = None
+    """Layout of a batch: padded to the longest row, or packed (variable length) without padding;
+    null is packed on a GPU (Ampere or newer) and padded elsewhere."""
+    dtype: Dtype | None = None
+    """Dtype of weights and activations; null is bfloat16 on a GPU and float32 on a CPU."""
     attn_implementation: str = "sdpa"
-    """eager, sdpa or flash_attention_2; another than sdpa means padded rows."""
+    """Attention implementation of transformers: eager, sdpa or flash_attention_2. Any other than
+    sdpa forces padded batches."""
     experts_implementation: str | None = None
-    """eager, grouped_mm or batched_mm, of padded rows; null is eager on a CPU and grouped_mm on a
-    GPU. One that is given means padded rows."""
+    """Experts implementation of transformers: eager, grouped_mm or batched_mm; null is eager on a
+    CPU and grouped_mm on a GPU. Setting it forces padded batches."""
 
     def __post_init__(self) -> None:
-        tokens = self.max_tokens_per_batch
-        require(tokens is None or tokens >= 1, "scoring.max_tokens_per_batch", "at least 1", tokens)
+        choices = {"formula": Formula, "row_layout": RowLayout, "dtype": Dtype}
+        for name, literal in choices.items():
+            value, words = getattr(self, name), get_args(literal)
+            known = value in words or (value is None and name != "formula")
+            require(known, name, f"one of {', '.join(words)}", value)
+        length, tokens = self.max_sequence_length, self.max_tokens_per_batch
+        require(length >= 1, "max_sequence_length", "at least 1", length)
+        require(tokens is None or tokens >= 1, "max_tokens_per_batch", "at least 1", tokens)
         if self.row_layout == "packed":
-            for key, unset in (("attn_implementation", "sdpa"), ("experts_implementation", None)):
-                rule = f"{unset or 'null'} with scoring.row_layout=packed, which has its own"
-                value = getattr(self, key)
-                require(value == unset, f"scoring.{key}", rule, value)
+            for name, unset in (("attn_implementation", "sdpa"), ("experts_implementation", None)):
+                rule = f"{unset or 'null'} with row_layout=packed, which has its own"
+                require(getattr(self, name) == unset, name, rule, getattr(self, name))

@@ -1,6 +1,8 @@
 """Settings that have, or had, another name, by the stage whose they are."""
 
-ALIASES: dict[str, dict[str, str]] = {}
+ALIASES = {
+    "stage_2_selection": {"dataset.max_sequence_length": "scoring.max_sequence_length"},
+}
 """Other names that are accepted."""
 
 RENAMED = {

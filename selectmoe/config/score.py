@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from selectmoe.config.engine import ScoringConfig
+from selectmoe.config.engine import EngineConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +20,6 @@ class ScoreConfig:
     data: tuple[str, ...] = ()
     """Corpora: files, folders, globs, URLs, hub:NAME[:split], or - for JSON lines from standard
     input; several are separated by commas."""
-    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    scoring: EngineConfig = field(default_factory=EngineConfig)
     output: str | None = None
     """File for the scores, one JSON object per line; null prints them."""

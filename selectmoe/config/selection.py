@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from selectmoe.config.checks import require, require_at_least
 from selectmoe.config.dataset import DatasetConfig
-from selectmoe.config.engine import ScoringConfig
+from selectmoe.config.engine import EngineConfig
 from selectmoe.config.run import ResumableRunConfig
 
 
@@ -23,7 +23,7 @@ class SelectConfig(ResumableRunConfig):
     """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, or an
     adapter; null is the weights of the model itself."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    scoring: EngineConfig = field(default_factory=EngineConfig)
     per_dataset: bool = False
     """Keep the fraction of each dataset instead of the whole corpus."""
     via: str = "actors"

@@ -14,14 +14,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from selectmoe.corpus.map_items import MapItems
-from selectmoe.data.readers import (
-    HUB_PREFIX,
-    FileSlice,
-    list_files,
-    locate,
-    read_corpus,
-    read_slices,
-)
+from selectmoe.data.formats import FileSlice
+from selectmoe.data.readers import HUB_PREFIX, read_corpus, read_slices
+from selectmoe.data.sources import list_files, locate
 from selectmoe.errors import DataError
 from selectmoe.records import RejectedRow, Sample
 

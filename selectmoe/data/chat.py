@@ -1,9 +1,8 @@
-"""A conversation as token ids and the mask of what the assistant says: the only place that knows
-chat templates.
+"""Chat templates: a conversation as token ids and the mask of its assistant turns.
 
 A template is rendered once for each sequence of roles, with a placeholder for every content. The
-pieces between the placeholders are what the template adds; with the contents in their places they
-give the text of a sample and, exactly, where each assistant turn begins and ends in it.
+pieces between the placeholders are what the template adds; joined with the contents they give the
+text of a sample and, exactly, the characters where each assistant turn begins and ends.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,15 +30,15 @@ _STRIPS: dict[tuple[bool, bool], Callable[[str], str]] = {  # by (keeps left, ke
     (True, False): str.rstrip,
     (False, False): str.strip,
 }
-# Ordinary text, by which a template is tried that does more to contents than strip them.
+# Ordinary text that reveals a template which does more to contents than strip them.
 _PROBE = ' Probe {}: "two" & <b>words</b>,\n\nsecond line.\n'
 
 
 def package_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The package's template, for tokenizers that have none.
 
-    A tokenizer that begins every text with a token of its own (Llama's) does so here too: its model
-    has seen no text without.
+    A tokenizer that begins every text with a BOS token (Llama's) does so here too: its model was
+    trained on no text without one.
     """
     first = tokenizer("a")["input_ids"][:1]
     begins = tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
@@ -51,24 +50,24 @@ class _Skeleton:
     """What a template adds around the contents of one sequence of roles."""
 
     pieces: tuple[str, ...]  # one before each content in `order`, and one after the last
-    order: tuple[int, ...]  # which message stands there; some templates move or repeat one
+    order: tuple[int, ...]  # index of the message; some templates move or repeat one
     strips: tuple[Callable[[str], str], ...]  # what the template does to white space around it
 
     def render(self, contents: Sequence[str]) -> tuple[str, list[tuple[int, int, int]]]:
-        """The text, and for each place in it (message, first character, end)."""
-        parts, places = [self.pieces[0]], []
+        """The text, and the characters of each content in it: (message, start, end)."""
+        parts, spans = [self.pieces[0]], []
         length = len(parts[0])
         for index, strip, piece in zip(self.order, self.strips, self.pieces[1:], strict=True):
             content = strip(contents[index])
-            places.append((index, length, length + len(content)))
+            spans.append((index, length, length + len(content)))
             parts += (content, piece)
             length += len(content) + len(piece)
-        return "".join(parts), places
+        return "".join(parts), spans
 
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """One token of a rendered conversation; two that share a letter both have it whole."""
+    """One token of a rendered conversation; tokens that share a character both include it."""
 
     text: str
     start: int  # characters of the rendered conversation: [start, end)
@@ -77,7 +76,7 @@ class TokenText:
 
 
 class ChatTokenizer:
-    """Turns samples into token ids and answer masks; keeps one skeleton for each roles' order."""
+    """Turns samples into token ids and answer masks; caches a skeleton per sequence of roles."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_sequence_length: int) -> None:
         if not tokenizer.is_fast:
@@ -98,8 +97,8 @@ class ChatTokenizer:
         roles = tuple(message.role for message in messages)
         if roles not in self._skeletons:
             self._skeletons[roles] = self._skeleton(roles)
-        text, places = self._skeletons[roles].render([message.content for message in messages])
-        return text, [(start, end) for index, start, end in places if roles[index] == "assistant"]
+        text, spans = self._skeletons[roles].render([message.content for message in messages])
+        return text, [(start, end) for index, start, end in spans if roles[index] == "assistant"]
 
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample]:
         """Token ids and answer masks, truncated to `max_sequence_length`.
@@ -137,7 +136,7 @@ class ChatTokenizer:
             yield TokenizedSample(
                 sample_id=sample.sample_id,
                 token_ids=np.array(encoding.ids[kept], dtype=np.int32),
-                answer_mask=_inside(offsets, spans),
+                answer_mask=_mask_spans(offsets, spans),
                 truncated=len(encoding.ids) > self.max_sequence_length,
             )
 
@@ -146,7 +145,7 @@ class ChatTokenizer:
         text, spans = self.render(sample.messages)
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         offsets = encoding.offsets[: self.max_sequence_length]
-        mask = _inside(np.array(offsets, dtype=np.int64).reshape(-1, 2), spans)
+        mask = _mask_spans(np.array(offsets, dtype=np.int64).reshape(-1, 2), spans)
         return [
             TokenText(text[start:end], start, end, bool(is_answer))
             for (start, end), is_answer in zip(offsets, mask, strict=True)
@@ -154,17 +153,17 @@ class ChatTokenizer:
 
     def _skeleton(self, roles: tuple[str, ...]) -> _Skeleton:
         placeholders = [_PLACEHOLDER.format(index) for index in range(len(roles))]
-        skeleton = _split(self._rendered(roles, placeholders), roles)
+        skeleton = _parse_skeleton(self._apply_template(roles, placeholders), roles)
         probes = [_PROBE.format(index) for index in range(len(roles))]
-        if skeleton.render(probes)[0] != self._rendered(roles, probes):
+        if skeleton.render(probes)[0] != self._apply_template(roles, probes):
             raise DataError(
-                "the tokenizer's chat template changes what is said, so that answers cannot be "
-                f"found in its text, for the roles {', '.join(roles)}; give the model folder a "
-                "template that inserts contents as they are"
+                "the tokenizer's chat template changes the contents of messages, so that answers "
+                f"cannot be found in its text, for the roles {', '.join(roles)}; give the model "
+                "folder a template that inserts contents as they are"
             )
         return skeleton
 
-    def _rendered(self, roles: tuple[str, ...], contents: Sequence[str]) -> str:
+    def _apply_template(self, roles: tuple[str, ...], contents: Sequence[str]) -> str:
         conversation = [
             {"role": role, "content": content}
             for role, content in zip(roles, contents, strict=True)
@@ -182,7 +181,7 @@ class ChatTokenizer:
             ) from error
 
 
-def _split(text: str, roles: tuple[str, ...]) -> _Skeleton:
+def _parse_skeleton(text: str, roles: tuple[str, ...]) -> _Skeleton:
     pieces, order, strips = [], [], []
     rest = text
     while "\ue000" in rest:
@@ -204,7 +203,7 @@ def _split(text: str, roles: tuple[str, ...]) -> _Skeleton:
     return _Skeleton((*pieces, rest), tuple(order), tuple(strips))
 
 
-def _inside(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+def _mask_spans(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """True for tokens that cover a character of a span, and for the one right after it."""
     mask = np.zeros(len(offsets), dtype=bool)
     for start, end in spans:

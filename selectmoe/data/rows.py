@@ -1,4 +1,4 @@
-"""One row of a corpus as a Sample, or the reason why not: the input contract, in one place."""
+"""One row of a corpus as a Sample, or the reason why not: the input contract."""
 
 import reprlib
 from collections.abc import Callable, Mapping
@@ -8,13 +8,13 @@ from typing import Any
 from selectmoe.records import Message, RejectedRow, Sample
 
 ROLES = ("system", "user", "assistant")
-# Names stand in numpy arrays, which are as wide as their longest entry and drop a NUL at its end.
+# Names are kept in numpy arrays, which are as wide as the longest and drop a NUL at its end.
 MAX_NAME_CHARACTERS = 4_096
 _SHOWN_CHARACTERS = 80
 
 
 class RowError(Exception):
-    """Why a row cannot be a sample; becomes a RejectedRow in `parse_row`."""
+    """A row cannot be a sample; `parse_row` turns it into a RejectedRow."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -22,8 +22,8 @@ class RowError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class RowPlace:
-    """Where a row stands, and the data set it belongs to unless it says otherwise."""
+class RowLocation:
+    """Where a row was read, and the dataset it belongs to unless it names one itself."""
 
     file: str
     row: int  # from 1
@@ -33,7 +33,7 @@ class RowPlace:
         return RejectedRow(self.file, self.row, self.dataset, sample_id, reason, detail)
 
 
-def parse_row(row: object, place: RowPlace) -> Sample | RejectedRow:
+def parse_row(row: object, location: RowLocation) -> Sample | RejectedRow:
     """A row in any known layout as a Sample.
 
     Layouts: {"messages": [{"role", "content"}, …]}, {"instruction", "input", "output"} (Alpaca),
@@ -43,23 +43,25 @@ def parse_row(row: object, place: RowPlace) -> Sample | RejectedRow:
     it.
     """
     if not isinstance(row, Mapping):
-        return place.reject("not_an_object", f"a row must be a JSON object, got {shown(row)}")
-    sample_id, dataset = f"{place.file.rpartition('/')[2]}:{place.row}", place.dataset
+        return location.reject("not_an_object", f"a row must be a JSON object, got {abridge(row)}")
+    sample_id, dataset = f"{location.file.rpartition('/')[2]}:{location.row}", location.dataset
     try:
         dataset = _name(row, "dataset") or dataset
         sample_id = _name(row, "id") or sample_id
-        messages = checked_messages(_find_layout(row)(row))
+        messages = check_messages(_find_layout(row)(row))
     except RowError as error:
-        return RejectedRow(place.file, place.row, dataset, sample_id, error.reason, str(error))
-    return Sample(dataset, sample_id, messages, f"{place.file}:{place.row}")
+        return RejectedRow(
+            location.file, location.row, dataset, sample_id, error.reason, str(error)
+        )
+    return Sample(dataset, sample_id, messages, f"{location.file}:{location.row}")
 
 
-def checked_messages(messages: object) -> tuple[Message, ...]:
-    """Raises RowError unless `messages` is a conversation with something said by an assistant."""
+def check_messages(messages: object) -> tuple[Message, ...]:
+    """The messages of a conversation. Raises RowError unless an assistant says something in it."""
     if hasattr(messages, "tolist"):  # pandas gives numpy arrays for lists
         messages = messages.tolist()
     if not isinstance(messages, list | tuple):
-        raise RowError("messages_wrong_type", f"'messages' must be a list, got {shown(messages)}")
+        raise RowError("messages_wrong_type", f"'messages' must be a list, got {abridge(messages)}")
     if not messages:
         raise RowError("messages_empty", "'messages' must not be empty")
     checked = tuple(_message(entry, index) for index, entry in enumerate(messages))
@@ -71,8 +73,8 @@ def checked_messages(messages: object) -> tuple[Message, ...]:
     return checked
 
 
-def shown(content: object) -> str:
-    """A value for a message: its type and its beginning; plain ASCII where it is not printable."""
+def abridge(content: object) -> str:
+    """A value for an error message: its type and its first 80 characters."""
     text = _ABRIDGED.repr(content)
     ending = "…" if len(text) > _SHOWN_CHARACTERS else ""
     return f"{type(content).__name__} {text[:_SHOWN_CHARACTERS]}{ending}"
@@ -81,23 +83,25 @@ def shown(content: object) -> str:
 def _message(entry: object, index: int) -> Message:
     if not isinstance(entry, Mapping):
         raise RowError(
-            "messages_wrong_type", f"messages[{index}] must be an object, got {shown(entry)}"
+            "messages_wrong_type",
+            f"messages[{index}] must be an object, got {abridge(entry)}",
         )
-    role, content = entry.get("role"), _joined_parts(entry.get("content"))
+    role, content = entry.get("role"), _join_parts(entry.get("content"))
     if role not in ROLES:
         raise RowError(
             "unknown_role",
-            f"messages[{index}].role must be one of {', '.join(ROLES)}, got {shown(role)}",
+            f"messages[{index}].role must be one of {', '.join(ROLES)}, got {abridge(role)}",
         )
     if not isinstance(content, str):
         raise RowError(
-            "messages_wrong_type", f"messages[{index}].content must be text, got {shown(content)}"
+            "messages_wrong_type",
+            f"messages[{index}].content must be text, got {abridge(content)}",
         )
     _require_encodable(content, f"messages[{index}].content")
     return Message(role, content)
 
 
-def _joined_parts(content: object) -> object:
+def _join_parts(content: object) -> object:
     """The text of a content that is a list of text parts; any other content as it is."""
     if not isinstance(content, list) or not content:
         return content
@@ -117,22 +121,23 @@ def _name(row: Mapping[str, Any], key: str) -> str:
         return ""
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise RowError(
-            f"{key}_wrong_type", f"{key!r} must be text or a whole number, got {shown(name)}"
+            f"{key}_wrong_type",
+            f"{key!r} must be text or a whole number, got {abridge(name)}",
         )
     name = str(name)
     if len(name) > MAX_NAME_CHARACTERS or "\0" in name:
         raise RowError(
             f"{key}_unusable",
             f"{key!r} must have at most {MAX_NAME_CHARACTERS:,} characters and no NUL, got "
-            f"{len(name):,} characters: {shown(name)}",
+            f"{len(name):,} characters: {abridge(name)}",
         )
     _require_encodable(name, repr(key))
     return name
 
 
 def _find_layout(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], object]:
-    # A table of several layouts has every column in every row, null where it is another's. Only
-    # when no layout has values is one taken whose keys are there: its complaint is the clearest.
+    # A table of several layouts has the columns of all in every row, null in the unused ones. Only
+    # if no layout has values does one count whose keys exist: its error message is the clearest.
     for is_there in (lambda key: row.get(key) is not None, lambda key: key in row):
         for keys, layout in _LAYOUTS.items():
             if all(map(is_there, keys)):
@@ -173,13 +178,13 @@ def _with_context(row: Mapping[str, Any], key: str) -> str:
 def _text(row: Mapping[str, Any], key: str) -> str:
     text = row[key]
     if not isinstance(text, str):
-        raise RowError("messages_wrong_type", f"{key!r} must be text, got {shown(text)}")
+        raise RowError("messages_wrong_type", f"{key!r} must be text, got {abridge(text)}")
     return text
 
 
 def _require_encodable(text: str, name: str) -> None:
-    """A lone surrogate (half of an emoji, as a JSON escape) cannot be written to any file."""
-    if text.isascii():  # known without looking at the letters
+    """Refuses lone surrogates (half of an emoji, as a JSON escape): no file can hold them."""
+    if text.isascii():  # Python stores the answer with the text
         return
     try:
         text.encode("utf-8")
@@ -202,7 +207,7 @@ ROW_KEYS = frozenset(
     {"dataset", "id", "input", "context", *(key for keys in _LAYOUTS for key in keys)}
 )
 
-# Neither as long as the value nor as deep: repr() itself fails on what is nested too deeply.
+# Limits length and depth: repr() itself fails on a value that is nested too deeply.
 _ABRIDGED = reprlib.Repr()
 _ABRIDGED.maxlevel = 4
 _ABRIDGED.maxstring = _ABRIDGED.maxother = _SHOWN_CHARACTERS

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name, renamed last."""
+"""Writes files that are whole or absent: under a temporary name first, renamed last."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into; it becomes `path` when the block ends, and is gone if that fails."""
+    """A file to write into; it becomes `path` when the block ends, and is deleted on an error."""
     # The process id keeps two writers of one name (a retried task beside a slow one) apart.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from selectmoe.data.readers import read_corpus
-from selectmoe.data.rows import shown
+from selectmoe.data.rows import abridge
 from selectmoe.errors import ConfigError, DataError
 from selectmoe.records import RejectedRow, Sample
 
@@ -97,7 +97,7 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file}:{number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: a row must be a JSON object, got {shown(row)}")
+            raise DataError(f"{file}:{number}: a row must be a JSON object, got {abridge(row)}")
         num_rows += 1
         yield f"{file}:{number}", row
     if not num_rows:
@@ -123,18 +123,20 @@ def check_choices(location: str, row: dict[str, Any]) -> None:
     """Raises DataError unless the row is {"question" or "ctx", "choices", "answer"}."""
     question = row.get("question", row.get("ctx"))
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{location}: 'question' or 'ctx' must be text, got {shown(question)}")
+        raise DataError(f"{location}: 'question' or 'ctx' must be text, got {abridge(question)}")
     choices = row.get("choices")
     if not isinstance(choices, list) or len(choices) < 2:
-        raise DataError(f"{location}: 'choices' must be a list of at least 2, got {shown(choices)}")
+        raise DataError(
+            f"{location}: 'choices' must be a list of at least 2, got {abridge(choices)}"
+        )
     for choice in choices:
         if not isinstance(choice, str) or not choice.strip():
-            raise DataError(f"{location}: every choice must be text, got {shown(choice)}")
+            raise DataError(f"{location}: every choice must be text, got {abridge(choice)}")
     answer = row.get("answer")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise DataError(
             f"{location}: 'answer' must be the number of a choice, 0 to {len(choices) - 1}, got "
-            f"{shown(answer)}"
+            f"{abridge(answer)}"
         )
 
 
@@ -194,7 +196,7 @@ def read_task_file(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not a task file: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"{file}: a task file must be a mapping, got {shown(config)}")
+        raise ConfigError(f"{file}: a task file must be a mapping, got {abridge(config)}")
     return config
 
 

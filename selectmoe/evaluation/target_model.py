@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
@@ -17,11 +16,10 @@ from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.errors import ModelError
 from selectmoe.evaluation.adapter_folder import ADAPTER_CONFIG_NAME, adapter_folder
 from selectmoe.model.checkpoint import model_folder, read_model_config
+from selectmoe.model.devices import choose_dtype
 from selectmoe.model.quiet_loading import first_line, load_model, load_tokenizer
 from selectmoe.model.registration import register_select_moe
-from selectmoe.paths import EMBEDDED_SELECTOR
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from selectmoe.paths import model_or_embedded
 
 
 def load_target(
@@ -33,15 +31,15 @@ def load_target(
     adapter belongs to another model.
     """
     register_select_moe()
-    name = config.model or str(EMBEDDED_SELECTOR)
+    name = model_or_embedded(config.model)
     settings: dict[str, Any] = {}
     if read_model_config(name).get("model_type") == "select_moe":
         settings["quality_gate_forced_open"] = config.quality_gate_forced_open
-    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+    dtype = choose_dtype(config.dtype, on_gpu=device != "cpu")
     folder = model_folder(name)
     tokenizer = load_tokenizer(folder)
     model = load_model(
-        cast("type[PreTrainedModel]", AutoModelForCausalLM), folder, dtype=DTYPES[dtype], **settings
+        cast("type[PreTrainedModel]", AutoModelForCausalLM), folder, dtype=dtype, **settings
     )
     model.to(device)  # type: ignore[arg-type]  # a device name is accepted
     if config.adapter is None:

@@ -38,9 +38,10 @@ from selectmoe.data.writers import write_json
 from selectmoe.errors import ModelError, ResumeError
 from selectmoe.finetune.supervised_data import NOT_A_TARGET, StepOrder, SupervisedRows
 from selectmoe.model.checkpoint import model_folder, read_model_config
+from selectmoe.model.devices import choose_dtype
 from selectmoe.model.quiet_loading import load_model
 from selectmoe.model.registration import register_select_moe
-from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.paths import model_or_embedded
 from selectmoe.training.lora_targets import find_targets
 from selectmoe.training.memory_estimate import (
     MemoryEstimate,
@@ -55,7 +56,6 @@ from selectmoe.training.stopping import TrainingStoppedError, named
 logger = logging.getLogger(__name__)
 
 # Shape letters: B = rows of a batch, T = tokens of its longest row, V = vocabulary.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MARK_NAME = "finetune.json"
 # These change where, how fast and on what machines a run goes on, not what it learns. The data is
 # known by a hash of its tokens, wherever it lies.
@@ -90,7 +90,7 @@ class TrainingPlace:
         return "cuda" if self.uses_gpu else "cpu"
 
     def dtype(self, name: str | None) -> torch.dtype:
-        return DTYPES[name or ("bfloat16" if self.uses_gpu else "float32")]
+        return choose_dtype(name, on_gpu=self.uses_gpu)
 
 
 def finetune(
@@ -112,7 +112,7 @@ def finetune(
     mark = checkpoint_mark(config, rows.summary.rows_sha256)
     if place.resume_from is not None:
         require_same_run(Path(place.resume_from), mark)
-    model_name = config.model or str(EMBEDDED_SELECTOR)
+    model_name = model_or_embedded(config.model)
     estimated = require_fit(config, model_name, place, max_tokens=rows.summary.max_tokens)
     set_seed(config.seed)  # the adapter's first weights
     target = load_target(config, model_name, place)

@@ -30,7 +30,7 @@ from selectmoe.data.writers import whole_file, write_json, write_jsonl
 from selectmoe.errors import DataError, ModelError, TooManyRejectedError
 from selectmoe.finetune.sources import choose_rows
 from selectmoe.model.quiet_loading import first_line, load_tokenizer, quiet_transformers
-from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.paths import model_or_embedded
 from selectmoe.records import RejectedRow, Sample, TokenizedSample, UnscoredSample
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def load_target_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
 
     Raises ModelError where there is none, an unreadable one, or one without a template.
     """
-    model = config.model or str(EMBEDDED_SELECTOR)
+    model = model_or_embedded(config.model)
     if Path(model).is_dir():
         return with_chat_template(load_tokenizer(Path(model)), config)
     with quiet_transformers():

@@ -1,5 +1,6 @@
 """ScoringEngine: samples in, scores out. Owns the model, its device and its dtype."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,20 +12,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from selectmoe.config.engine import EngineConfig
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import pack_samples, pad_samples
-from selectmoe.errors import ConfigError
+from selectmoe.data.packing import pad_samples
 from selectmoe.model.checkpoint import (
     calibration_folder,
     hash_weights,
     require_select_moe,
     weights_file,
 )
+from selectmoe.model.devices import default_device
 from selectmoe.model.modeling_select_moe import SelectMoeModel
 from selectmoe.model.packed_attention import copy_to
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
-    PackedBatch,
     PaddedBatch,
     Sample,
     ScoredSample,
@@ -43,10 +44,9 @@ from selectmoe.scoring.formulas import (
     token_scores,
 )
 from selectmoe.scoring.loading import load_scoring_model
-from selectmoe.scoring.packed import PackedScorer, packs_by_default
+from selectmoe.scoring.packed import CPU_TOKENS, MOST_TOKENS, PackedScorer, choose_layout
 
-Packer = Callable[..., Iterator[PaddedBatch] | Iterator[PackedBatch]]
-ROW_LAYOUTS: dict[str, Packer] = {"padded": pad_samples, "packed": pack_samples}
+Packer = Callable[..., Iterator[PaddedBatch]]
 TOKENIZED_TOGETHER = 256  # samples; a thread has so many ready in a few hundredths of a second
 
 
@@ -63,44 +63,30 @@ class ScoringEngine:
         self,
         model: SelectMoeModel,
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        formula: str = "answer_margin",
-        max_sequence_length: int = 1_024,
-        max_tokens_per_batch: int | None = None,
-        packer: Packer | None = None,
+        config: EngineConfig | None = None,
     ) -> None:
         """`model` is put into evaluation mode and loses the experts of its last layer.
 
-        max_sequence_length: longer samples are scored on their first so many tokens.
-        max_tokens_per_batch: tokens of one forward pass, padding included; default 4,096 on a
-        CPU, whose caches they fit, and at most 65,536 on a GPU, by its free memory.
-        packer: how samples become batches; `pack_samples`, the default on a GPU from Ampere on,
-        also means the forward pass of `PackedForward` instead of the model's own. `pad_samples` is
-        the default elsewhere; `pad_samples_closely` suits a server.
+        Device and dtype are the model's; of `config` the dtype and the implementations matter to
+        `from_pretrained`, which loads it.
         """
-        if formula not in SCORE_FORMULAS:
-            raise ConfigError(
-                f"scoring formula must be one of {', '.join(SCORE_FORMULAS)}, got {formula!r}"
-            )
+        config = config or EngineConfig()
+        self.config = config
         self.model = model.eval()
         self.model.skip_last_experts()
         self.device = model.device
-        self.formula_name = formula
-        self.formula: ScoreFormula = SCORE_FORMULAS[formula]
+        self.formula: ScoreFormula = SCORE_FORMULAS[config.formula]
         self._files: tuple[str, Path | None] | None = None  # the model, and stage 1's weights
         self._stored_calibration: Calibration | None = None
-        on_cpu = self.device.type == "cpu"
-        self.packer: Packer = packer or (
-            pack_samples if packs_by_default(self.device) else pad_samples
-        )
-        self.max_tokens_per_batch = max_tokens_per_batch or (4_096 if on_cpu else 65_536)
         self.packed: PackedScorer | None = None
-        if self.packer is pack_samples:
-            self.packed = PackedScorer(
-                model, self.formula, max_tokens_per_batch=max_tokens_per_batch
-            )
+        budget = config.max_tokens_per_batch
+        if choose_layout(config, self.device) == "packed":
+            self.packed = PackedScorer(model, self.formula, max_tokens_per_batch=budget)
             self.max_tokens_per_batch = self.packed.max_tokens_per_batch
-        limit = min(max_sequence_length, model.config.max_position_embeddings)
+        else:
+            on_cpu = self.device.type == "cpu"
+            self.max_tokens_per_batch = budget or (CPU_TOKENS if on_cpu else MOST_TOKENS)
+        limit = min(config.max_sequence_length, model.config.max_position_embeddings)
         self.tokenizer = ChatTokenizer(tokenizer, max_sequence_length=limit)
 
     @classmethod
@@ -108,36 +94,27 @@ class ScoringEngine:
         cls,
         model: str | Path = EMBEDDED_SELECTOR,
         *,
-        weights: str | Path | None = None,
+        model_checkpoint_path: str | Path | None = None,
         device: str | None = None,
-        dtype: str | None = None,
-        attn_implementation: str = "sdpa",
-        experts_implementation: str | None = None,
-        **settings: Any,  # noqa: ANN401 (handed on to the constructor, which types them)
+        config: EngineConfig | None = None,
+        **settings: Any,  # noqa: ANN401 (fields of EngineConfig, which types them)
     ) -> "ScoringEngine":
-        """Loads a Select-MoE from a folder or hub name, and stage 1's gates or adapter (`weights`).
+        """Loads a Select-MoE from a folder or hub name.
 
-        device: default cuda where there is one. dtype: float32 (default on a CPU) or bfloat16.
-        attn_implementation, experts_implementation: of transformers, for padded rows; where one is
-        given, rows are padded on a GPU, too.
-        settings: the keyword arguments of the constructor.
+        model_checkpoint_path: stage 1's weights, a file or the folder of a run.
+        device: default cuda where there is one.
+        settings: fields of EngineConfig, such as dtype="bfloat16"; they override `config`.
         Raises ModelError where the model is no Select-MoE or the weights do not fit it.
         """
+        config = dataclasses.replace(config or EngineConfig(), **settings)
         require_select_moe(str(model))
-        if attn_implementation != "sdpa" or experts_implementation is not None:
-            settings["packer"] = settings.get("packer") or pad_samples
-        stage_1 = None if weights is None else weights_file(weights)
+        checkpoint = None if model_checkpoint_path is None else weights_file(model_checkpoint_path)
         loaded, tokenizer = load_scoring_model(
-            str(model),
-            stage_1,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            experts_implementation=experts_implementation,
+            str(model), checkpoint, config, device=device or default_device()
         )
-        engine = cls(loaded, tokenizer, **settings)
-        engine._files = str(model), stage_1
-        engine._stored_calibration = load_calibration(calibration_folder(str(model), stage_1))
+        engine = cls(loaded, tokenizer, config)
+        engine._files = str(model), checkpoint
+        engine._stored_calibration = load_calibration(calibration_folder(str(model), checkpoint))
         return engine
 
     @functools.cached_property
@@ -148,7 +125,7 @@ class ScoringEngine:
         The first look hashes the weights: a second for each gigabyte or two.
         """
         return fitting(
-            self._stored_calibration, formula=self.formula_name, weights_hash=self.weights_hash
+            self._stored_calibration, formula=self.config.formula, weights_hash=self.weights_hash
         )
 
     def weights_hash(self) -> str:
@@ -183,17 +160,15 @@ class ScoringEngine:
         self,
         samples: Iterable[TokenizedSample],
         *,
-        packer: Packer | None = None,
+        packer: Packer = pad_samples,
     ) -> list[ScoredSample | UnscoredSample]:
-        """As `score`, for samples that are token ids already; `packer` in place of the usual, where
-        rows are padded."""
+        """As `score`, for samples that are tokenized; `packer` makes the padded batches, if any."""
         if self.packed:
             return self._score_packed(self.packed, samples)
         samples = list(samples)
         if not samples:
             return []
-        packer = packer or self.packer
-        batches: list[Any] = list(packer(samples, max_tokens_per_batch=self.max_tokens_per_batch))
+        batches = list(packer(samples, max_tokens_per_batch=self.max_tokens_per_batch))
         # Every batch is queued before the first number is fetched: a GPU never waits for Python.
         answers = torch.cat([self._score_batch(batch) for batch in batches]).cpu().numpy()
         by_position = np.empty_like(answers)
@@ -215,7 +190,7 @@ class ScoringEngine:
         ]
 
     def score_each_token(
-        self, samples: Sequence[TokenizedSample]
+        self, samples: Sequence[TokenizedSample], *, packer: Packer = pad_samples
     ) -> list[ScoredTokens | UnscoredSample]:
         """As `score_tokenized`, with the scores of single tokens beside those of samples."""
         if self.packed:
@@ -225,10 +200,7 @@ class ScoringEngine:
                 for sample, row, tokens in zip(*scores.by_sample(), strict=True)
             ]
         answers: dict[int, ScoredTokens | UnscoredSample] = {}
-        batches: Iterator[Any] = self.packer(
-            samples, max_tokens_per_batch=self.max_tokens_per_batch
-        )
-        for batch in batches:
+        for batch in packer(samples, max_tokens_per_batch=self.max_tokens_per_batch):
             rows_BL, tokens_BT = (part.cpu().numpy() for part in self._score_tokens(batch))
             for position, row, tokens in zip(
                 batch.positions.tolist(), rows_BL, tokens_BT, strict=True

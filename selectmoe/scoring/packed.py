@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selectmoe.config.engine import EngineConfig, RowLayout
 from selectmoe.data.packing import collate_packed, pack_samples
 from selectmoe.errors import ModelError
 from selectmoe.model.modeling_select_moe import SelectMoeModel
@@ -138,9 +139,15 @@ class PackedScorer:
         return copy_to(array, self.device)
 
 
-def packs_by_default(device: torch.device) -> bool:
-    """Whether rows lie end to end there by default: grouped products need an Ampere or newer."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+def choose_layout(config: EngineConfig, device: torch.device) -> RowLayout:
+    """The row layout of the settings; null is packed where nothing speaks against it."""
+    if config.row_layout is not None:
+        return config.row_layout
+    # Packed batches have an attention and an experts implementation of their own.
+    is_free = config.attn_implementation == "sdpa" and config.experts_implementation is None
+    # Grouped matrix products need an Ampere or newer.
+    is_able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "packed" if is_free and is_able else "padded"
 
 
 def fitting_tokens(model: SelectMoeModel) -> int:

@@ -11,7 +11,7 @@ from selectmoe.config.loading import from_values
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import write_shards
 from selectmoe.data.readers import require_readable
-from selectmoe.data.rows import RowPlace, parse_row
+from selectmoe.data.rows import RowLocation, parse_row
 from selectmoe.errors import ConfigError
 from selectmoe.records import RejectedRow, Sample
 from selectmoe.selection.backends import LocalBackend
@@ -78,4 +78,4 @@ def select(
 
 def _parsed(rows: Iterable[Mapping[str, Any]]) -> Iterator[Sample | RejectedRow]:
     for number, row in enumerate(rows, start=1):
-        yield parse_row(row, RowPlace(file="rows", row=number, dataset="rows"))
+        yield parse_row(row, RowLocation(file="rows", row=number, dataset="rows"))

@@ -22,7 +22,7 @@ from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ConfigError, ScoreRequestError
 from selectmoe.model.checkpoint import calibration_folder, hash_weights, weights_file
-from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.calibration import Calibration, fitting, from_json, load_calibration
 from selectmoe.selection.scored_shards import Scorer
@@ -68,7 +68,7 @@ class LocalBackend:
 
     def __init__(self, config: SelectConfig) -> None:
         self.config = config
-        self.model = config.model or str(EMBEDDED_SELECTOR)
+        self.model = model_or_embedded(config.model)
         self.weights_sha256 = hash_of_weights(config)
 
     def calibration(self) -> Calibration | None:
@@ -83,22 +83,15 @@ class LocalBackend:
     def open_scorer(self) -> Scorer:
         import torch
 
-        from selectmoe.scoring.engine import ROW_LAYOUTS, ScoringEngine
+        from selectmoe.scoring.engine import ScoringEngine
 
         # A fixed number of threads: a sum that is split otherwise rounds otherwise, and the same
         # corpus would not give the same bytes on another machine.
         torch.set_num_threads(self.config.num_threads_per_actor)
-        settings = self.config.scoring
         return ScoringEngine.from_pretrained(
             self.model,
-            weights=self.config.model_checkpoint_path,
-            dtype=settings.dtype,
-            attn_implementation=settings.attn_implementation,
-            experts_implementation=settings.experts_implementation,
-            formula=settings.formula,
-            max_sequence_length=self.config.dataset.max_sequence_length,
-            max_tokens_per_batch=settings.max_tokens_per_batch,
-            packer=ROW_LAYOUTS[settings.row_layout] if settings.row_layout else None,
+            model_checkpoint_path=self.config.model_checkpoint_path,
+            config=self.config.scoring,
         )
 
 
@@ -204,7 +197,7 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
         ("scoring.formula", info.formula),
         ("scoring.dtype", info.dtype),
         ("scoring.max_tokens_per_batch", info.max_batch_tokens),
-        ("dataset.max_sequence_length", info.max_sequence_length),
+        ("scoring.max_sequence_length", info.max_sequence_length),
     )
     for key, theirs in settings:
         if given[key] not in (None, theirs):
@@ -226,5 +219,5 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
 def hash_of_weights(config: SelectConfig) -> str:
     """SHA-256 of the model's weights and stage 1's."""
     checkpoint = config.model_checkpoint_path
-    model = config.model or str(EMBEDDED_SELECTOR)
+    model = model_or_embedded(config.model)
     return hash_weights(model, weights_file(checkpoint) if checkpoint else None)

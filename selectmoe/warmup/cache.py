@@ -20,7 +20,7 @@ from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.writers import whole_file, write_json, write_jsonl
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.quiet_loading import load_tokenizer
-from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.paths import model_or_embedded
 from selectmoe.records import Message, Sample, TokenizedSample
 from selectmoe.warmup.rows import WarmupRows, read_warmup_rows
 from selectmoe.warmup.settings import corpus_specs
@@ -86,7 +86,7 @@ def prepare_warmup_rows(
 
 def warmup_tokenizer(config: WarmupConfig) -> ChatTokenizer:
     """Of the model, with rows no longer than the model has positions for."""
-    model = config.model or str(EMBEDDED_SELECTOR)
+    model = model_or_embedded(config.model)
     positions = read_model_config(model).get("max_position_embeddings")
     length = config.dataset.max_sequence_length
     if isinstance(positions, int):

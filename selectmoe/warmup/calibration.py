@@ -12,7 +12,7 @@ import torch
 
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.model.checkpoint import calibration_folder, weights_file
-from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.paths import model_or_embedded
 from selectmoe.records import Message, Sample, ScoredSample
 from selectmoe.scoring.calibration import Calibration, calibrate, save_calibration
 from selectmoe.scoring.engine import ScoringEngine
@@ -35,10 +35,10 @@ def calibrate_warmup(
     gc.collect()  # models and trainers refer to each other in circles
     if uses_gpu:
         torch.cuda.empty_cache()
-    model = config.model or str(EMBEDDED_SELECTOR)
+    model = model_or_embedded(config.model)
     engine = ScoringEngine.from_pretrained(
         model,
-        weights=weights,
+        model_checkpoint_path=weights,
         device="cuda" if uses_gpu else "cpu",
         max_sequence_length=config.dataset.max_sequence_length,
     )
@@ -60,7 +60,7 @@ def calibrate_on(engine: ScoringEngine, samples: Sequence[Sample]) -> Calibratio
         logger.info("calibrating: %s of %s rows", f"{start + len(block):,}", f"{len(samples):,}")
     return calibrate(
         scores,
-        formula=engine.formula_name,
+        formula=engine.config.formula,
         max_sequence_length=engine.tokenizer.max_sequence_length,
         weights_hash=engine.weights_hash(),
         corpus=dict(sorted(corpus.items())),

@@ -11,6 +11,7 @@ from torch import nn
 from selectmoe.config.warmup import TrainingConfig
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.conversion import meta_tensors, read_config
+from selectmoe.model.devices import choose_dtype, choose_experts
 from selectmoe.model.modeling_select_moe import QualityGate, SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.quiet_loading import load_model
 from selectmoe.training.lora_targets import find_targets
@@ -22,7 +23,6 @@ from selectmoe.warmup.gate_objectives import (
 )
 from selectmoe.warmup.settings import is_contrastive, learns_detached
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _GATE_PARTS = ("mean", "std", "bias")  # of training.quality_gate_init_*
 QUALITY_GATES, MOE_GATES, TRASH_EXPERTS = ".quality_gate.", ".mlp.gate.", ".trash_expert."
 
@@ -63,7 +63,7 @@ def load_gated_model(
     Raises NotEnoughMemoryError before it reads a weight, and ModelError where it cannot be loaded.
     """
     config = gated_settings(read_config(SelectMoeConfig, folder), training)
-    dtype = DTYPES[training.dtype or ("bfloat16" if uses_gpu else "float32")]
+    dtype = choose_dtype(training.dtype, on_gpu=uses_gpu)
     # On its way into shards, which no one GPU need hold together, a model is whole in memory.
     on_gpu = uses_gpu and training.strategy != "fsdp"
     require_memory(config, dtype, uses_gpu=on_gpu, num_sharing=num_sharing)
@@ -74,8 +74,7 @@ def load_gated_model(
         config=config,
         dtype=dtype,
         attn_implementation=training.attn_implementation,
-        experts_implementation=training.experts_implementation
-        or ("grouped_mm" if uses_gpu else "eager"),
+        experts_implementation=choose_experts(training.experts_implementation, on_gpu=uses_gpu),
     )
     if any(getattr(training, f"quality_gate_init_{part}") is not None for part in _GATE_PARTS):
         renew_gates(model, seed=seed)

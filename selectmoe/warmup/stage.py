@@ -22,10 +22,11 @@ from selectmoe.corruptions.kinds import CORRUPTIONS
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.errors import ConfigError
 from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, model_folder
+from selectmoe.model.devices import choose_dtype
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeModel
 from selectmoe.model.registration import register_select_moe
-from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample
 from selectmoe.training.metrics import LastStep, LogLines, MetricsFile, tensorboard
 from selectmoe.warmup.cache import (
@@ -108,7 +109,7 @@ class GateWarmup:
 def run_warmup(config: WarmupConfig, place: TrainingPlace) -> WarmupReport:
     """One worker's part of stage 1, from the settings to the weights that rank 0 writes."""
     register_select_moe()
-    name = config.model or str(EMBEDDED_SELECTOR)
+    name = model_or_embedded(config.model)
     folder = model_folder(name)
     training = config.training
     model = load_gated_model(
@@ -228,7 +229,7 @@ def train(
 def training_arguments(
     training: TrainingConfig, place: TrainingPlace, *, seed: int
 ) -> TrainingArguments:
-    dtype = training.dtype or ("bfloat16" if place.uses_gpu else "float32")
+    dtype = choose_dtype(training.dtype, on_gpu=place.uses_gpu)
     return TrainingArguments(
         output_dir=str(place.scratch),
         max_steps=training.num_steps,
@@ -243,7 +244,7 @@ def training_arguments(
         save_total_limit=1,
         report_to="none",
         seed=seed,
-        bf16=dtype == "bfloat16",
+        bf16=dtype == torch.bfloat16,
         # Of detached gates all are used in every step. Looking for those that are not, DDP takes
         # the decoder's output apart, and cannot put it together again with the gates' logits in it.
         ddp_find_unused_parameters=not learns_detached(training),

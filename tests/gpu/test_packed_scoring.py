@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selectmoe.data.packing import collate_packed, pack_samples
+from selectmoe.data.packing import collate_packed
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ModelError
 from selectmoe.model.modeling_select_moe import SelectMoeModel
@@ -134,5 +134,5 @@ def test_padded_rows_are_still_to_be_had(samples, expected):
     engine = ScoringEngine.from_pretrained(device="cuda", experts_implementation="grouped_mm")
     assert engine.packed is None
     np.testing.assert_allclose(scores(engine, samples), expected, rtol=0, atol=BFLOAT16)
-    packed = ScoringEngine.from_pretrained(device="cuda", packer=pack_samples)
+    packed = ScoringEngine.from_pretrained(device="cuda", row_layout="packed")
     np.testing.assert_allclose(scores(packed, samples), expected, rtol=0, atol=BFLOAT16)

@@ -94,7 +94,7 @@ def test_two_workers_give_the_gates_of_one_and_lose_one_of_them_on_the_way(
     assert (output / "checkpoint-60" / "rng_state_1.pth").is_file()
     assert list((output / "tensorboard").glob("events*"))
     # Stage 2 takes the folder as it is.
-    calibration = ScoringEngine.from_pretrained(weights=output).calibration
+    calibration = ScoringEngine.from_pretrained(model_checkpoint_path=output).calibration
     assert calibration.num_samples == manifest["num_samples"]
     assert manifest["calibration"] == described(calibration)
     assert f"calibrated on {calibration.num_samples} rows of the corpus" in printed

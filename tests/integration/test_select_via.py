@@ -18,7 +18,7 @@ from jobs.stage_2_selection.ray_runner import RayRunner
 from jobs.stage_2_selection.shard_scorer import ShardScorer
 from selectmoe.client import ScoreClient
 from selectmoe.client.requests import parse_info
-from selectmoe.config.engine import ScoringConfig
+from selectmoe.config.engine import EngineConfig
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import write_shards
 from selectmoe.data.readers import read_corpora
@@ -186,7 +186,7 @@ def test_a_server_that_scores_otherwise_than_the_configuration_says_is_refused(s
         ),
     ]:
         with pytest.raises(ConfigError, match=rule):
-            require_agreement(SelectConfig(scoring=ScoringConfig(**setting)), "here", info)
+            require_agreement(SelectConfig(scoring=EngineConfig(**setting)), "here", info)
     other = dataclasses.replace(info, weights_hash="f" * 64)
     require_agreement(SelectConfig(), "here", other)
     with pytest.raises(ConfigError, match="here scores with other weights"):

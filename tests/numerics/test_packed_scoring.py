@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from selectmoe.data.packing import pack_samples
+from selectmoe.config.engine import EngineConfig
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import ModelError
 from selectmoe.model.modeling_select_moe import SelectMoeModel
@@ -22,7 +22,7 @@ from tests.tiny_select_moe import LOUD, tiny_model
 
 TOLERANCE = 1e-5  # float32 sums in another order; looser would hide a row that sees another
 padded_engine = functools.partial(ScoringEngine.from_pretrained, device="cpu")
-packed_engine = functools.partial(padded_engine, packer=pack_samples)
+packed_engine = functools.partial(padded_engine, row_layout="packed")
 
 
 @pytest.fixture(scope="module")
@@ -82,20 +82,20 @@ def test_each_setting_of_a_model_gives_the_scores_of_its_own_forward_pass(settin
     settings = {**LOUD, "num_hidden_layers": 3, **settings}
     rows = random_rows([5, 40, 1, 17, 17, 38, 2])
     padded, packed = (
-        [row.score for row in small_engine(settings, packer=packer).score_tokenized(rows)]
-        for packer in (None, pack_samples)
+        [row.score for row in small_engine(settings, row_layout=layout).score_tokenized(rows)]
+        for layout in ("padded", "packed")
     )
     assert np.ptp(padded) > 0.01  # rows that score alike would prove nothing
     assert_same(packed, padded)
 
 
-def small_engine(settings, **arguments):
+def small_engine(settings, *, row_layout):
     model = tiny_model(SelectMoeModel, **settings)
     for layer in model.layers:  # a vector starts at zero, which is another mode
         for parameter in layer.mlp.trash_expert.parameters():
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
-    return ScoringEngine(model, tokenizer, **arguments)
+    return ScoringEngine(model, tokenizer, EngineConfig(row_layout=row_layout))
 
 
 def random_rows(lengths):
@@ -247,7 +247,7 @@ def test_a_number_that_is_not_finite_is_no_score(samples):
     with torch.no_grad():
         model.layers[0].mlp.quality_gate.bias.fill_(float("nan"))
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
-    engine = ScoringEngine(model, tokenizer, packer=pack_samples)
+    engine = ScoringEngine(model, tokenizer, EngineConfig(row_layout="packed"))
     [outcome] = engine.score(samples[:1])
     assert isinstance(outcome, UnscoredSample)
 

@@ -55,10 +55,9 @@ def test_score_does_not_depend_on_the_token_budget(engine, samples, budget):
 
 
 def test_score_does_not_depend_on_the_packer(engine, samples):
-    other = ScoringEngine.from_pretrained(device="cpu", packer=pad_samples_closely)
-    np.testing.assert_allclose(
-        scores(other, samples), scores(engine, samples), rtol=0, atol=TOLERANCE
-    )
+    rows = engine.tokenizer.tokenize(samples)
+    closely = [row.score for row in engine.score_tokenized(rows, packer=pad_samples_closely)]
+    np.testing.assert_allclose(closely, scores(engine, samples), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("formula", ["original", "answer_probability"])
@@ -108,7 +107,7 @@ def test_saved_gate_weights_reproduce_the_score(engine, samples, tmp_path):
             layer.mlp.quality_gate.weight.mul_(1.5)
     file = save_gate_weights(trained.model, tmp_path)
     assert file.stat().st_size < 100_000
-    loaded = ScoringEngine.from_pretrained(device="cpu", weights=tmp_path)
+    loaded = ScoringEngine.from_pretrained(device="cpu", model_checkpoint_path=tmp_path)
     np.testing.assert_array_equal(scores(loaded, samples), scores(trained, samples))
     assert not np.array_equal(scores(loaded, samples), scores(engine, samples))
 
@@ -193,7 +192,7 @@ def test_an_adapter_of_stage_1_scores_as_the_model_that_it_is_on(samples, tmp_pa
         if "quality_gate.modules_to_save" in name:
             parameter.data += 0.1 * torch.randn_like(parameter)
     adapted.save_pretrained(tmp_path / "adapter")
-    merged = ScoringEngine.from_pretrained(weights=tmp_path)  # the folder of a run of stage 1
+    merged = ScoringEngine.from_pretrained(model_checkpoint_path=tmp_path)
     direct = ScoringEngine(adapted.base_model.model.model, merged.tokenizer.tokenizer)
     plain = ScoringEngine.from_pretrained()
     ours, theirs, before = (
@@ -208,13 +207,13 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["x"]}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ModelError, match="is no adapter of this model"):
-        ScoringEngine.from_pretrained(weights=tmp_path)
+        ScoringEngine.from_pretrained(model_checkpoint_path=tmp_path)
 
 
 def stored_calibration(folder, engine, scores_N, **changes):
     """Beside the weights, as stage 1 leaves it."""
     facts = {
-        "formula": engine.formula_name,
+        "formula": engine.config.formula,
         "max_sequence_length": engine.tokenizer.max_sequence_length,
         "weights_hash": engine.weights_hash(),
         "corpus": {"demo": len(scores_N)},
@@ -225,11 +224,11 @@ def stored_calibration(folder, engine, scores_N, **changes):
 def test_percentiles_of_the_calibrations_own_scores_are_uniform(engine, samples, tmp_path):
     """In the file's folder, whether that is the model's or the one of stage 1's weights."""
     gates = save_gate_weights(engine.model, tmp_path)
-    trained = ScoringEngine.from_pretrained(device="cpu", weights=tmp_path)
+    trained = ScoringEngine.from_pretrained(device="cpu", model_checkpoint_path=tmp_path)
     scores_N = scores(trained, samples)
     stored_calibration(tmp_path, trained, scores_N)
     assert trained.calibration is None  # it was loaded before
-    loaded = ScoringEngine.from_pretrained(device="cpu", weights=gates)
+    loaded = ScoringEngine.from_pretrained(device="cpu", model_checkpoint_path=gates)
     found = np.sort(loaded.calibration.percentiles(scores(loaded, samples)))
     middles = 100 * (np.arange(len(samples)) + 0.5) / len(samples)
     np.testing.assert_allclose(found, middles, rtol=0, atol=0.1)  # between two quantiles
@@ -239,7 +238,9 @@ def test_a_calibration_of_other_weights_or_another_formula_gives_no_percentile(
     engine, samples, tmp_path, caplog
 ):
     save_gate_weights(engine.model, tmp_path)
-    load = functools.partial(ScoringEngine.from_pretrained, device="cpu", weights=tmp_path)
+    load = functools.partial(
+        ScoringEngine.from_pretrained, device="cpu", model_checkpoint_path=tmp_path
+    )
     scores_N = scores(engine, samples)
     file = stored_calibration(tmp_path, load(), scores_N, weights_hash="0" * 64)
     assert load().calibration is None

@@ -55,7 +55,7 @@ def test_overrides_reach_top_level_and_nested_settings() -> None:
     assert config.selection_percentage == 0.1
     assert config.dataset.subset_ratio == 1.0
     assert isinstance(config.dataset.subset_ratio, float)
-    assert config.dataset.max_sequence_length == 2_048
+    assert config.scoring.max_sequence_length == 2_048
     assert config.scoring.dtype == "bfloat16"
     assert config.scoring.formula == SelectConfig().scoring.formula
     assert (config.per_dataset, config.num_actors, config.rows_per_shard) == (True, 3, 8)
@@ -218,14 +218,14 @@ def test_resolved_settings_survive_json() -> None:
         ),
         ("dataset.paths=[1]", "dataset.paths must be text, or a list of texts, got [1]"),
         ("dataset.subset_ratio=0", "dataset.subset_ratio must be in (0, 1], got 0.0"),
-        ("dataset.max_sequence_length=0", "dataset.max_sequence_length must be at least 1, got 0"),
+        ("dataset.max_sequence_length=0", "max_sequence_length must be at least 1, got 0"),
         (
             "scoring.dtype=float16",
             "scoring.dtype must be one of float32, bfloat16 or null, got 'float16'",
         ),
         (
             "scoring.max_tokens_per_batch=0",
-            "scoring.max_tokens_per_batch must be at least 1, got 0",
+            "max_tokens_per_batch must be at least 1, got 0",
         ),
         ("preset=nope", "preset must be a YAML file or one of: gpu, original, got 'nope'"),
     ],

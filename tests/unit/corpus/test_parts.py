@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selectmoe.corpus.parts import CorpusPart, read_part, split_corpora
-from selectmoe.data.readers import FileSlice, read_corpora
+from selectmoe.data.formats import FileSlice
+from selectmoe.data.readers import read_corpora
 from selectmoe.errors import DataError
 
 

@@ -136,7 +136,7 @@ def test_a_template_may_strip_white_space_on_any_side(tokenizer, filter_):
 def test_a_template_that_changes_what_is_said_is_refused(tokenizer, content):
     tokenizer.chat_template = "{% for message in messages %}{{ " + content + " }}{% endfor %}"
     chat = ChatTokenizer(tokenizer, max_sequence_length=100)
-    with pytest.raises(DataError, match="changes what is said"):
+    with pytest.raises(DataError, match="changes the contents of messages"):
         chat.render((Message("user", "why?"), Message("assistant", "because")))
 
 

@@ -16,7 +16,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from selectmoe.data.readers import _quoted, list_files, read_corpora, read_corpus
+from selectmoe.data.readers import read_corpora, read_corpus
+from selectmoe.data.sources import list_files, quote_url
 from selectmoe.errors import DataError
 from selectmoe.records import RejectedRow, Sample
 
@@ -246,7 +247,7 @@ def test_lines_are_the_same_wherever_the_chunks_end(tmp_path, monkeypatch, endin
     )
     path = write(tmp_path / f"a{ending}", gzip.compress(lines) if ending != ".jsonl" else lines)
     for size in (1, 2, 3, 7, 64):
-        monkeypatch.setattr("selectmoe.data.readers._CHUNK_BYTES", size)
+        monkeypatch.setattr("selectmoe.data.formats._CHUNK_BYTES", size)
         rows = list(read_corpus(str(path)))
         assert [row.messages[0].content[1:] for row in rows] == names
 
@@ -413,9 +414,9 @@ def test_a_file_url_may_hold_what_a_name_may(tmp_path, name):
 
 def test_settings_of_a_url_are_kept_and_google_gives_up_in_time():
     url = "s3://b/part-?[ab].jsonl?region=eu-west-1&endpoint_override=localhost%3A9000"
-    assert _quoted(url) == url.replace("?[ab]", "%3F%5Bab%5D")
-    assert _quoted("gs://b/a.jsonl") == "gs://b/a.jsonl?retry_limit_seconds=15"
-    assert _quoted("gs://b/a?retry_limit_seconds=900") == "gs://b/a?retry_limit_seconds=900"
+    assert quote_url(url) == url.replace("?[ab]", "%3F%5Bab%5D")
+    assert quote_url("gs://b/a.jsonl") == "gs://b/a.jsonl?retry_limit_seconds=15"
+    assert quote_url("gs://b/a?retry_limit_seconds=900") == "gs://b/a?retry_limit_seconds=900"
 
 
 class _Forbidding(BaseHTTPRequestHandler):
@@ -473,12 +474,14 @@ def test_a_hub_data_set_is_read_by_split(hub_folder):
     other_split = read_corpus(f"hub:{hub_folder}:test", max_row_bytes=5)
     assert [row.reason for row in other_split] == ["no_assistant_turn", "row_too_large"]
     complaint = refusal(f"hub:{hub_folder}:valid")
-    assert "cannot be had from the hub: Bad split: valid. Available splits: ['t" in complaint
+    assert (
+        "could not be downloaded from the hub: Bad split: valid. Available splits: ['t" in complaint
+    )
 
 
 def test_the_hub_is_refused_within_seconds_without_a_network():
     started = time.monotonic()
-    assert refusal("hub:no/such").startswith("hub:no/such: cannot be had from the hub: ")
+    assert refusal("hub:no/such").startswith("hub:no/such: could not be downloaded from the hub: ")
     # Offline mode asks nobody; importing `datasets` takes most of the time.
     assert time.monotonic() - started < 20
     assert refusal("hub:") == "hub:: must be hub:NAME or hub:NAME:SPLIT"

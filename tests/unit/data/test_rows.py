@@ -9,14 +9,14 @@ from selectmoe.data.rows import (
     MAX_NAME_CHARACTERS,
     ROLES,
     RowError,
-    RowPlace,
-    checked_messages,
+    RowLocation,
+    abridge,
+    check_messages,
     parse_row,
-    shown,
 )
 from selectmoe.records import Message, RejectedRow, Sample
 
-PLACE = RowPlace("/corpora/tulu.jsonl", 7, "tulu")
+PLACE = RowLocation("/corpora/tulu.jsonl", 7, "tulu")
 ASKED = {"role": "user", "content": "Why?"}
 ANSWERED = {"role": "assistant", "content": "Because."}
 DIALOGUE = (Message("user", "Why?"), Message("assistant", "Because."))
@@ -69,7 +69,7 @@ def test_contents_in_text_parts_are_joined():
 
 
 def test_arrays_as_pandas_reads_lists_are_messages_too():
-    assert checked_messages(np.array([ASKED, ANSWERED], dtype=object)) == DIALOGUE
+    assert check_messages(np.array([ASKED, ANSWERED], dtype=object)) == DIALOGUE
 
 
 def test_text_is_kept_to_the_letter():
@@ -190,7 +190,7 @@ def test_a_detail_stays_short_however_long_or_deep_the_value():
     for value in ("x" * 10_000_000, deep, {"a": deep}, list(range(100_000))):
         assert len(rejected({"messages": [{"role": value, "content": ""}]}).detail) < 250
         assert len(rejected({f"key {n}": value for n in range(1_000)}).detail) < 800
-        assert len(shown(value)) < 100
+        assert len(abridge(value)) < 100
 
 
 def test_nothing_but_a_row_error_comes_out_of_any_messages():
@@ -199,7 +199,7 @@ def test_nothing_but_a_row_error_comes_out_of_any_messages():
     for role, content in itertools.product([*odd, *ROLES], odd):
         for messages in ([{"role": role, "content": content}], [ANSWERED, {"role": role}], role):
             try:
-                checked = checked_messages(messages)
+                checked = check_messages(messages)
             except RowError:
                 continue
             assert checked == (Message("assistant", "x"),)

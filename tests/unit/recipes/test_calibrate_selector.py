@@ -43,5 +43,7 @@ def test_weights_of_stage_1_get_it_beside_them_and_for_any_formula(training, tmp
     engine = ScoringEngine.from_pretrained(device="cpu")
     gates = save_gate_weights(engine.model, tmp_path)
     calibrate_selector(EMBEDDED_SELECTOR, training, seed=0, weights=tmp_path, formula="original")
-    loaded = ScoringEngine.from_pretrained(weights=gates, device="cpu", formula="original")
+    loaded = ScoringEngine.from_pretrained(
+        model_checkpoint_path=gates, device="cpu", formula="original"
+    )
     assert loaded.calibration.formula == "original"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from selectmoe.config.engine import ScoringConfig
+from selectmoe.config.engine import EngineConfig
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ResumeError
 from selectmoe.model.checkpoint import hash_weights
@@ -64,6 +64,6 @@ def test_a_calibration_of_other_weights_or_another_formula_is_not_used(folder, c
     assert LocalBackend(SelectConfig(model=str(weights))).calibration() is None
     calibrated(folder.root.parent, [0.5])
     assert LocalBackend(SelectConfig(model=str(weights))).calibration().num_samples == 1
-    other = SelectConfig(model=str(weights), scoring=ScoringConfig(formula="original"))
+    other = SelectConfig(model=str(weights), scoring=EngineConfig(formula="original"))
     assert LocalBackend(other).calibration() is None
     assert caplog.text.count("no percentiles: calibration.json was made for ") == 2

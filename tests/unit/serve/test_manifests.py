@@ -7,6 +7,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
+from selectmoe.config.engine import EngineConfig
 from serve.local_ray import ENVIRONMENT
 from serve.settings import PREFIX, ServeSettings
 
@@ -141,7 +142,7 @@ def test_serve_and_our_settings_accept_the_configuration(place, serve_yaml, ray_
         config = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(config)
     given = variables(config)
-    known = {PREFIX + name.upper() for name in ServeSettings.__slots__}
+    known = {PREFIX + name.upper() for name in ServeSettings.__slots__ + EngineConfig.__slots__}
     assert set(given) <= known
     assert PREFIX + "API_KEY" not in given  # a secret stands in no file
     settings = ServeSettings.from_environment({**given, PREFIX + "API_KEY": "key"})

@@ -18,14 +18,14 @@ def test_variables_become_values_of_the_field_s_type():
         {
             "SELECTMOE_NUM_REPLICAS": "3",
             "SELECTMOE_NUM_GPUS_PER_REPLICA": "0.5",
-            "SELECTMOE_MAX_BATCH_TOKENS": "1000",
+            "SELECTMOE_MAX_TOKENS_PER_BATCH": "1000",
             "SELECTMOE_REVISION": "v1",
             "SELECTMOE_API_KEY": "",  # as if it were not there
             "OTHER": "x",
         }
     )
     assert (settings.num_replicas, settings.num_gpus_per_replica) == (3, 0.5)
-    assert (settings.max_batch_tokens, settings.revision) == (1_000, "v1")
+    assert (settings.engine.max_tokens_per_batch, settings.revision) == (1_000, "v1")
     assert settings.api_key is None
 
 
@@ -35,11 +35,13 @@ def test_variables_become_values_of_the_field_s_type():
         ("NUM_REPLICAS", "two", "SELECTMOE_NUM_REPLICAS must be a whole number, got 'two'"),
         ("NUM_REPLICAS", "0", "SELECTMOE_NUM_REPLICAS must be at least 1, got 0"),
         ("MAX_REPLICAS", "0", "SELECTMOE_MAX_REPLICAS must be at least num_replicas, got 0"),
-        ("MAX_BATCH_TOKENS", "0", "SELECTMOE_MAX_BATCH_TOKENS must be at least 1, got 0"),
+        ("MAX_TOKENS_PER_BATCH", "0", "SELECTMOE_MAX_TOKENS_PER_BATCH must be at least 1, got 0"),
+        ("MAX_TOKENS_PER_BATCH", "x", "SELECTMOE_MAX_TOKENS_PER_BATCH must be a whole number"),
+        ("WEIGHTS", "x", "SELECTMOE_WEIGHTS is called SELECTMOE_MODEL_CHECKPOINT_PATH now"),
         ("REQUEST_TIMEOUT_SECONDS", "0", "must be more than 0, got 0.0"),
         ("MAX_WAIT_MILLISECONDS", "nan", "SELECTMOE_MAX_WAIT_MILLISECONDS must be at least 0"),
         ("DEVICE", "tpu", "SELECTMOE_DEVICE must be cpu or cuda, got 'tpu'"),
-        ("DTYPE", "int8", "SELECTMOE_DTYPE must be float32 or bfloat16, got 'int8'"),
+        ("DTYPE", "int8", "SELECTMOE_DTYPE must be one of float32, bfloat16, got 'int8'"),
     ],
 )
 def test_a_wrong_variable_is_refused_by_name_rule_and_value(name, value, complaint):

@@ -44,7 +44,9 @@ def test_the_trained_weights_score_with_percentiles(rows, tmp_path, peft_mode):
     samples = load_warmup_rows(rows).rows.samples
     assert described(written)["corpus"] == {"demo": len(samples)}
     assert written.max_sequence_length == 64
-    engine = ScoringEngine.from_pretrained(weights=tmp_path, device="cpu", max_sequence_length=64)
+    engine = ScoringEngine.from_pretrained(
+        model_checkpoint_path=tmp_path, device="cpu", max_sequence_length=64
+    )
     scores = [outcome.score for outcome in engine.score(samples)]
     found = np.sort(engine.calibration.percentiles(scores))
     middles = 100 * (np.arange(len(samples)) + 0.5) / len(samples)
