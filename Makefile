@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-gpu check bench bench-quality selector clean
+.PHONY: help install demo test test-fast test-gpu check architecture bench bench-quality selector clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ check: install  ## lint, format, types and size budget
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/check_size.py
+
+architecture:  ## docs/architecture.md with the tree of today
+	$(PYTHON) tools/draw_architecture.py
 
 # Each runs to its end, whatever becomes of the others; those that failed are named last.
 bench: DATA ?= $(firstword $(wildcard ../shared/data/instructions/dolly.jsonl) \

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from selectmoe.errors import SelectMoeError
     from selectmoe.model.configuration_select_moe import SelectMoeConfig
-    from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
+    from selectmoe.model.modeling_select_moe import (
+        SelectMoeForCausalLM,
+        SelectMoeModel,
+        register_trash_expert,
+    )
     from selectmoe.model.registration import register_select_moe
     from selectmoe.records import Message, Sample, ScoredSample
     from selectmoe.scoring.engine import ScoringEngine
@@ -28,6 +32,7 @@ __all__ = [
     "SelectMoeModel",
     "Selection",
     "register_select_moe",
+    "register_trash_expert",
     "select",
 ]
 
@@ -42,6 +47,7 @@ _HOMES = {
     "SelectMoeModel": "model.modeling_select_moe",
     "Selection": "selection.api",
     "register_select_moe": "model.registration",
+    "register_trash_expert": "model.modeling_select_moe",
     "select": "selection.api",
 }
 

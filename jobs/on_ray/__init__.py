@@ -1,0 +1,1 @@
+"""What the stages share on Ray: a session, tasks and training workers."""

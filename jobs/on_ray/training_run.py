@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectmoe.cli.output_folder import telling_how_to_resume
+from selectmoe.config.code_version import code_version
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import resolved
 from selectmoe.config.warmup import WarmupConfig
@@ -41,6 +42,7 @@ def train_in(
     from jobs.on_ray import training as ray_training
     from jobs.on_ray.session import start_ray
 
+    code_version()  # the manifest names the code that starts, whatever the checkout becomes
     start_ray(ray_training, sys.modules[train.__module__])
     with telling_how_to_resume(output):
         report = ray_training.train_on_ray(
@@ -62,13 +64,12 @@ def write_manifest(
     wall_seconds: float,
 ) -> None:
     """Writes `manifest.json`, last of all files: where it is, the run is complete."""
-    from selectmoe import __version__
     from selectmoe.data.writers import write_json
     from selectmoe.model.checkpoint import hash_weights
 
     model = model_or_embedded(config.model)
     manifest = {
-        "selectmoe_version": __version__,
+        "code": code_version(),
         "config": resolved(config),
         "model": model,
         "model_sha256": hash_weights(model, None),

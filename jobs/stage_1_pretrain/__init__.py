@@ -1,0 +1,1 @@
+"""The command behind `jobs/pretrain.py`, and its worker."""

@@ -1,0 +1,1 @@
+"""The command behind `jobs/select.py`, and its scoring backends on Ray."""

@@ -1,0 +1,1 @@
+"""The command behind `jobs/finetune.py`, and its worker."""

@@ -1,0 +1,1 @@
+"""The command behind `jobs/evaluate.py`, and its worker."""

@@ -18,6 +18,7 @@ from selectmoe.cli.output_folder import (
     new_output_folder,
     values_given,
 )
+from selectmoe.config.code_version import code_version
 from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.config.loading import load_config, resolved
 from selectmoe.errors import SelectMoeError
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     config = with_resolved_adapter(config)
     output = claim_run(config, free=UNSAVED, resume=False)
     use_gpu = start_ray_for(config)
+    described = about(config, use_gpu=use_gpu)  # before the run: a checkout may move on meanwhile
     results = []
     for result in run_on_ray(config, output, needs_hub=needs_hub, use_gpu=use_gpu):
         results.append(result)
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     from selectmoe.evaluation.run_files import SAMPLES_NAME, write_run
 
     name = config.name or output.name
-    file = write_run(output, name=name, about=about(config, use_gpu=use_gpu), results=results)
+    file = write_run(output, name=name, about=described, results=results)
     print(f"\n{output / SAMPLES_NAME}\n{file}", flush=True)
 
 
@@ -200,6 +202,7 @@ def about(config: EvaluateConfig, *, use_gpu: bool) -> dict[str, object]:
         "adapter": config.adapter,
         "device": "cuda" if use_gpu else "cpu",
         "config": resolved(config),
+        "code": code_version(),
         "versions": {
             "selectmoe": __version__,
             "python": ".".join(map(str, sys.version_info[:3])),

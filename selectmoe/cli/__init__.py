@@ -1,0 +1,1 @@
+"""The command `selectmoe`, and what all commands share."""

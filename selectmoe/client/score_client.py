@@ -279,6 +279,6 @@ def import_httpx() -> ModuleType:
         import httpx
     except ImportError as error:
         raise ConfigError(
-            "selectmoe.client needs httpx, the extra 'client': pip install 'select-moe[client]'"
+            "selectmoe.client needs httpx, the extra 'client': pip install 'selectmoe[client]'"
         ) from error
     return httpx

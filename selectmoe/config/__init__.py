@@ -1,0 +1,1 @@
+"""The settings of the stages, each default once, and how they are loaded."""

@@ -1,0 +1,1 @@
+"""Corrupted copies of samples: what the gates learn to tell from the originals."""

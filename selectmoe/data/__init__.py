@@ -1,0 +1,1 @@
+"""From rows to batches of tokens: readers, the row contract, chat templates, packing."""

@@ -80,6 +80,6 @@ def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
         import datasets
     except ImportError as error:
         raise DataError(
-            f"hub:{name}: needs the package `datasets`: pip install 'select-moe[hub]'"
+            f"hub:{name}: needs the package `datasets`: pip install 'selectmoe[hub]'"
         ) from error
     yield from datasets.load_dataset(name, split=split, streaming=True)

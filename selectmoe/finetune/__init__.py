@@ -1,0 +1,1 @@
+"""Stage 3: LoRA finetuning on the selected conversations."""

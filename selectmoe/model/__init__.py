@@ -1,0 +1,1 @@
+"""The transformers model `select_moe`, its conversion from OLMoE and its weight files."""

@@ -1,0 +1,1 @@
+"""From samples to scores: the engine, the score formulas and the calibration."""

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from selectmoe import __version__
+from selectmoe.config.code_version import code_version
 from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.data.writers import write_json
@@ -42,7 +42,7 @@ def write_manifest(
     scoring: a ScoringReport, of this run or of the one whose scores are used.
     """
     manifest = {
-        "selectmoe_version": __version__,
+        "code": code_version(),
         "config": resolved(config),
         "scoring": scoring,
         "datasets": {name: asdict(counts) for name, counts in selected.counts.items()},

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from selectmoe.config.code_version import code_version
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems
 from selectmoe.corpus.normalize import rows_read, write_corpus
@@ -85,6 +86,7 @@ def run_selection(
     Returns the manifest. Raises SelectMoeError for what the user can mend.
     """
     started = time.perf_counter()
+    code_version()  # the manifest names the code that starts, whatever the checkout becomes
     if backend is None:
         folder = RunFolder(Path(str(config.scored)))
         scoring = folder.read_manifest()["scoring"]

@@ -1,0 +1,1 @@
+"""What the two training stages, gate warm-up and finetuning, share."""

@@ -278,4 +278,4 @@ def test_without_httpx_only_the_client_is_missing_and_says_what_it_needs(reposit
     answer = subprocess.run(
         [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True
     )
-    assert "pip install 'select-moe[client]'" in answer.stdout
+    assert "pip install 'selectmoe[client]'" in answer.stdout

@@ -6,11 +6,9 @@ import random
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,45 +19,17 @@ from selectmoe.corpus.normalize import rows_read, write_corpus, write_shards
 from selectmoe.corpus.shards import (
     CorpusSummary,
     keep_subset,
-    read_rows,
-    read_shard,
     read_summary,
     row_key,
 )
 from selectmoe.data.readers import read_corpora
 from selectmoe.errors import DataError
-from selectmoe.records import Message, RejectedRow, Sample
-
-
-def sample_of(
-    name: str, *, content: str = "Because.", dataset: str = "d", source: str = ""
-) -> Sample:
-    return Sample(dataset, name, (Message("user", "Why?"), Message("assistant", content)), source)
-
-
-def samples(number: int) -> list[Sample]:
-    """Turns, lengths and scripts differ; every id is its own."""
-    rng = random.Random(0)
-    made = []
-    for n in range(number):
-        turns = [
-            message
-            for _ in range(rng.randint(1, 3))
-            for message in (
-                Message("user", "日本 " * rng.randint(0, 5)),
-                Message("assistant", f"{n} " * rng.randint(1, 40)),
-            )
-        ]
-        made.append(Sample(f"d{n % 3}", f"id-{n}", tuple(turns), f"f:{n}"))
-    return made
+from selectmoe.records import RejectedRow, Sample
+from tests.made_samples import rejected_rows, sample_of, samples, shard_rows
 
 
 def shard_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("shard-*")}
-
-
-def shard_rows(folder: Path) -> list[tuple[str, Sample]]:
-    return [row for path in sorted(folder.glob("shard-*")) for row in read_shard(path)]
 
 
 def test_every_sample_is_in_one_shard_unchanged_and_in_the_order_of_its_key(tmp_path):
@@ -76,17 +46,6 @@ def test_every_sample_is_in_one_shard_unchanged_and_in_the_order_of_its_key(tmp_
     ]
     assert summary == CorpusSummary(250, 0, 3, 0, {"d0": 84, "d1": 83, "d2": 83}, "")
     assert read_summary(tmp_path / "c") == summary
-
-
-@pytest.mark.parametrize("row_group_size", [1, 3, 25])
-def test_some_rows_of_a_shard_are_read_by_their_positions(tmp_path, row_group_size):
-    write_shards(samples(25), tmp_path / "c", rows_per_shard=25)
-    shard = tmp_path / "c" / "shard-000000.parquet"
-    rows = [sample for _, sample in read_shard(shard)]
-    pq.write_table(pq.read_table(shard), shard, row_group_size=row_group_size)
-    for positions in ([], [0], [24], [0, 1, 2, 9, 24], list(range(25))):
-        found = list(read_rows(shard, np.array(positions, dtype=np.int64)))
-        assert found == [rows[position] for position in positions]
 
 
 @pytest.mark.parametrize("max_rows_in_memory", [2, 7, 100, 249, 250, 251, 1_000])
@@ -112,21 +71,6 @@ def test_shards_of_the_same_rows_in_other_files_differ_in_the_source_alone(tmp_p
     for one, seven in zip(*tables, strict=True):
         assert one.drop_columns("source") == seven.drop_columns("source")
         assert one["source"] != seven["source"]
-
-
-def test_a_row_key_is_made_of_the_id_and_then_of_the_rest():
-    key = row_key(sample_of("1"))
-    assert len(key) == 32
-    assert int(key, 16) >= 0
-    assert row_key(sample_of("1", source="elsewhere:9")) == key
-    other_content = row_key(sample_of("1", content="No."))
-    assert other_content[:16] == key[:16]
-    moved = Sample("d", "1", (Message("user", "Why?B"), Message("assistant", "ecause.")))
-    others = [row_key(moved), row_key(sample_of("1", dataset="e")), other_content]
-    assert len({key[16:], *(other[16:] for other in others)}) == 4
-    assert row_key(sample_of("2"))[:16] != key[:16]
-    # Pinned: runs of two versions must agree on it to be resumed and re-cut.
-    assert key == "b40d9d1ec3484b373f355de98e6698f6"
 
 
 def test_duplicates_are_all_kept_and_counted(tmp_path):
@@ -198,12 +142,6 @@ def test_long_rows_fill_memory_sooner_and_make_smaller_shards(tmp_path, monkeypa
     assert len(shard_rows(tmp_path / "c")) == 10
 
 
-def rejected_rows(number: int) -> list[RejectedRow]:
-    return [
-        RejectedRow("f", n, "d", f"id-{n}", "why", f"because {n}") for n in range(1, number + 1)
-    ]
-
-
 @pytest.mark.parametrize("number", [1, 999, 1_000, 1_001, 2_500])
 def test_every_rejected_row_is_written_with_its_place_and_reason(tmp_path, number):
     summary = write_shards(
@@ -255,35 +193,6 @@ def test_the_summary_is_written_last(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_shards(samples(30), tmp_path / "c", rows_per_shard=10)
     assert read_summary(tmp_path / "c") is None
-
-
-@pytest.mark.parametrize("ratio", [0.03, 0.5, 0.97])
-def test_a_subset_has_about_the_ratio_and_every_rejected_row(ratio):
-    kept = list(keep_subset([*samples(4_000), *rejected_rows(5)], ratio=ratio))
-    num_kept = sum(isinstance(row, Sample) for row in kept)
-    # Four standard deviations of a binomial; the keys are fixed, so this passes always or never.
-    assert abs(num_kept - 4_000 * ratio) < 4 * (4_000 * ratio * (1 - ratio)) ** 0.5
-    assert len(kept) == num_kept + 5
-
-
-def test_a_subset_depends_on_the_content_of_a_row_alone():
-    corpus = samples(500)
-    small, large = ({s.sample_id for s in keep_subset(corpus, ratio=r)} for r in (0.2, 0.6))
-    assert small < large
-    rng = random.Random(0)
-    rng.shuffle(corpus)
-    halves = [*keep_subset(corpus[:250], ratio=0.2), *keep_subset(corpus[250:], ratio=0.2)]
-    assert {sample.sample_id for sample in halves} == small
-    assert len(list(keep_subset(corpus, ratio=1.0))) == 500
-    renamed = [replace(sample, sample_id=f"{sample.sample_id} again") for sample in corpus]
-    again = {sample.sample_id for sample in keep_subset(renamed, ratio=0.2)}
-    assert again == {f"{name} again" for name in small}
-
-
-def test_a_subset_of_nothing_is_refused():
-    with pytest.raises(DataError, match="subset_ratio=1e-09 keeps none of the 10 rows"):
-        list(keep_subset(samples(10), ratio=1e-9))
-    assert list(keep_subset(rejected_rows(2), ratio=1e-9)) == rejected_rows(2)
 
 
 def write_corpora(folder: Path) -> list[str]:

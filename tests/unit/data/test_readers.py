@@ -489,7 +489,7 @@ def test_the_hub_is_refused_within_seconds_without_a_network():
 
 def test_the_hub_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "needs the package `datasets`: pip install 'select-moe[hub]'" in refusal("hub:a/b")
+    assert "needs the package `datasets`: pip install 'selectmoe[hub]'" in refusal("hub:a/b")
 
 
 def test_a_reader_that_is_left_early_closes_its_file(tmp_path):

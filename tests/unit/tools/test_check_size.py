@@ -25,9 +25,9 @@ def test_nine_in_ten_functions_are_at_most_as_long_as_the_percentile() -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("X = 1\n" * 501, "501 lines, at most 500"),
-        (function_of(81), "long has 81 lines, at most 80"),
-        (function_of(41), "function p90 is 41 lines, at most 40"),
+        ("X = 1\n" * 401, "401 lines, at most 400"),
+        (function_of(61), "long has 61 lines, at most 60"),
+        (function_of(26), "function p90 is 26 lines, at most 25"),
     ],
     ids=["file", "function", "p90"],
 )
@@ -40,5 +40,18 @@ def test_a_breach_is_named_and_fails(
 
 
 def test_a_folder_at_the_limits_passes(tmp_path: Path) -> None:
-    (tmp_path / "fits.py").write_text(function_of(40) + "X = 1\n" * 460)
+    (tmp_path / "fits.py").write_text(function_of(25) + "X = 1\n" * 375)
     assert main([str(tmp_path)]) == 0
+
+
+def test_short_functions_of_tests_hide_no_long_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, source in {"selectmoe": function_of(26), "tests": function_of(2) * 99}.items():
+        Path(folder).mkdir()
+        Path(folder, "file.py").write_text(source)
+    assert main(["selectmoe", "tests"]) == 1
+    printed = capsys.readouterr()
+    assert "product lines (selectmoe, jobs, serve): 26\n" in printed.out
+    assert "function p90 is 26 lines" in printed.err
