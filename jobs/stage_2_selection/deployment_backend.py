@@ -14,7 +14,7 @@ from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ScoreRequestError, ServerUnavailableError
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.selection.backends import PATIENCE_SECONDS, ServedBackend, require_agreement
-from selectmoe.selection.scored_shards import Scorer
+from selectmoe.selection.scored_shards import SampleScorer
 
 DEPLOYMENT = "Scorer"
 INFO_TIMEOUT_SECONDS = 60.0  # a replica may still be loading its model
@@ -48,7 +48,7 @@ class DeploymentBackend(ServedBackend):
         require_agreement(config, f"application {found[0]!r}", info)
         return cls(info=info, application=found[0])
 
-    def open_scorer(self) -> Scorer:
+    def open_scorer(self) -> SampleScorer:
         return DeploymentScorer(self.application)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from selectmoe.errors import SelectMoeError
-from selectmoe.selection.scored_shards import Scorer, ShardCounts, score_shard
+from selectmoe.selection.scored_shards import SampleScorer, ShardCounts, score_shard
 
 COUNTS = tuple(ShardCounts.__dataclass_fields__)
 
@@ -32,7 +32,7 @@ class ShardScorer:
     """Scores shards, and skips those that have scores."""
 
     def __init__(
-        self, open_scorer: Callable[[], Scorer], scored: Path, *, shards_in_flight: int
+        self, open_scorer: Callable[[], SampleScorer], scored: Path, *, shards_in_flight: int
     ) -> None:
         self.failure: SelectMoeError | None = None
         try:

@@ -26,11 +26,11 @@ class ConvertConfig:
     """Standard deviation of the quality gates' initial weights, at least 0; null is the model's
     default."""
     quality_gate_init_bias: float | None = None
-    """Initial bias of the quality gates; with zero weights the good-probability is sigmoid(bias).
-    Null is the model's default."""
+    """Initial bias of the quality gates; with zero weights a gate is open to sigmoid(bias). Null is
+    the model's default."""
     quality_gate_forced_open: bool | None = None
-    """Fix the good-probability at 1, which makes the model compute exactly what base computes; null
-    is the model's default."""
+    """Force the quality gates open, so that the model computes exactly what base computes; null is
+    the model's default."""
     trash_expert_mode: Literal["zero", "noise", "custom"] | None = None
     """Output of the trash expert: zeros, noise or a trained vector (custom); null is the
     model's default."""

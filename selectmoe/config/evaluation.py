@@ -34,8 +34,8 @@ class EvaluateConfig(RunConfig):
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of weights and activations; null is bfloat16 on a GPU and float32 on a CPU."""
     quality_gate_forced_open: bool = True
-    """Fix the good-probability of a Select-MoE at 1, to evaluate the language model it was
-    converted from, as stage 3 trains it."""
+    """Force the quality gates of a Select-MoE open, to evaluate the language model it was converted
+    from, as stage 3 trains it."""
     num_gpus: int | None = None
     """GPUs to request from Ray, 0 or 1; null is 1 where the cluster has any."""
     num_cpus: int = 1

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 
 from selectmoe.config.loading import (
+    NOT_GIVEN,
     StageConfig,
     accepted_types,
     choices_of,
@@ -17,6 +18,7 @@ from selectmoe.config.loading import (
     preset_names,
     setting_types,
 )
+from selectmoe.config.renamed import ALIASES
 
 HELP_WIDTH = 98
 
@@ -43,13 +45,19 @@ def add_options(
 def settings_help(config_class: type[StageConfig]) -> str:
     """Every setting with its default and explanation, for --help."""
     hints, explanations = setting_types(config_class), setting_explanations(config_class)
+    aliases = {key: alias for alias, key in ALIASES.get(config_class.stage, {}).items()}
     lines = []
     for key, default in default_values(config_class).items():
         choices = ", ".join(choices_of(accepted_types(hints[key])))
         text = explanations[key] + (f" Choices: {choices}." if choices else "")
+        text += f" Also accepted as {aliases[key]}." if key in aliases else ""
+        text += " Required." if default is NOT_GIVEN else ""
         lines += [f"  {key}={_as_typed(default)}", *_indented(text)]
-    names = ", ".join(preset_names(config_class)) or "none"
-    lines += ["  preset=NAME", *_indented(f"A YAML file of settings, or one of: {names}.")]
+    names = ", ".join(preset_names(config_class))
+    preset = (
+        f"A YAML file of settings, or one of: {names}." if names else "A YAML file of settings."
+    )
+    lines += ["  preset=NAME", *_indented(preset)]
     return "\n".join(lines)
 
 

@@ -41,7 +41,7 @@ class SelectConfig(ResumableRunConfig):
     num_threads_per_actor: int = 1
     """CPU threads per actor; changing it may change the last digits of scores."""
     scored: str | None = None
-    """Output folder of a finished run; its scores are re-selected without scoring again."""
+    """Output folder of a finished run to re-select from, without scoring again."""
 
     def __post_init__(self) -> None:
         ResumableRunConfig.__post_init__(self)

@@ -94,7 +94,7 @@ class TrainingConfig:
     quality_gate_init_std: float | None = None
     """Standard deviation of the quality gates' initial weights, at least 0."""
     quality_gate_init_bias: float | None = None
-    """Initial bias of the quality gates; with zero weights, good-probability is sigmoid(bias)."""
+    """Initial bias of the quality gates; with zero weights a gate is open to sigmoid(bias)."""
     trash_expert_mode: Literal["zero", "noise", "custom"] | None = None
     """Output of the trash expert: zeros, noise or a trained vector (custom); null keeps the mode of
     the model."""

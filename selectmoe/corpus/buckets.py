@@ -19,7 +19,7 @@ _KEY = operator.itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class RowBucket:
     """Samples whose keys have the same two digits at some place: a file of theirs a folder."""
 
     folders: tuple[Path, ...]
@@ -47,10 +47,12 @@ class BucketWriter:
         if self.share_in_memory >= 1:
             self._spill()
 
-    def close(self) -> dict[str, Bucket]:
+    def close(self) -> dict[str, RowBucket]:
         """The buckets by their digits."""
         self._spill()
-        return {digits: Bucket((self.directory,), share) for digits, share in self.shares.items()}
+        return {
+            digits: RowBucket((self.directory,), share) for digits, share in self.shares.items()
+        }
 
     def _share(self, keyed: KeyedSample) -> float:
         return 1 / self.max_rows_in_memory + num_characters(keyed[1]) / MAX_CHARACTERS
@@ -66,14 +68,14 @@ class BucketWriter:
         self.in_memory, self.share_in_memory = [], 0.0
 
 
-def joined(parts: Iterable[Mapping[str, Bucket]]) -> dict[str, Bucket]:
+def joined(parts: Iterable[Mapping[str, RowBucket]]) -> dict[str, RowBucket]:
     """The buckets of several writers as one, in the order of their digits."""
-    found: defaultdict[str, list[Bucket]] = defaultdict(list)
+    found: defaultdict[str, list[RowBucket]] = defaultdict(list)
     for part in parts:
         for digits, bucket in part.items():
             found[digits].append(bucket)
     return {
-        digits: Bucket(
+        digits: RowBucket(
             tuple(folder for bucket in buckets for folder in bucket.folders),
             sum(bucket.share for bucket in buckets),
         )
@@ -82,7 +84,7 @@ def joined(parts: Iterable[Mapping[str, Bucket]]) -> dict[str, Bucket]:
 
 
 def rows_in_order(
-    buckets: Mapping[str, Bucket],
+    buckets: Mapping[str, RowBucket],
     *,
     scratch: Path,
     max_rows_in_memory: int,

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from selectmoe.corpus.buckets import (
     MAX_CHARACTERS,
     MAX_ROWS_IN_MEMORY,
-    Bucket,
     BucketWriter,
     KeyedSample,
+    RowBucket,
     joined,
     num_characters,
     rows_in_order,
@@ -74,7 +74,7 @@ class GatheredPart:
     num_rejected: int
     first_rejected: str  # "<file>:<row>: <reason>", or empty
     read_by_dataset: Counter[str]  # of the subset and the rejected rows
-    buckets: dict[str, Bucket]
+    buckets: dict[str, RowBucket]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class KeyRange:
     """What one task of the second step puts in order: some buckets of every part."""
 
     digits: str  # with which their keys begin
-    buckets: Mapping[str, Bucket]
+    buckets: Mapping[str, RowBucket]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +288,7 @@ def _key_ranges(
         and num_rows >= 16 ** (num_digits + 1) * SHARDS_PER_RANGE * rows_per_shard
     ):
         num_digits += 1
-    ranges: dict[str, dict[str, Bucket]] = {} if num_digits else {"": {}}
+    ranges: dict[str, dict[str, RowBucket]] = {} if num_digits else {"": {}}
     for digits, bucket in joined(part.buckets for part in parts).items():
         ranges.setdefault(digits[:num_digits], {})[digits] = bucket
     return [KeyRange(digits, buckets) for digits, buckets in ranges.items()]

@@ -25,7 +25,7 @@ from selectmoe.model.checkpoint import calibration_folder, hash_weights, weights
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.calibration import Calibration, fitting, from_json, load_calibration
-from selectmoe.selection.scored_shards import Scorer
+from selectmoe.selection.scored_shards import SampleScorer
 
 INFO_TIMEOUT_SECONDS = 10.0  # a server that is up describes itself at once
 # For one shard: as long as a lost replica of a large model takes to come back.
@@ -56,7 +56,7 @@ class Backend(Protocol):
         """The calibration of these weights and this formula; None where there is none."""
         ...
 
-    def open_scorer(self) -> Scorer:
+    def open_scorer(self) -> SampleScorer:
         """Called once on each worker."""
         ...
 
@@ -80,7 +80,7 @@ class LocalBackend:
             weights_hash=lambda: self.weights_sha256,
         )
 
-    def open_scorer(self) -> Scorer:
+    def open_scorer(self) -> SampleScorer:
         import torch
 
         from selectmoe.scoring.engine import ScoringEngine
@@ -144,7 +144,7 @@ class HttpBackend(ServedBackend):
             )
         return cls(info=info, url=config.via, api_key=api_key)
 
-    def open_scorer(self) -> Scorer:
+    def open_scorer(self) -> SampleScorer:
         return HttpScorer(self.url, self.api_key)
 
 

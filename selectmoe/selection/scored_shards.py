@@ -33,7 +33,7 @@ SCORED_SCHEMA = pa.schema(
 )
 
 
-class Scorer(Protocol):
+class SampleScorer(Protocol):
     """What scores a shard: a ScoringEngine, or a client of one that runs elsewhere."""
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
@@ -53,7 +53,7 @@ class ShardCounts:
     seconds: float
 
 
-def score_shard(scorer: Scorer, shard: Path, scored: Path) -> ShardCounts:
+def score_shard(scorer: SampleScorer, shard: Path, scored: Path) -> ShardCounts:
     """Scores one corpus shard into the folder `scored`: the file is whole or absent."""
     started = time.perf_counter()
     rows = read_shard(shard)
