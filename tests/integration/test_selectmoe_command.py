@@ -98,14 +98,7 @@ def test_what_is_not_installed_is_one_line_with_the_extra(command, missing, argu
     assert f"pip install '{extra}'" in line
 
 
-def test_help_loads_no_torch_and_answers_at_once(command):
-    script = (
-        "import sys, selectmoe.cli.main as m\n"
-        "try: m.main()\n"
-        "finally: print([x for x in ('torch', 'transformers', 'ray') if x in sys.modules])"
-    )
-    for name in ("select", "score", "convert", "info"):
-        status, printed, _ = command(name, "--help", script=script)
-        assert status == 0
-        assert f"usage: selectmoe {name}" in printed
-        assert printed.endswith("[]\n")
+def test_info_answers_without_a_model(command):
+    status, printed, _ = command("info")
+    assert status == 0
+    assert "extras installed" in printed
