@@ -1,4 +1,4 @@
-"""Loading by transformers without its progress bars and load reports, and with our own errors."""
+"""Loads models and tokenizers with transformers, without its progress bars and load reports."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from selectmoe.errors import ModelError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-# What a tokenizer can be read from; without one of these transformers makes up an empty one.
+# A tokenizer is one of these files; without any, transformers builds an empty tokenizer.
 VOCABULARY_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence about what is left over on purpose, which transformers would report at length."""
+    """Silences transformers, which reports every tensor that is left out on purpose."""
     verbosity = transformers_logging.get_verbosity()
     had_progress_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -38,10 +38,10 @@ def load_model(
     new_parts: tuple[str, ...] = (),
     **settings: Any,  # noqa: ANN401 (handed on to from_pretrained, which types them)
 ) -> Model:
-    """The model of a folder. Only tensors whose name holds one of `new_parts` may be absent from
-    it; transformers itself would fill any other with random numbers, too.
+    """The model of a folder. Only tensors whose name contains one of `new_parts` may be missing;
+    transformers itself fills any missing tensor with random numbers.
 
-    Raises ModelError where the folder cannot be loaded, lacks a tensor or has one too many.
+    Raises ModelError where the folder cannot be loaded, lacks a tensor or has an unknown one.
     """
     with quiet_transformers():
         try:
