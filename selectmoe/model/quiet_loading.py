@@ -1,7 +1,7 @@
 """Loads models and tokenizers with transformers, without its progress bars and load reports."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,10 +36,12 @@ def load_model(
     folder: Path,
     *,
     new_parts: tuple[str, ...] = (),
+    unused_parts: tuple[str, ...] = (),
     **settings: Any,  # noqa: ANN401 (handed on to from_pretrained, which types them)
 ) -> Model:
-    """The model of a folder. Only tensors whose name contains one of `new_parts` may be missing;
-    transformers itself fills any missing tensor with random numbers.
+    """The model of a folder. Only tensors whose name contains one of `new_parts` may be missing in
+    it, and only those with one of `unused_parts` may be left over; transformers itself fills any
+    missing tensor with random numbers.
 
     Raises ModelError where the folder cannot be loaded, lacks a tensor or has an unknown one.
     """
@@ -50,10 +52,9 @@ def load_model(
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from error
     model, report = pair
-    missing = {
-        name for name in report["missing_keys"] if not any(part in name for part in new_parts)
-    }
-    wrong = sorted({*missing, *report["unexpected_keys"], *map(str, report["mismatched_keys"])})
+    missing = _names_without(new_parts, report["missing_keys"])
+    unexpected = _names_without(unused_parts, report["unexpected_keys"])
+    wrong = sorted({*missing, *unexpected, *map(str, report["mismatched_keys"])})
     if wrong:
         raise ModelError(f"{folder}: not loaded tensor for tensor: {', '.join(wrong[:3])}")
     loaded: Model = model
@@ -74,6 +75,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             reason = first_line(error)
             raise ModelError(f"{folder}: its tokenizer cannot be read: {reason}") from error
     return tokenizer
+
+
+def _names_without(parts: tuple[str, ...], names: Iterable[str]) -> set[str]:
+    return {name for name in names if not any(part in name for part in parts)}
 
 
 def first_line(error: BaseException) -> str:

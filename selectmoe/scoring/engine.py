@@ -226,16 +226,13 @@ class ScoringEngine:
     def _margins(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
         """One forward pass: the gates' margins [L, B, T], and which tokens count [B, T]."""
         token_ids_BT, attention_mask_BT, answer_mask_BT = (
-            self._to_device(array)
+            copy_to(array, self.device)
             for array in (batch.token_ids, batch.attention_mask, batch.answer_mask)
         )
         # No attention mask: under a causal mask padding on the right is seen by no real token.
         decoded = self.model(input_ids=token_ids_BT, use_cache=False, output_quality_logits=True)
         margins_LBT = good_margins(torch.stack(decoded["quality_logits"]))
         return margins_LBT, scored_tokens(answer_mask_BT, attention_mask_BT, self.formula.tokens)
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        return copy_to(array, self.device)
 
 
 def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | UnscoredSample:

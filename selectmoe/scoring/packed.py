@@ -115,16 +115,13 @@ class PackedScorer:
     @torch.inference_mode()
     def _pass(self, batch: PackedBatch) -> PackedScores:
         rows = PackedRows(
-            token_ids_N=self._on_device(batch.token_ids),
-            position_ids_N=self._on_device(batch.position_ids),
-            cu_seqlens_R1=self._on_device(batch.cu_seqlens),
+            token_ids_N=copy_to(batch.token_ids, self.device),
+            position_ids_N=copy_to(batch.position_ids, self.device),
+            cu_seqlens_R1=copy_to(batch.cu_seqlens, self.device),
             lengths=tuple(np.diff(batch.cu_seqlens).tolist()),
         )
-        counts_N = self._on_device(
-            np.concatenate(
-                [counted_tokens(s.answer_mask, self.formula.tokens) for s in batch.samples]
-            ).astype(np.float32)
-        )
+        counts = [counted_tokens(s.answer_mask, self.formula.tokens) for s in batch.samples]
+        counts_N = copy_to(np.concatenate(counts).astype(np.float32), self.device)
         margins_LN = good_margins(self.forward.quality_logits(rows))
         by_layer_BL = packed_layer_scores(margins_LN, counts_N, rows.cu_seqlens_R1, self.formula)
         scores_B1 = sample_scores(by_layer_BL, self.formula)[:, None]
@@ -133,9 +130,6 @@ class PackedScorer:
             rows=torch.cat([scores_B1, by_layer_BL], dim=1),
             tokens=token_scores(margins_LN, self.formula),
         )
-
-    def _on_device(self, array: np.ndarray) -> Tensor:
-        return copy_to(array, self.device)
 
 
 def choose_layout(config: EngineConfig, device: torch.device) -> RowLayout:
