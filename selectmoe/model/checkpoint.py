@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from selectmoe.errors import ModelError
+from selectmoe.errors import ModelError, first_line
 from selectmoe.model.hub_access import hub_answers
 
 GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
@@ -146,7 +146,7 @@ def _hub_errors(name: str) -> Iterator[bool]:
     try:
         yield answers
     except Exception as error:  # the client's HTTP library, and so its errors, change by version
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         if not answers and isinstance(error, FileNotFoundError):
             reason = "it is not in the cache, and the hub does not answer or HF_HUB_OFFLINE is set"
         raise ModelError(

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from selectmoe.errors import ConfigError, ModelError
+from selectmoe.errors import ConfigError, ModelError, one_line
 from selectmoe.model.checkpoint import model_folder, require_olmoe
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
@@ -122,8 +122,7 @@ def read_config(config_class: type[OlmoeConfig], folder: Path) -> Any:  # noqa: 
     try:
         return config_class.from_pretrained(folder)
     except Exception as error:  # its checks raise classes of their own
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{folder / 'config.json'}: cannot be used: {reason}") from error
+        raise ModelError(f"{folder / 'config.json'}: cannot be used: {one_line(error)}") from error
 
 
 def meta_tensors(model_class: type[PreTrainedModel], config: OlmoeConfig) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selectmoe.errors import ModelError
+from selectmoe.errors import ModelError, first_line
 
 
 def merge_adapter(model: nn.Module, file: Path) -> nn.Module:
@@ -29,7 +29,7 @@ def merge_adapter(model: nn.Module, file: Path) -> nn.Module:
         try:
             adapted: Any = PeftModel.from_pretrained(model, file.parent)
         except Exception as error:  # a broken file, other shapes, other names: peft has many
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{file}: is not an adapter of this model: {reason}") from error
+            refusal = f"{file}: is not an adapter of this model: {first_line(error)}"
+            raise ModelError(refusal) from error
     merged: nn.Module = adapted.merge_and_unload()
     return merged.to(dtype)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from selectmoe.errors import ModelError
+from selectmoe.errors import ModelError, first_line
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -79,8 +79,3 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _names_without(parts: tuple[str, ...], names: Iterable[str]) -> set[str]:
     return {name for name in names if not any(part in name for part in parts)}
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
