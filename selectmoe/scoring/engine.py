@@ -102,7 +102,7 @@ class ScoringEngine:
         """Loads a Select-MoE from a folder or hub name.
 
         model_checkpoint_path: stage 1's weights, a file or the folder of a run.
-        device: default cuda where there is one.
+        device: "cuda" by default if there is a GPU, else "cpu".
         settings: fields of EngineConfig, such as dtype="bfloat16"; they override `config`.
         Raises ModelError where the model is no Select-MoE or the weights do not fit it.
         """
