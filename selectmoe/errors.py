@@ -80,3 +80,13 @@ class ServerUnavailableError(ScoreRequestError):
 
 class ScoringError(SelectMoeError, RuntimeError):
     """Scoring ended with shards left: workers were lost for good, or failed."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, else the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: BaseException) -> str:
+    """The whole message on one line, at most 400 characters; else the name of its type."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -43,7 +43,7 @@ def warm_up(config: WarmupConfig, worker: TrainingWorker) -> dict[str, Any]:
 def calibrate(config: WarmupConfig, place: "TrainingPlace", weights: str) -> dict[str, Any]:
     """What the report says of the calibration. Weights that cannot be scored with are kept, and
     their warm-up is not done again: stage 2 would say the same of them."""
-    from selectmoe.scoring.calibration import described
+    from selectmoe.scoring.calibration import describe
     from selectmoe.warmup.calibration import calibrate_warmup
 
     assert place.rows is not None
@@ -53,4 +53,4 @@ def calibrate(config: WarmupConfig, place: "TrainingPlace", weights: str) -> dic
         )
     except SelectMoeError as error:
         return {"calibration": None, "calibration_failure": str(error)}
-    return {"calibration": described(calibration)}
+    return {"calibration": describe(calibration)}

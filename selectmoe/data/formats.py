@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from selectmoe.data.rows import ROW_KEYS, RowLocation, parse_row
-from selectmoe.errors import DataError
+from selectmoe.errors import DataError, one_line
 from selectmoe.records import RejectedRow, Sample
 
 _BATCH_ROWS = 256
@@ -85,10 +85,6 @@ def translate_errors(items: Iterable[T], complaint: str) -> Iterator[T]:
         except Exception as error:
             raise DataError(f"{complaint}: {one_line(error)}") from error
         yield item
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def _dataset_of(path: str) -> str:

@@ -9,8 +9,8 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from selectmoe.data.formats import READERS, find_ending, one_line, require_ending
-from selectmoe.errors import DataError
+from selectmoe.data.formats import READERS, find_ending, require_ending
+from selectmoe.errors import DataError, one_line
 
 GCS_RETRY_SECONDS = 15
 

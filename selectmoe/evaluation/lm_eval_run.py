@@ -17,7 +17,7 @@ from typing import Any
 import transformers
 
 from selectmoe.config.evaluation import EvaluateConfig
-from selectmoe.errors import ConfigError, ModelError
+from selectmoe.errors import ConfigError, ModelError, first_line
 from selectmoe.evaluation.answer_loss import answer_losses
 from selectmoe.evaluation.local_tasks import (
     SHIPPED_TASKS,
@@ -40,7 +40,6 @@ from selectmoe.evaluation.task_results import (
     finite_numbers,
     top_level,
 )
-from selectmoe.model.quiet_loading import first_line
 from selectmoe.records import Sample
 
 # The automatic batch size of lm-eval tries the largest first, and runs out of memory on a CPU.

@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from selectmoe.config.evaluation import EvaluateConfig
-from selectmoe.errors import ModelError
+from selectmoe.errors import ModelError, first_line
 from selectmoe.evaluation.adapter_folder import ADAPTER_CONFIG_NAME, adapter_folder
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.devices import choose_dtype
-from selectmoe.model.quiet_loading import first_line, load_model, load_tokenizer
+from selectmoe.model.quiet_loading import load_model, load_tokenizer
 from selectmoe.model.registration import register_select_moe
 from selectmoe.paths import model_or_embedded
 

@@ -27,9 +27,9 @@ from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.data.chat import ChatTokenizer, package_template
 from selectmoe.data.packing import collate_padded
 from selectmoe.data.writers import whole_file, write_json, write_jsonl
-from selectmoe.errors import DataError, ModelError, TooManyRejectedError
+from selectmoe.errors import DataError, ModelError, TooManyRejectedError, first_line
 from selectmoe.finetune.sources import choose_rows
-from selectmoe.model.quiet_loading import first_line, load_tokenizer, quiet_transformers
+from selectmoe.model.quiet_loading import load_tokenizer, quiet_transformers
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import RejectedRow, Sample, TokenizedSample, UnscoredSample
 

@@ -1,4 +1,4 @@
-"""What a model folder is, found out without torch: its type, and a hash of its weights."""
+"""Inspects model folders without loading torch: their type, weight files and hashes."""
 
 import contextlib
 import hashlib
@@ -7,14 +7,14 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from selectmoe.errors import ModelError
+from selectmoe.errors import ModelError, first_line
 from selectmoe.model.hub_access import hub_answers
 
 GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
-ADAPTER_FOLDER_NAME = "adapter"  # of a run of stage 1 that trained one
+ADAPTER_FOLDER_NAME = "adapter"  # in a run of stage 1 with peft_mode=lora
 HASH_CHUNK_BYTES = 1 << 22
-# What loading a model and its tokenizer reads; a hub repository may hold far more.
+# The files of a model and its tokenizer; a hub repository may hold far more.
 _HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def read_model_config(model: str) -> dict[str, object]:
     """config.json of a model folder or a hub name, as a dictionary.
 
-    Raises ModelError where there is none, or none to be had.
+    Raises ModelError where there is none, or it cannot be downloaded.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -49,7 +49,7 @@ def read_json_object(file: Path) -> dict[str, object]:
 
 
 def require_select_moe(model: str) -> None:
-    """Raises ModelError, with the way out, unless `model` is a Select-MoE."""
+    """Raises ModelError, which names the remedy, unless `model` is a Select-MoE."""
     model_type = read_model_config(model).get("model_type")
     if model_type == "olmoe":
         raise ModelError(
@@ -64,7 +64,7 @@ def require_select_moe(model: str) -> None:
 
 
 def require_olmoe(model: str) -> None:
-    """Raises ModelError, with what it is instead, unless `model` is an OLMoE without gates."""
+    """Raises ModelError, which names its type, unless `model` is an OLMoE without gates."""
     model_type = read_model_config(model).get("model_type")
     if model_type == "select_moe":
         raise ModelError(f"{model}: is a Select-MoE already: there is nothing to convert")
@@ -73,12 +73,12 @@ def require_olmoe(model: str) -> None:
 
 
 def model_folder(model: str) -> Path:
-    """The folder of a model; what is named by its hub name is fetched into the hub's cache."""
+    """The folder of a model; a hub name is downloaded into the hub's cache."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
 
-    logger.info("%s: fetching from the hub what is not in its cache", model)
+    logger.info("%s: downloading from the hub what is not in the cache", model)
     with _hub_errors(model) as answers:
         return Path(
             snapshot_download(
@@ -88,25 +88,25 @@ def model_folder(model: str) -> Path:
 
 
 def weights_file(path: str | Path) -> Path:
-    """Stage 1's weights file that `path` is or holds: of the gates, or of an adapter."""
+    """Stage 1's weights file, of gates or of an adapter: `path` itself, or a file in it."""
     path = Path(path)
-    places = (
+    names = (
         GATE_WEIGHTS_NAME,
         ADAPTER_WEIGHTS_NAME,
         f"{ADAPTER_FOLDER_NAME}/{ADAPTER_WEIGHTS_NAME}",
     )
-    files = [path / place for place in places] if path.is_dir() else [path]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
+    files = [path / name for name in names] if path.is_dir() else [path]
+    weights = next((file for file in files if file.is_file()), None)
+    if weights is None:
         raise ModelError(
             f"model_checkpoint_path must be a weights file or a folder with {GATE_WEIGHTS_NAME}, "
             f"or with stage 1's adapter, got {path}"
         )
-    return found
+    return weights
 
 
 def calibration_folder(model: str, weights_file: Path | None) -> Path:
-    """Where the calibration of these weights lies: beside stage 1's, else in the model's folder."""
+    """The folder of these weights' calibration: that of stage 1's weights, else the model's."""
     return Path(model) if weights_file is None else weights_file.parent
 
 
@@ -116,7 +116,7 @@ def weights_size(model: str) -> int:
 
 
 def hash_weights(model: str, weights_file: Path | None) -> str:
-    """SHA-256 over the model's weight files and stage 1's; a hub name stands for itself."""
+    """SHA-256 over the model's weight files and stage 1's; of a hub name, over the name."""
     digest = hashlib.sha256()
     folder = Path(model)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -138,17 +138,17 @@ def _hub_config(name: str) -> Path:
 
 @contextlib.contextmanager
 def _hub_errors(name: str) -> Iterator[bool]:
-    """Gives whether the hub answers; turns whatever goes wrong between here and it into one line.
+    """Yields whether the hub answers; turns every error of its client into a one-line ModelError.
 
-    Where it does not, the client is to look into its cache alone: it would try for half a minute.
+    If it does not, the client must use its cache alone: it would retry for half a minute.
     """
     answers = hub_answers()
     try:
         yield answers
     except Exception as error:  # the client's HTTP library, and so its errors, change by version
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         if not answers and isinstance(error, FileNotFoundError):
             reason = "it is not in the cache, and the hub does not answer or HF_HUB_OFFLINE is set"
         raise ModelError(
-            f"model {name}: no such folder, nor to be had from the hub: {reason}"
+            f"model {name}: no such folder, and it could not be downloaded from the hub: {reason}"
         ) from error

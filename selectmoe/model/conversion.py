@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from selectmoe.errors import ConfigError, ModelError
+from selectmoe.errors import ConfigError, ModelError, one_line
 from selectmoe.model.checkpoint import model_folder, require_olmoe
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
@@ -38,15 +38,15 @@ from selectmoe.model.weight_files import (
 )
 
 ADDED_PARTS = (".quality_gate.", ".trash_expert.")
-"""What the names of the tensors hold that a base has not."""
+"""Parts of the names of the tensors that a base does not have."""
 
-# Settings of a base that say what it is, not what it computes; the new model has its own.
+# Settings that identify the base instead of describing its computation; they are not copied.
 _NOT_TAKEN_OVER = ("model_type", "architectures", "output_router_logits", "dtype", "_name_or_path")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversion:
-    """What was converted, and what was added to it."""
+    """The result of a conversion, in numbers."""
 
     base: str
     folder: Path
@@ -68,15 +68,15 @@ def convert_olmoe(
 ) -> Conversion:
     """Writes `base`, a folder or hub name, as a Select-MoE to `save_path`: whole or not at all.
 
-    seed: of the gates' first weights.
-    gate_settings: of SelectMoeConfig, such as quality_gate_init_bias.
-    Raises ConfigError where `save_path` is no place for a new folder, and ModelError where the
-    base is no OLMoE, lacks a file or a tensor, or has one too many.
+    seed: seed of the gates' initialization.
+    gate_settings: settings of SelectMoeConfig, such as quality_gate_init_bias.
+    Raises ConfigError where `save_path` cannot be a new folder, and ModelError where the base is
+    not an OLMoE, lacks a file or a tensor, or has an unknown tensor.
     """
     require_olmoe(str(base))
     target = _new_folder(save_path)
     folder = model_folder(str(base))
-    _require_place(target, folder)
+    _require_space(target, folder)
     config = read_config(OlmoeConfig, folder)
     stored = stored_tensors(folder)
     fused = meta_tensors(OlmoeForCausalLM, config)
@@ -88,7 +88,7 @@ def convert_olmoe(
         dtype = common_dtype(stored)
         model = _gated_model(folder, new_config, dtype=dtype, seed=seed)
         _save(model, tokenizer, partial)
-        # What counts is what was written: no tensor fewer, none more.
+        # The files that were written must hold exactly the tensors of the new model.
         written = meta_tensors(SelectMoeForCausalLM, new_config)
         require_tensors(partial, stored_tensors(partial), written, tied=config.tie_word_embeddings)
     num_added = sum(p.numel() for name, p in model.named_parameters() if is_added(name))
@@ -105,7 +105,7 @@ def convert_olmoe(
 
 
 def is_added(name: str) -> bool:
-    """True for the tensors that a Select-MoE has beside those of its base."""
+    """True for the tensors that a Select-MoE has in addition to those of its base."""
     return any(part in name for part in ADDED_PARTS)
 
 
@@ -122,12 +122,11 @@ def read_config(config_class: type[OlmoeConfig], folder: Path) -> Any:  # noqa: 
     try:
         return config_class.from_pretrained(folder)
     except Exception as error:  # its checks raise classes of their own
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{folder / 'config.json'}: cannot be used: {reason}") from error
+        raise ModelError(f"{folder / 'config.json'}: cannot be used: {one_line(error)}") from error
 
 
 def meta_tensors(model_class: type[PreTrainedModel], config: OlmoeConfig) -> dict[str, Tensor]:
-    """The tensors that a model of this configuration has, experts fused, without their numbers."""
+    """The tensors of a model of this configuration on the meta device, with fused experts."""
     try:
         with torch.device("meta"):
             return dict(model_class(config).state_dict())
@@ -138,7 +137,7 @@ def meta_tensors(model_class: type[PreTrainedModel], config: OlmoeConfig) -> dic
 def _gated_model(
     folder: Path, config: SelectMoeConfig, *, dtype: torch.dtype, seed: int
 ) -> SelectMoeForCausalLM:
-    """The base with fresh gates, which alone depend on the seed."""
+    """The base with new gates; only these depend on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return load_model(
@@ -147,12 +146,12 @@ def _gated_model(
 
 
 def _save(model: SelectMoeForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    # Named by us: left to itself transformers writes the layout that the base came in.
+    # Named explicitly: transformers would write the layout that the base was stored in.
     tensors = hub_tensors(model.state_dict())
     model.save_pretrained(folder, state_dict=tensors, save_original_format=False)
     tokenizer.save_pretrained(folder)  # with the chat template, where there is one
     for file in weight_files(folder):
-        # safetensors lets only the owner read it, whatever the umask; others score with it, too.
+        # safetensors ignores the umask and lets only the owner read the file.
         file.chmod((folder / "config.json").stat().st_mode)
 
 
@@ -183,7 +182,7 @@ def _new_folder(save_path: str | Path) -> Path:
     return target
 
 
-def _require_place(target: Path, base: Path) -> None:
+def _require_space(target: Path, base: Path) -> None:
     """Raises ConfigError for a target inside the base, or on a disk that is too small for it."""
     base = base.resolve()
     if target == base or base in target.parents:
@@ -200,7 +199,7 @@ def _require_place(target: Path, base: Path) -> None:
 
 @contextlib.contextmanager
 def _whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `target` at the end and is gone where anything fails."""
+    """A folder to write to; it becomes `target` at the end and is deleted on an error."""
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)

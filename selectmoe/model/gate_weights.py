@@ -1,4 +1,4 @@
-"""The few trained tensors of stage 1 as a file of their own: kilobytes instead of the model."""
+"""Saves and loads the trained tensors of stage 1: kilobytes instead of the whole model."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def save_gate_weights(model: nn.Module, directory: Path) -> Path:
 
 
 def load_gate_weights(model: nn.Module, path: str | Path) -> None:
-    """Puts the tensors of a file, or of the file in a folder, into the model.
+    """Loads the tensors of a file, or of the file in a folder, into the model.
 
     Raises ModelError where the file is absent, lacks a quality gate, or holds a tensor that the
     model has not or has in another shape.

@@ -1,7 +1,7 @@
-"""Whether the Hugging Face hub is there, found out without its client, which tries for long.
+"""Checks whether the Hugging Face hub answers, without its client, which retries for long.
 
-The variables of the environment are the client's own, and this must do without importing it: it
-reads them once, when it is imported.
+The environment variables are the client's own. It must not be imported here: it reads them once, at
+import.
 """
 
 import os
@@ -14,13 +14,13 @@ HUB_TIMEOUT_SECONDS = 5.0
 
 
 def work_offline() -> None:
-    """Must come before the hub's clients are imported: they look only then."""
+    """Must be called before the hub's clients are imported: they read the variables only then."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[name] = "1"
 
 
 def hub_answers(*, timeout_seconds: float = HUB_TIMEOUT_SECONDS) -> bool:
-    """True where the hub answers anything at all; by a proxy too, if the environment names one."""
+    """True if the hub answers at all, also through the proxy that the environment names."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     answered: list[bool] = []
@@ -30,12 +30,12 @@ def hub_answers(*, timeout_seconds: float = HUB_TIMEOUT_SECONDS) -> bool:
         try:
             urllib.request.urlopen(request, timeout=timeout_seconds).close()
         except urllib.error.HTTPError:
-            pass  # an answer, too
+            pass  # an answer too
         except (OSError, ValueError):
             return
         answered.append(True)
 
-    # In a thread of its own: looking up a name knows no time limit.
+    # In a thread: a DNS lookup has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout_seconds)

@@ -79,7 +79,7 @@ class SelectMoeCausalLMOutput(MoeCausalLMOutputWithPast):
 
 
 class QualityGate(nn.Linear):
-    """Two logits a token; a class of its own so that recorders and initialisation find it."""
+    """Two logits a token; a class of its own so that recorders and initialization find it."""
 
     def __init__(self, config: SelectMoeConfig) -> None:
         super().__init__(config.hidden_size, 2, bias=True)
@@ -160,9 +160,8 @@ class SelectMoeSparseMoeBlock(OlmoeSparseMoeBlock):
         self.quality_gate = QualityGate(config)
         self.trash_expert = build_trash_expert(config, layer_idx)
         self.forced_open = config.quality_gate_forced_open
-        # True skips the experts: the gate's logits are all that is wanted of this layer.
-        self.gate_only = False
-        # True cuts the gradient between a gate and what its layer returns: gates then learn from
+        self.gate_only = False  # True skips the experts
+        # True cuts the gradient between a gate and the output of its layer: gates then learn from
         # a loss on their logits alone, and backward keeps nothing of the frozen model.
         self.gate_detached = False
 
@@ -239,12 +238,11 @@ class SelectMoeModel(SelectMoePreTrainedModel, OlmoeModel):
         self.post_init()
 
     def skip_last_experts(self) -> None:
-        """For scoring: nothing after the last layer's gate is computed, so `last_hidden_state`
-        stops being one. Not to be undone."""
+        """For scoring: skips the last layer's experts; `last_hidden_state` then has no meaning."""
         self._blocks()[-1].gate_only = True
 
     def detach_gates(self) -> None:
-        """For warm-up on the gates' logits alone: see `SelectMoeSparseMoeBlock.gate_detached`."""
+        """For gate warm-up on the gates' logits alone: see `gate_detached` of the blocks."""
         for block in self._blocks():
             block.gate_detached = True
 

@@ -27,8 +27,8 @@ PRODUCT_COLUMNS = 8
 
 
 class PackedForward:
-    """The pass through one model. Reads routers and gates when it is made; what is changed in them
-    later it does not see."""
+    """Forward passes through one model. Copies routers and gates when it is built; later changes to
+    them have no effect."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class PackedForward:
         *,
         attention: Callable[[PackedRows], Attention] | None = None,
     ) -> None:
-        """attention: `varlen_attention` or `padded_attention`; None is what the device takes."""
+        """attention: `varlen_attention` or `padded_attention`; None chooses by device."""
         self.model = model
         self.attention = attention or choose_attention(model)
         self.layers = [_PackedLayer(layer, model.config) for layer in model.layers]
@@ -61,7 +61,7 @@ class PackedForward:
 
 
 class _PackedLayer:
-    """One decoder layer; its modules, and what is put together of their weights."""
+    """One decoder layer: its modules, and router and gate as one matrix."""
 
     def __init__(self, layer: Any, config: SelectMoeConfig) -> None:  # noqa: ANN401 (untyped modules)
         self.layer, self.config = layer, config
@@ -94,7 +94,7 @@ class _PackedLayer:
                 states.unflatten(-1, (-1, module.head_dim))
                 for states in (query_NH, key_NH, value_NH)
             )
-            query_NAD, key_NAD = _rotated(query_NAD, *rotary), _rotated(key_NAD, *rotary)
+            query_NAD, key_NAD = _rotate(query_NAD, *rotary), _rotate(key_NAD, *rotary)
         with record_function("attention"):
             mixed_NAD = attention(query_NAD, key_NAD, value_NAD, scale=module.scaling)
         with record_function("projections"):
@@ -109,7 +109,7 @@ class _PackedLayer:
         return logits_N2
 
     def gated_experts(self, hidden_NH: Tensor) -> tuple[Tensor, Tensor]:
-        """The quality gate's logits, float32 [N, 2], and what the layer adds, [N, H]."""
+        """The quality gate's logits, float32 [N, 2], and the layer's output, [N, H]."""
         block, num_experts = self.layer.mlp, self.config.num_experts
         with record_function("gates"):
             normed_NH = _rms_norm(hidden_NH, self.layer.post_attention_layernorm)
@@ -143,9 +143,9 @@ class _PackedLayer:
             # Inverts the order: the rank of each pair in it.
             ranks_S = torch.empty_like(order_S).scatter_(0, order_S, numbers_S)
         with record_function("experts"):
-            # Nothing here has a name for longer than it is needed: these are the pass's peak.
+            # No temporary is named, so each is freed at once: this is the peak of the pass.
             output_SH = functional.grouped_mm(
-                _gated(
+                _apply_gate(
                     functional.grouped_mm(
                         normed_NH.index_select(0, order_S // num_chosen),
                         experts.gate_up_proj.transpose(1, 2),
@@ -156,7 +156,7 @@ class _PackedLayer:
                 experts.down_proj.transpose(1, 2),
                 offs=ends_E,
             )
-            # Gathers, weights and sums in float32 and one kernel, each sum in its own thread: no
+            # Gathers, weights and sums in float32 in one kernel, each sum in its own thread: no
             # atomics, so two runs give the same bits.
             return functional.embedding_bag(
                 ranks_S.view_as(experts_NK),
@@ -167,7 +167,7 @@ class _PackedLayer:
 
 
 def bytes_per_token(config: SelectMoeConfig, dtype: torch.dtype) -> int:
-    """Memory of a pass beside the weights, for each token: what is alive at its peak.
+    """Memory of a pass per token, without the weights: the tensors alive at its peak.
 
         itemsize * (max(K * max(H + 2 I, 3 I), 6 H) + 5 H) + 40 K + 12 E
 
@@ -184,7 +184,7 @@ def bytes_per_token(config: SelectMoeConfig, dtype: torch.dtype) -> int:
     return numbers * dtype.itemsize + 40 * chosen + 12 * config.num_experts
 
 
-def _gated(gate_up_S2I: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+def _apply_gate(gate_up_S2I: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     gate_SI, up_SI = gate_up_S2I.chunk(2, dim=-1)
     return activation(gate_SI).mul_(up_SI)
 
@@ -196,8 +196,8 @@ def _rms_norm(states_NH: Tensor, norm: nn.Module) -> Tensor:
     return functional.rms_norm(states_NH, weight.shape, weight, eps)
 
 
-def _rotated(states_NAD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-    """transformers' rotary positions, without its copy of every half."""
+def _rotate(states_NAD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
+    """Rotary position embedding, without the copies that transformers makes."""
     half = states_NAD.shape[-1] // 2
     rotated_NAD = states_NAD * cos_N1D
     rotated_NAD[..., :half].addcmul_(states_NAD[..., half:], sin_N1D[..., :half], value=-1)

@@ -1,7 +1,7 @@
-"""Does a converted model compute what its base computes, and how far do its gates move it?
+"""Compares a converted model with its base: do they compute the same, and how far do gates drift?
 
-Compared is what was written: both models are loaded from their folders, one at a time and on the
-CPU, so that no more than one of them is ever in memory.
+Both models are loaded from their folders, one at a time and on the CPU, so that never more than one
+is in memory.
 """
 
 import math
@@ -34,7 +34,7 @@ from selectmoe.model.weight_files import (
 
 # Shape letters: T = tokens of the text, V = vocabulary.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2**-7}
-"""How far the logits may differ with the gates forced open, as a share of the largest one where
+"""How far the logits may differ with the gates forced open, as a fraction of the largest one where
 that exceeds 1: rounding grows with the numbers.
 
 Both models then do the same operations in the same order, so 0 is expected. float32: room for a
@@ -64,12 +64,12 @@ Answer: From 09:40 to 13:00 are 3 hours and 20 minutes; 5 more make 3 hours and 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DtypeParity:
-    """Logits of both models in one dtype; differences are largest or mean absolute ones."""
+    """Logits of both models in one dtype, compared by maximum or mean absolute difference."""
 
     largest_logit: float
     tolerance: float  # of the next line
     forced_open_max_difference: float
-    # The rest is drift: what the gates as initialised change.
+    # The rest is drift: the effect of the gates as initialized.
     drift_max_difference: float
     drift_mean_difference: float
     drift_kl_nats_per_token: float  # of the converted model's next token from the base's
@@ -84,7 +84,7 @@ class DtypeParity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityReport:
-    """What was compared, and what came of it."""
+    """The comparison of a converted model with its base."""
 
     base: str
     converted: str
@@ -102,7 +102,7 @@ class ParityReport:
         return same_parts and all(parity.passed for parity in self.by_dtype.values())
 
     def to_json(self) -> dict[str, object]:
-        """All of it for a file; what is not a finite number is null, which JSON can hold."""
+        """The report for a JSON file; numbers that are not finite become null."""
         by_dtype = {
             name: {
                 key: value if math.isfinite(value) else None
@@ -117,8 +117,8 @@ class ParityReport:
 def verify_conversion(base: str | Path, converted: str | Path) -> ParityReport:
     """Compares a Select-MoE folder with the OLMoE, a folder or hub name, that it was made from.
 
-    Raises ModelError where one of them is not what it should be, and ParityError where they cannot
-    even be compared; a report of a mismatch is returned like any other (see require_parity).
+    Raises ModelError where one of them is not a model of its kind, and ParityError where they
+    cannot be compared; a mismatch is only reported (see require_parity).
     """
     require_olmoe(str(base))
     require_select_moe(str(converted))
@@ -136,7 +136,7 @@ def verify_conversion(base: str | Path, converted: str | Path) -> ParityReport:
         converted=str(converted),
         num_tokens=len(ids_T),
         num_tensors=len(names),
-        different_tensors=_different(names, base_stored, new_stored),
+        different_tensors=_find_differences(names, base_stored, new_stored),
         same_token_ids=torch.equal(ids_T, _token_ids(new_tokenizer, config)),
         by_dtype={
             name: _compare(base_folder, new_folder, ids_T, dtype=name) for name in TOLERANCES
@@ -147,7 +147,7 @@ def verify_conversion(base: str | Path, converted: str | Path) -> ParityReport:
 
 
 def require_parity(report: ParityReport) -> None:
-    """Raises ParityError, with all that differs, where the report is one of a mismatch."""
+    """Raises ParityError, which lists all differences, if the report shows a mismatch."""
     wrong = []
     if report.different_tensors:
         wrong.append(
@@ -189,12 +189,12 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, config: OlmoeConfig) -> Tenso
     return torch.tensor(ids)
 
 
-def _different(
+def _find_differences(
     names: list[str], base: Mapping[str, StoredTensor], converted: Mapping[str, StoredTensor]
 ) -> tuple[str, ...]:
     """Names of the tensors that are not the same bit by bit; reads one pair at a time.
 
-    The logits alone would not do: a text need not reach every expert.
+    Equal logits are not enough: a text need not reach every expert.
     """
     old, new = TensorReader(base), TensorReader(converted)
     return tuple(name for name in names if not _same_bits(old.read(name), new.read(name)))
@@ -235,10 +235,10 @@ def _load(
     **settings: Any,  # noqa: ANN401 (handed on to from_pretrained, which types them)
 ) -> Model:
     settings["attn_implementation"] = "sdpa"
-    settings["experts_implementation"] = "eager"  # the one for every release and processor
+    settings["experts_implementation"] = "eager"  # runs on every release and processor
     if dtype == "bfloat16":
         return load_model(model_class, folder, dtype=torch.bfloat16, **settings)
-    # Loading bfloat16 files as float32 takes twice the memory that widening them afterwards does.
+    # Loading bfloat16 files as float32 takes twice the memory of casting them afterwards.
     stored = common_dtype(stored_tensors(folder))
     model: Model = load_model(model_class, folder, dtype=stored, **settings).float()
     return model

@@ -2,7 +2,7 @@
 
 The distribution losses take the good-probabilities of every gate at every token, and say what they
 should look like as a whole. Only `contrastive` has an ordering signal: it is told which rows are
-real and which are worse copies.
+real and which are corrupted copies.
 
 A batch with nothing to average (no token in the mask, no row, no pair) has the loss 0 and no
 gradient, never NaN: one such batch on one of many workers must not end a training run.
@@ -104,7 +104,7 @@ def contrastive(
     form: ContrastiveForm = "label",
     temperature: float = 1.0,
 ) -> Tensor:
-    """Real samples above worse copies, from one margin (mean gate logit difference) a row.
+    """Real samples above corrupted copies, from one margin (mean gate logit difference) a row.
 
     labels_B: True for real rows. With s = margins / temperature:
     "label": binary cross-entropy of sigmoid(s); "ranking": mean of softplus(s[copy] - s[real])

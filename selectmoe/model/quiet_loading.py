@@ -1,24 +1,24 @@
-"""Loading by transformers without its progress bars and load reports, and with our own errors."""
+"""Loads models and tokenizers with transformers, without its progress bars and load reports."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from selectmoe.errors import ModelError
+from selectmoe.errors import ModelError, first_line
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-# What a tokenizer can be read from; without one of these transformers makes up an empty one.
+# A tokenizer is one of these files; without any, transformers builds an empty tokenizer.
 VOCABULARY_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence about what is left over on purpose, which transformers would report at length."""
+    """Silences transformers, which reports every tensor that is left out on purpose."""
     verbosity = transformers_logging.get_verbosity()
     had_progress_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -36,12 +36,14 @@ def load_model(
     folder: Path,
     *,
     new_parts: tuple[str, ...] = (),
+    unused_parts: tuple[str, ...] = (),
     **settings: Any,  # noqa: ANN401 (handed on to from_pretrained, which types them)
 ) -> Model:
-    """The model of a folder. Only tensors whose name holds one of `new_parts` may be absent from
-    it; transformers itself would fill any other with random numbers, too.
+    """The model of a folder. Only tensors whose name contains one of `new_parts` may be missing in
+    it, and only those with one of `unused_parts` may be left over; transformers itself fills any
+    missing tensor with random numbers.
 
-    Raises ModelError where the folder cannot be loaded, lacks a tensor or has one too many.
+    Raises ModelError where the folder cannot be loaded, lacks a tensor or has an unknown one.
     """
     with quiet_transformers():
         try:
@@ -50,10 +52,9 @@ def load_model(
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from error
     model, report = pair
-    missing = {
-        name for name in report["missing_keys"] if not any(part in name for part in new_parts)
-    }
-    wrong = sorted({*missing, *report["unexpected_keys"], *map(str, report["mismatched_keys"])})
+    missing = _names_without(new_parts, report["missing_keys"])
+    unexpected = _names_without(unused_parts, report["unexpected_keys"])
+    wrong = sorted({*missing, *unexpected, *map(str, report["mismatched_keys"])})
     if wrong:
         raise ModelError(f"{folder}: not loaded tensor for tensor: {', '.join(wrong[:3])}")
     loaded: Model = model
@@ -76,6 +77,5 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _names_without(parts: tuple[str, ...], names: Iterable[str]) -> set[str]:
+    return {name for name in names if not any(part in name for part in parts)}

@@ -1,4 +1,4 @@
-"""The tensors of a model folder: what its .safetensors files hold, and any one of them.
+"""The tensors in the .safetensors files of a model folder: names, shapes, single tensors.
 
 OLMoE's experts come in two layouts, and both are read here by the names of the first:
 
@@ -34,7 +34,7 @@ _DTYPES = {
 _EXPERT = re.compile(
     r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<part>gate|up|down)_proj\.weight"
 )
-_NUM_NAMED = 3  # of many wrong tensors, as many are named
+_MAX_LISTED = 3  # tensor names in an error message
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,15 @@ class StoredTensor:
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder by name; only headers are read.
 
-    Raises ModelError where a file is absent or corrupt, or a tensor stands in two of them.
+    Raises ModelError where a file is missing or corrupt, or two files have the same tensor.
     """
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
         for name, stored in _header(file).items():
-            if name in found:
-                raise ModelError(f"{file}: holds {name!r}, which {found[name].file} holds, too")
-            found[name] = stored
-    return found
+            if name in tensors:
+                raise ModelError(f"{file}: holds {name!r}, which {tensors[name].file} also holds")
+            tensors[name] = stored
+    return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def hub_tensors(fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors in the hub's layout: views of each expert's part, the rest as it is."""
+    """The same tensors in the hub's layout: experts as views into the fused tensors."""
     split: dict[str, Tensor] = {}
     for name, tensor in fused.items():
         experts, _, part = name.rpartition(".")
@@ -101,15 +101,15 @@ def hub_tensors(fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def require_tensors(
     folder: Path, stored: Mapping[str, StoredTensor], fused: Mapping[str, Tensor], *, tied: bool
 ) -> None:
-    """Raises ModelError, with names, unless the folder has just the tensors of `fused`, in either
-    layout; where embeddings are tied the head may be absent."""
+    """Raises ModelError, with names, unless the folder has exactly the tensors of `fused`, in
+    either layout; with tied embeddings the head may be missing."""
     expected: dict[str, Tensor] = {}
     for name, tensor in fused.items():
         expected |= {name: tensor} if name in stored else hub_tensors({name: tensor})
     missing = expected.keys() - stored.keys() - ({HEAD} if tied else set())
     unexpected = stored.keys() - expected.keys()
-    wrong = [f"lacks {_named(missing)}"] if missing else []
-    wrong += [f"has {_named(unexpected)}, which no such model has"] if unexpected else []
+    wrong = [f"lacks {_list_names(missing)}"] if missing else []
+    wrong += [f"has {_list_names(unexpected)}, which no such model has"] if unexpected else []
     wrong += [
         f"{name!r} must have the shape {list(expected[name].shape)} by config.json, "
         f"got {list(found.shape)}"
@@ -121,7 +121,7 @@ def require_tensors(
 
 
 def common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
-    """The dtype that holds every tensor without loss: the one they all have, as a rule."""
+    """The dtype that holds every tensor without loss, usually the one that all have."""
     names = sorted({tensor.dtype for tensor in stored.values()})
     for name in names:
         if name not in _DTYPES:
@@ -141,7 +141,7 @@ class TensorReader:
         self._files: dict[Path, Any] = {}
 
     def read(self, name: str) -> Tensor:
-        """The tensor; of a fused one the expert's part, of a tied head the embedding."""
+        """The tensor: of fused experts the slice of one, of a tied head the embedding."""
         if name == HEAD and name not in self.stored:
             name = EMBEDDING
         if name in self.stored:
@@ -175,7 +175,7 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         raise ModelError(f"{file}: not a readable weights file: {error}") from error
 
 
-def _named(names: set[str]) -> str:
+def _list_names(names: set[str]) -> str:
     """'a', 'b', 'c' and 4 more"""
-    shown = ", ".join(repr(name) for name in sorted(names)[:_NUM_NAMED])
-    return shown + (f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else "")
+    listed = ", ".join(repr(name) for name in sorted(names)[:_MAX_LISTED])
+    return listed + (f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else "")

@@ -1,7 +1,7 @@
-"""What a score is worth beside others: the quantiles of a corpus's scores, and percentiles by them.
+"""Calibrations: the quantiles of a corpus's scores, which turn a score into a percentile.
 
-A calibration belongs to one set of weights and one formula, and lies beside those weights as
-`calibration.json`. With any others there is no percentile, never a wrong one.
+A calibration belongs to one set of weights and one formula, and is saved beside those weights as
+`calibration.json`. With other weights or another formula there is no percentile, never a wrong one.
 """
 
 import json
@@ -38,15 +38,15 @@ class Calibration:
     """float64 (Q,), ascending: quantile j is the lowest score with at least j / 1,000 of the
     samples at or below it, so each one is a score of the corpus; minimum and maximum included."""
     num_samples: int
-    """How many scores there were."""
+    """Number of scores."""
     formula: str
-    """Of the scores, by its name in SCORE_FORMULAS."""
+    """Name of the scores' formula in SCORE_FORMULAS."""
     max_sequence_length: int
-    """Tokens of a sample that were read."""
+    """Maximum tokens per sample; longer samples were truncated."""
     weights_hash: str
-    """SHA-256 of the weights, as manifests have it (`hash_weights`)."""
+    """SHA-256 of the weights, as in manifests (`hash_weights`)."""
     corpus: Mapping[str, int]
-    """Data set -> how many of the samples are its."""
+    """Dataset -> number of its samples."""
 
     def __post_init__(self) -> None:
         quantiles = self.quantiles
@@ -67,13 +67,13 @@ class Calibration:
         _require(
             counted and sum(corpus.values()) == self.num_samples,
             "corpus",
-            f"counts by data set with the sum num_samples ({self.num_samples})",
+            f"counts by dataset with the sum num_samples ({self.num_samples})",
             corpus,
         )
 
     def percentile(self, score: float) -> float:
-        """Share of the calibration's samples that score below `score`, and half of those that score
-        the same, in [0, 100]; 0.1 off at most."""
+        """Percentage of the calibration's samples that score below `score`, plus half of those that
+        score the same, in [0, 100]; accurate to 0.1."""
         return float(self.percentiles([score])[0])
 
     def percentiles(self, scores: ArrayLike) -> np.ndarray:
@@ -83,15 +83,15 @@ class Calibration:
             raise DataError("a percentile needs finite scores, got NaN or infinity")
         below_N = np.searchsorted(self.quantiles, scores_N, side="left")
         not_above_N = np.searchsorted(self.quantiles, scores_N, side="right")
-        # Between two quantiles in proportion; on several equal ones (a tie) in their middle.
+        # Interpolated between two quantiles; in the middle of several equal ones (a tie).
         last = NUM_QUANTILES - 1
         lower_N, upper_N = (
             self.quantiles[np.clip(index_N, 0, last)] for index_N in (below_N - 1, below_N)
         )
         gaps_N = np.where(upper_N > lower_N, upper_N - lower_N, 1.0)  # no gap beyond both ends
         between_N = below_N - 1 + (scores_N - lower_N) / gaps_N
-        places_N = np.where(not_above_N > below_N, (below_N + not_above_N - 1) / 2, between_N)
-        shares_N = np.clip(places_N, 0, last) / last
+        ranks_N = np.where(not_above_N > below_N, (below_N + not_above_N - 1) / 2, between_N)
+        shares_N = np.clip(ranks_N, 0, last) / last
         percentiles_N: np.ndarray = (100 * shares_N).round(DECIMALS)
         return percentiles_N
 
@@ -108,9 +108,9 @@ def calibrate(
     weights_hash: str,
     corpus: Mapping[str, int],
 ) -> Calibration:
-    """The calibration by these scores. Raises DataError where there are none, or one is no number.
+    """The calibration of these scores. Raises DataError where there are none, or one is not finite.
 
-    corpus: data set -> how many of the scores are of its samples.
+    corpus: dataset -> number of its samples among the scores.
     """
     ordered_N = np.sort(_as_float32(scores))
     num_samples = len(ordered_N)
@@ -130,22 +130,22 @@ def calibrate(
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> Path:
-    """Writes `calibration.json`, whole or not at all; returns where."""
+    """Writes `calibration.json`, whole or not at all; returns its path."""
     file = folder / CALIBRATION_NAME
     write_json(file, as_json(calibration))
     return file
 
 
 def as_json(calibration: Calibration) -> dict[str, Any]:
-    """All of it, for a file or a wire."""
-    return described(calibration) | {
-        # The shortest decimals that are these scores again: 9 digits instead of 17.
+    """The whole calibration for a JSON file or response."""
+    return describe(calibration) | {
+        # The shortest decimals that round to these float32 scores: 9 digits instead of 17.
         "quantiles": [float(str(quantile)) for quantile in calibration.quantiles.astype(np.float32)]
     }
 
 
 def from_json(content: object) -> Calibration:
-    """What `as_json` made. Raises DataError, with key, rule and value, for anything else."""
+    """Reads the result of `as_json`. Raises DataError, with key, rule and value, if it is wrong."""
     if not isinstance(content, dict):
         raise DataError(f"must hold a JSON object, got {type(content).__name__}")
     keys = {field.name for field in fields(Calibration)}
@@ -173,12 +173,12 @@ def load_calibration(folder: Path) -> Calibration | None:
         raise ModelError(f"{file}: {error}") from error
 
 
-def fitting(
+def match_calibration(
     calibration: Calibration | None, *, formula: str, weights_hash: Callable[[], str]
 ) -> Calibration | None:
-    """`calibration` where it is of this formula and these weights, else None; a line says why.
+    """`calibration` if it was made for this formula and these weights; else None, with a warning.
 
-    weights_hash: asked only where the rest fits, since it reads all the weights.
+    weights_hash: called only if the formula matches, since it reads all the weights.
     """
     if calibration is None:
         return None
@@ -192,16 +192,16 @@ def fitting(
     return None
 
 
-def described(calibration: Calibration) -> dict[str, Any]:
-    """All but the quantiles, as manifests have it."""
+def describe(calibration: Calibration) -> dict[str, Any]:
+    """All but the quantiles, for manifests."""
     names = (field.name for field in fields(calibration) if field.name != "quantiles")
     content = {name: getattr(calibration, name) for name in names}
     return content | {"corpus": dict(calibration.corpus)}
 
 
 def _as_float32(scores: ArrayLike) -> np.ndarray:
-    """float64 (N,) of float32 values: all scores are, but a decimal read from a file may be a
-    neighbour of the score that it was written for."""
+    """float64 (N,) of float32 values: scores are float32, and a decimal from a file is rounded to
+    the score that it was written for."""
     rounded: np.ndarray = np.asarray(scores, dtype=np.float32).astype(np.float64)
     return rounded
 

@@ -1,4 +1,4 @@
-"""ScoringEngine: samples in, scores out. Owns the model, its device and its dtype."""
+"""ScoringEngine: scores conversations with one model on one device."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ from selectmoe.records import (
     TokenizedSample,
     UnscoredSample,
 )
-from selectmoe.scoring.calibration import Calibration, fitting, load_calibration
+from selectmoe.scoring.calibration import Calibration, load_calibration, match_calibration
 from selectmoe.scoring.formulas import (
     SCORE_FORMULAS,
     ScoreFormula,
@@ -47,7 +47,7 @@ from selectmoe.scoring.loading import load_scoring_model
 from selectmoe.scoring.packed import CPU_TOKENS, MOST_TOKENS, PackedScorer, choose_layout
 
 Packer = Callable[..., Iterator[PaddedBatch]]
-TOKENIZED_TOGETHER = 256  # samples; a thread has so many ready in a few hundredths of a second
+TOKENIZED_TOGETHER = 256  # samples; takes a few hundredths of a second
 
 
 class ScoringEngine:
@@ -102,7 +102,7 @@ class ScoringEngine:
         """Loads a Select-MoE from a folder or hub name.
 
         model_checkpoint_path: stage 1's weights, a file or the folder of a run.
-        device: default cuda where there is one.
+        device: "cuda" by default if there is a GPU, else "cpu".
         settings: fields of EngineConfig, such as dtype="bfloat16"; they override `config`.
         Raises ModelError where the model is no Select-MoE or the weights do not fit it.
         """
@@ -119,22 +119,22 @@ class ScoringEngine:
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
-        """Gives percentiles to this engine's scores; None where none is stored beside the weights,
-        and, with a line that says so, where it was made for other weights or another formula.
+        """Turns scores into percentiles; None where none is stored beside the weights, and, with a
+        warning, where it was made for other weights or another formula.
 
-        The first look hashes the weights: a second for each gigabyte or two.
+        The first access hashes the weights, which takes about a second for 1 to 2 GB.
         """
-        return fitting(
+        return match_calibration(
             self._stored_calibration, formula=self.config.formula, weights_hash=self.weights_hash
         )
 
     def weights_hash(self) -> str:
-        """SHA-256 of the weights, as manifests have it; only of what was loaded from files."""
+        """SHA-256 of the weights, as in manifests; only for a model that was loaded from files."""
         assert self._files is not None, "made from a model in memory"
         return hash_weights(*self._files)
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
-        """One answer a sample, in the order given; a sample's score does not depend on the rest."""
+        """One outcome per sample, in order; a score does not depend on the other samples."""
         answers: list[ScoredSample | UnscoredSample | None] = []
 
         def tokenized() -> Iterator[TokenizedSample]:
@@ -169,7 +169,7 @@ class ScoringEngine:
         if not samples:
             return []
         batches = list(packer(samples, max_tokens_per_batch=self.max_tokens_per_batch))
-        # Every batch is queued before the first number is fetched: a GPU never waits for Python.
+        # All batches are queued before the first result is fetched: a GPU never waits for Python.
         answers = torch.cat([self._score_batch(batch) for batch in batches]).cpu().numpy()
         by_position = np.empty_like(answers)
         by_position[np.concatenate([batch.positions for batch in batches])] = answers
@@ -181,7 +181,7 @@ class ScoringEngine:
     def _score_packed(
         packed: PackedScorer, samples: Iterable[TokenizedSample]
     ) -> list[ScoredSample | UnscoredSample]:
-        # As above: the loop queues every pass before the first number is fetched.
+        # As above: the loop queues every pass before the first result is fetched.
         passes = [(scores.samples, scores.rows) for scores in packed.score(samples)]
         return [
             _scored_sample(sample, row)
@@ -226,16 +226,13 @@ class ScoringEngine:
     def _margins(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
         """One forward pass: the gates' margins [L, B, T], and which tokens count [B, T]."""
         token_ids_BT, attention_mask_BT, answer_mask_BT = (
-            self._to_device(array)
+            copy_to(array, self.device)
             for array in (batch.token_ids, batch.attention_mask, batch.answer_mask)
         )
         # No attention mask: under a causal mask padding on the right is seen by no real token.
         decoded = self.model(input_ids=token_ids_BT, use_cache=False, output_quality_logits=True)
         margins_LBT = good_margins(torch.stack(decoded["quality_logits"]))
         return margins_LBT, scored_tokens(answer_mask_BT, attention_mask_BT, self.formula.tokens)
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        return copy_to(array, self.device)
 
 
 def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | UnscoredSample:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Shape letters: L = layers, B = samples, T = tokens of a sample, N = tokens of all samples end to
-# end; a gate has 2 logits, index 0 is "good".
+# Shape letters: L = layers, B = samples, T = tokens of a sample, N = tokens of packed samples. A
+# gate has 2 logits, index 0 is "good".
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class ScoreFormula:
 
 
 SCORE_FORMULAS = {
-    # As the first Select-MoE code scores: every token, every layer, mean good-probability.
+    # The formula of the first Select-MoE code: every token, every layer, mean good-probability.
     "original": ScoreFormula("all", "all", "probability"),
     "answer_probability": ScoreFormula("answer", "all", "probability"),
     "answer_margin": ScoreFormula("answer", "all", "margin"),
@@ -65,25 +65,25 @@ def layer_scores(margins_LBT: Tensor, mask_BT: Tensor, formula: ScoreFormula) ->
 
 
 def counted_tokens(answer_mask: np.ndarray, tokens: str) -> np.ndarray:
-    """As `scored_tokens`, of one sample."""
+    """As `scored_tokens`, for one sample."""
     return answer_mask if tokens == "answer" and answer_mask.any() else np.ones_like(answer_mask)
 
 
 def packed_layer_scores(
-    margins_LN: Tensor, counts_N: Tensor, row_starts_B: Tensor, formula: ScoreFormula
+    margins_LN: Tensor, counts_N: Tensor, cu_seqlens_B1: Tensor, formula: ScoreFormula
 ) -> Tensor:
-    """As `layer_scores`, of samples end to end: [B, L]. A row without a token gives no number.
+    """As `layer_scores`, for packed samples: [B, L]; NaN for a sample without tokens.
 
-    counts_N: 1 for a token that counts, else 0, in the type of the margins.
+    counts_N: 1 for a token that counts, else 0, in the dtype of the margins.
     """
     averaged_LN = margins_LN.sigmoid() if formula.average == "probability" else margins_LN
     summed = torch.cat([averaged_LN, torch.ones_like(margins_LN[:1])]).T.contiguous()
-    # A sum for each bag, in the order of the tokens: scatter-adds on CUDA have none, so two runs
+    # Each bag is summed in the order of its tokens. Scatter-adds on CUDA have no order, so two runs
     # would differ.
     sums = functional.embedding_bag(
         torch.arange(len(summed), device=summed.device),
         summed,
-        row_starts_B,
+        cu_seqlens_B1[:-1].long(),
         mode="sum",
         per_sample_weights=counts_N,
     )

@@ -1,5 +1,5 @@
-"""Scoring of rows that lie end to end: batches made ahead on a thread, sized to the device's
-memory, and cut in two where that does not suffice."""
+"""Scores packed (variable-length) batches: a thread makes them ahead, sized to the device's memory,
+and a batch that does not fit is split in two."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -28,10 +28,10 @@ from selectmoe.scoring.formulas import (
 )
 
 # Shape letters: L = layers, B = rows of a batch, N = tokens of a batch.
-CPU_TOKENS = 4_096  # what its caches hold of a small model
-# Products are long bound by arithmetic, and a batch's start and end are nothing beside it.
+CPU_TOKENS = 4_096  # the activations of a small model then fit in the caches
+# Larger batches are no faster per token: the matrix products are compute-bound by then.
 MOST_TOKENS = 65_536
-# The rest is for what libraries take for themselves, and for blocks too small to be used again.
+# The rest is for the workspaces of libraries and for fragmentation.
 USABLE_SHARE = 0.8
 
 Item = TypeVar("Item")
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedScores:
-    """What one pass says of its rows, left on the device."""
+    """The scores of one forward pass, left on the device."""
 
     samples: tuple[TokenizedSample, ...]
     rows: Tensor  # float32 [B, 1 + L]: score, and score of each layer
@@ -54,24 +54,24 @@ class PackedScores:
 
 
 class PackedScorer:
-    """One model's passes under a token budget, which shrinks where memory does not suffice."""
+    """Runs forward passes under a token budget, which is halved when memory runs out."""
 
     def __init__(
         self, model: SelectMoeModel, formula: ScoreFormula, *, max_tokens_per_batch: int | None
     ) -> None:
-        """max_tokens_per_batch: tokens of one pass; None is what the device's memory takes."""
+        """max_tokens_per_batch: None is what the device's memory allows."""
         self.forward = PackedForward(model)
         self.device = model.device
         self.formula = formula
-        self.max_tokens_per_batch = max_tokens_per_batch or fitting_tokens(model)
+        self.max_tokens_per_batch = max_tokens_per_batch or choose_token_budget(model)
 
     def score(self, samples: Iterable[TokenizedSample]) -> Iterator[PackedScores]:
-        """In the order of the samples, which are read on a thread, one batch ahead.
+        """Scores in the order of the samples, which a thread reads one batch ahead.
 
         Raises ModelError where a single sample does not fit in memory.
         """
         batches = pack_samples(samples, max_tokens_per_batch=self.max_tokens_per_batch)
-        for batch in one_ahead(batches):
+        for batch in prefetch(batches):
             yield from self._score(batch)
 
     def _score(self, batch: PackedBatch) -> Iterator[PackedScores]:
@@ -85,7 +85,7 @@ class PackedScorer:
             else:
                 yield scores
                 return
-        # Out of the `except`: the error's traceback held the tensors of the pass that failed.
+        # Outside the `except`: the traceback keeps the tensors of the failed pass alive.
         if failure is not None:
             self._shrink(batch, failure)
         middle = len(batch.samples) // 2
@@ -96,13 +96,13 @@ class PackedScorer:
         num_tokens = len(batch.token_ids)
         if len(batch.samples) == 1:
             raise ModelError(
-                f"a row of {num_tokens:,} tokens does not fit in the memory of {self.device}; "
-                f"max_sequence_length (dataset.max_sequence_length) must be lower: {failure}"
+                f"a sample of {num_tokens:,} tokens does not fit in the memory of {self.device}; "
+                f"max_sequence_length must be lower: {failure}"
             )
         self.max_tokens_per_batch = max(min(num_tokens, self.max_tokens_per_batch) // 2, 1)
         logger.warning(
-            "%d tokens in %d rows do not fit in the memory of %s: batches of at most %d from here "
-            "on; max_tokens_per_batch=%d does so from the start",
+            "%d tokens in %d samples do not fit in the memory of %s: batches have at most %d from "
+            "now on; set max_tokens_per_batch=%d to avoid the retry",
             num_tokens,
             len(batch.samples),
             self.device,
@@ -110,33 +110,26 @@ class PackedScorer:
             self.max_tokens_per_batch,
         )
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # blocks of the sizes that no batch asks for again
+            torch.cuda.empty_cache()  # frees blocks of sizes that no batch asks for again
 
     @torch.inference_mode()
     def _pass(self, batch: PackedBatch) -> PackedScores:
         rows = PackedRows(
-            token_ids_N=self._on_device(batch.token_ids),
-            position_ids_N=self._on_device(batch.position_ids),
-            cu_seqlens_R1=self._on_device(batch.cu_seqlens),
+            token_ids_N=copy_to(batch.token_ids, self.device),
+            position_ids_N=copy_to(batch.position_ids, self.device),
+            cu_seqlens_R1=copy_to(batch.cu_seqlens, self.device),
             lengths=tuple(np.diff(batch.cu_seqlens).tolist()),
         )
-        counts_N = self._on_device(
-            np.concatenate(
-                [counted_tokens(s.answer_mask, self.formula.tokens) for s in batch.samples]
-            ).astype(np.float32)
-        )
+        counts = [counted_tokens(s.answer_mask, self.formula.tokens) for s in batch.samples]
+        counts_N = copy_to(np.concatenate(counts).astype(np.float32), self.device)
         margins_LN = good_margins(self.forward.quality_logits(rows))
-        row_starts_B = rows.cu_seqlens_R1[:-1].long()
-        by_layer_BL = packed_layer_scores(margins_LN, counts_N, row_starts_B, self.formula)
+        by_layer_BL = packed_layer_scores(margins_LN, counts_N, rows.cu_seqlens_R1, self.formula)
         scores_B1 = sample_scores(by_layer_BL, self.formula)[:, None]
         return PackedScores(
             samples=batch.samples,
             rows=torch.cat([scores_B1, by_layer_BL], dim=1),
             tokens=token_scores(margins_LN, self.formula),
         )
-
-    def _on_device(self, array: np.ndarray) -> Tensor:
-        return copy_to(array, self.device)
 
 
 def choose_layout(config: EngineConfig, device: torch.device) -> RowLayout:
@@ -150,7 +143,7 @@ def choose_layout(config: EngineConfig, device: torch.device) -> RowLayout:
     return "packed" if is_free and is_able else "padded"
 
 
-def fitting_tokens(model: SelectMoeModel) -> int:
+def choose_token_budget(model: SelectMoeModel) -> int:
     """The default budget: on a GPU the largest power of two whose pass fits in 80 % of the free
     memory, by `bytes_per_token`, and at most 65,536.
 
@@ -160,20 +153,20 @@ def fitting_tokens(model: SelectMoeModel) -> int:
     if model.device.type != "cuda":
         return CPU_TOKENS
     free, _ = torch.cuda.mem_get_info(model.device)
-    # What torch holds for itself, and has given to nobody, is free as well.
+    # Memory that torch has reserved and not allocated is free as well.
     free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    return largest_budget(free, bytes_per_token(model.config, model.dtype))
+    return fit_token_budget(free, bytes_per_token(model.config, model.dtype))
 
 
-def largest_budget(free_bytes: int, token_bytes: int) -> int:
+def fit_token_budget(free_bytes: int, token_bytes: int) -> int:
     fitting = max(int(USABLE_SHARE * free_bytes / token_bytes), 1)
     return int(min(1 << (fitting.bit_length() - 1), MOST_TOKENS))
 
 
-def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items in the same order; the next is made on a thread while one is used.
+def prefetch(items: Iterable[Item]) -> Iterator[Item]:
+    """Yields the same items; a thread makes the next one while the caller uses one.
 
-    What goes wrong on the thread is raised here.
+    An exception on the thread is raised here.
     """
     end: Any = object()
     iterator: Iterator[Any] = iter(items)

@@ -24,7 +24,12 @@ from selectmoe.errors import ConfigError, ScoreRequestError
 from selectmoe.model.checkpoint import calibration_folder, hash_weights, weights_file
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
-from selectmoe.scoring.calibration import Calibration, fitting, from_json, load_calibration
+from selectmoe.scoring.calibration import (
+    Calibration,
+    from_json,
+    load_calibration,
+    match_calibration,
+)
 from selectmoe.selection.scored_shards import SampleScorer
 
 INFO_TIMEOUT_SECONDS = 10.0  # a server that is up describes itself at once
@@ -74,7 +79,7 @@ class LocalBackend:
     def calibration(self) -> Calibration | None:
         checkpoint = self.config.model_checkpoint_path
         folder = calibration_folder(self.model, weights_file(checkpoint) if checkpoint else None)
-        return fitting(
+        return match_calibration(
             load_calibration(folder),
             formula=self.config.scoring.formula,
             weights_hash=lambda: self.weights_sha256,

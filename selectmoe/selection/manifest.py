@@ -7,7 +7,7 @@ from selectmoe.config.code_version import code_version
 from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.data.writers import write_json
-from selectmoe.scoring.calibration import described
+from selectmoe.scoring.calibration import describe
 from selectmoe.selection.outputs import SelectedData
 from selectmoe.selection.run_folder import RunFolder
 
@@ -48,7 +48,7 @@ def write_manifest(
         "datasets": {name: asdict(counts) for name, counts in selected.counts.items()},
         "total": total_counts(selected),
         "thresholds": thresholds(selected),
-        "calibration": described(selected.calibration) if selected.calibration else None,
+        "calibration": describe(selected.calibration) if selected.calibration else None,
         "score_quantiles": selected.quantiles,
         "wall_seconds": round(wall_seconds, 3),
     }

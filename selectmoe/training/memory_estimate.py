@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selectmoe.config.finetune import FinetuneTrainingConfig
-from selectmoe.errors import ConfigError, ModelError
-from selectmoe.model.quiet_loading import first_line, quiet_transformers
+from selectmoe.errors import ConfigError, ModelError, first_line
+from selectmoe.model.quiet_loading import quiet_transformers
 from selectmoe.model.registration import register_select_moe
 from selectmoe.training.lora_targets import (
     LoraTargets,

@@ -15,7 +15,7 @@ from selectmoe.model.packed_forward import PackedForward
 from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import Sample
 from selectmoe.scoring.engine import ScoringEngine
-from selectmoe.scoring.packed import MOST_TOKENS, fitting_tokens
+from selectmoe.scoring.packed import MOST_TOKENS, choose_token_budget
 from tests.tiny_select_moe import LOUD, tiny_model
 
 pytestmark = pytest.mark.gpu
@@ -101,7 +101,7 @@ def test_a_batch_never_waits_for_the_device(engine, samples):
 
 
 def test_the_budget_is_what_memory_takes_and_no_more_than_is_of_use(engine):
-    budget = fitting_tokens(engine.model)
+    budget = choose_token_budget(engine.model)
     assert budget & (budget - 1) == 0
     assert 1_024 <= budget <= MOST_TOKENS
 

@@ -16,7 +16,7 @@ from selectmoe.config.loading import from_values
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.scoring.calibration import described
+from selectmoe.scoring.calibration import describe
 from selectmoe.scoring.engine import ScoringEngine
 from selectmoe.warmup.stage import TrainingPlace, run_warmup
 
@@ -96,7 +96,7 @@ def test_two_workers_give_the_gates_of_one_and_lose_one_of_them_on_the_way(
     # Stage 2 takes the folder as it is.
     calibration = ScoringEngine.from_pretrained(model_checkpoint_path=output).calibration
     assert calibration.num_samples == manifest["num_samples"]
-    assert manifest["calibration"] == described(calibration)
+    assert manifest["calibration"] == describe(calibration)
     assert f"calibrated on {calibration.num_samples} rows of the corpus" in printed
     assert printed.count("calibrating: ") == 1
 

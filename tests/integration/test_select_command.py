@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.scoring.calibration import described
+from selectmoe.scoring.calibration import describe
 from selectmoe.scoring.engine import ScoringEngine
 
 pytestmark = pytest.mark.timeout(300)
@@ -56,7 +56,7 @@ def test_exactly_k_are_kept_and_every_row_is_accounted_for(finished):
     percentiles = calibration.percentiles([row["score"] for row in rows]).tolist()
     assert [row["percentile"] for row in rows] == percentiles
     assert manifest(output)["thresholds"]["*"]["percentile"] == min(percentiles)
-    assert manifest(output)["calibration"] == described(calibration)
+    assert manifest(output)["calibration"] == describe(calibration)
     assert f"threshold at percentile {min(percentiles):.1f} of " in printed
     assert "all" in printed.split()
     assert str(output / "selected_data.jsonl") in printed

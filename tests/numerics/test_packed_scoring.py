@@ -17,7 +17,7 @@ from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Message, Sample, ScoredSample, TokenizedSample, UnscoredSample
 from selectmoe.scoring.engine import TOKENIZED_TOGETHER, ScoringEngine
 from selectmoe.scoring.formulas import SCORE_FORMULAS
-from selectmoe.scoring.packed import largest_budget
+from selectmoe.scoring.packed import fit_token_budget
 from tests.tiny_select_moe import LOUD, tiny_model
 
 TOLERANCE = 1e-5  # float32 sums in another order; looser would hide a row that sees another
@@ -214,20 +214,20 @@ def test_a_batch_that_does_not_fit_is_cut_in_two_and_so_are_those_that_follow(
     assert_same(found, expected)
     assert len([size for size in tried if size > 1_100]) == 1
     [line] = caplog.messages
-    assert "do not fit in the memory of cpu: batches of at most" in line
+    assert "do not fit in the memory of cpu: batches have at most" in line
     budget = engine.packed.max_tokens_per_batch
     assert budget < 1_100
-    assert f"max_tokens_per_batch={budget} does so from the start" in line
+    assert f"set max_tokens_per_batch={budget} to" in line
     del tried[:]
     scores(engine, samples)
     assert max(tried) <= budget
 
 
 def test_the_budget_is_a_power_of_two_that_fits_in_four_fifths_of_the_memory():
-    assert largest_budget(10_000_000, 1_000) == 4_096  # 8,000 would fit
-    assert largest_budget(10_240_000, 1_000) == 8_192
-    assert largest_budget(10**12, 1_000) == 65_536  # more is of no use
-    assert largest_budget(10, 1_000) == 1
+    assert fit_token_budget(10_000_000, 1_000) == 4_096  # 8,000 would fit
+    assert fit_token_budget(10_240_000, 1_000) == 8_192
+    assert fit_token_budget(10**12, 1_000) == 65_536  # more is of no use
+    assert fit_token_budget(10, 1_000) == 1
 
 
 def test_a_row_that_does_not_fit_alone_is_named_with_the_setting_to_lower(samples):

@@ -206,7 +206,7 @@ def test_an_adapter_of_stage_1_scores_as_the_model_that_it_is_on(samples, tmp_pa
 def test_an_adapter_of_another_model_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["x"]}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match="is no adapter of this model"):
+    with pytest.raises(ModelError, match="is not an adapter of this model"):
         ScoringEngine.from_pretrained(model_checkpoint_path=tmp_path)
 
 

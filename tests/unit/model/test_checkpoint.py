@@ -76,7 +76,7 @@ def test_what_can_be_no_hub_name_is_a_folder_that_does_not_exist(name):
 @pytest.mark.parametrize("name", ["nobody/nothing", "no body/no thing"])
 def test_a_hub_name_that_is_not_to_be_had_is_one_line(function, name):
     # The tests run offline, so even a good name is not to be had; the second is not a name at all.
-    assert refusal(function, name).startswith(f"model {name}: no such folder, nor to be had")
+    assert refusal(function, name).startswith(f"model {name}: no such folder, and it could not be")
 
 
 def test_a_hub_that_does_not_answer_is_not_tried_for_long(tmp_path, repository):

@@ -12,9 +12,9 @@ from selectmoe.scoring.calibration import (
     NUM_QUANTILES,
     Calibration,
     calibrate,
-    described,
-    fitting,
+    describe,
     load_calibration,
+    match_calibration,
     save_calibration,
 )
 
@@ -125,8 +125,8 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     file = save_calibration(tmp_path, saved)
     loaded = load_calibration(tmp_path)
     np.testing.assert_array_equal(loaded.quantiles, saved.quantiles)
-    assert described(loaded) == described(saved)
-    assert described(loaded)["corpus"] == {"dolly": 4_999, "cot": 1}
+    assert describe(loaded) == describe(saved)
+    assert describe(loaded)["corpus"] == {"dolly": 4_999, "cot": 1}
     assert file.stat().st_size < 20_000
     assert [path.name for path in tmp_path.iterdir()] == [CALIBRATION_NAME]
 
@@ -166,11 +166,11 @@ def with_quantile(position: int, value: object):
         (lambda content: content.update(weights_hash=""), "'weights_hash' must be text, got ''"),
         (
             lambda content: content.update(corpus={"dolly": 2}),
-            r"'corpus' must be counts by data set with the sum num_samples \(3\), got {'dolly': 2}",
+            r"'corpus' must be counts by dataset with the sum num_samples \(3\), got {'dolly': 2}",
         ),
         (
             lambda content: content.update(corpus={"dolly": 4, "cot": -1}),
-            "'corpus' must be counts by data set",
+            "'corpus' must be counts by dataset",
         ),
     ],
 )
@@ -197,11 +197,11 @@ def test_it_fits_its_own_formula_and_weights_alone(caplog):
     calibration = calibration_of([0.5])
     same = {"formula": "answer_margin", "weights_hash": lambda: "abc"}
     with caplog.at_level(logging.INFO):
-        assert fitting(calibration, **same) is calibration
-        assert fitting(None, **same) is None
+        assert match_calibration(calibration, **same) is calibration
+        assert match_calibration(None, **same) is None
         assert caplog.messages == []
-        assert fitting(calibration, **same | {"weights_hash": lambda: "xyz"}) is None
-        assert fitting(calibration, **same | {"formula": "original"}) is None
+        assert match_calibration(calibration, **same | {"weights_hash": lambda: "xyz"}) is None
+        assert match_calibration(calibration, **same | {"formula": "original"}) is None
     assert caplog.messages == [
         "no percentiles: calibration.json was made for weights with the SHA-256 abc…, not xyz…",
         "no percentiles: calibration.json was made for the formula answer_margin, and scores are "

@@ -81,5 +81,6 @@ def test_samples_end_to_end_have_the_layer_scores_of_padded_ones(name):
     ]
     margins_LN = torch.cat([margins_LBT[:, 0], margins_LBT[:, 1, :2]], dim=1)
     counts_N = torch.from_numpy(np.concatenate(counts)).float()
-    found = packed_layer_scores(margins_LN, counts_N, torch.tensor([0, 3]), formula)
+    cu_seqlens = torch.tensor([0, 3, 5], dtype=torch.int32)
+    found = packed_layer_scores(margins_LN, counts_N, cu_seqlens, formula)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

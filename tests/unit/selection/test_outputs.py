@@ -10,7 +10,7 @@ from selectmoe.corpus.normalize import write_shards
 from selectmoe.corpus.shards import read_shard
 from selectmoe.errors import TooManyRejectedError
 from selectmoe.records import Message, RejectedRow, Sample
-from selectmoe.scoring.calibration import calibrate, described, save_calibration
+from selectmoe.scoring.calibration import calibrate, describe, save_calibration
 from selectmoe.selection.outputs import select_rows
 from selectmoe.selection.passes import ALL_DATASETS
 from selectmoe.selection.run_folder import RunFolder
@@ -119,7 +119,7 @@ def test_with_a_calibration_in_the_run_each_kept_row_has_its_percentile(run):
     )
     save_calibration(run.root, calibration)
     selected = select_rows(run, run, selection_percentage=0.5, per_dataset=False)
-    assert described(selected.calibration) == described(calibration)
+    assert describe(selected.calibration) == describe(calibration)
     lines = (run.root / "selected_data.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert len({row["score"] for row in rows}) > 2

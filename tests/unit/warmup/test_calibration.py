@@ -6,7 +6,7 @@ import pytest
 from selectmoe.config.loading import from_values
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.records import Message, Sample
-from selectmoe.scoring.calibration import described
+from selectmoe.scoring.calibration import describe
 from selectmoe.scoring.engine import ScoringEngine
 from selectmoe.warmup.cache import load_warmup_rows, prepare_warmup_rows
 from selectmoe.warmup.calibration import (
@@ -42,7 +42,7 @@ def test_the_trained_weights_score_with_percentiles(rows, tmp_path, peft_mode):
     weights = run_warmup(config, place).weights
     written = calibrate_warmup(config, rows=rows, weights=weights, uses_gpu=False)
     samples = load_warmup_rows(rows).rows.samples
-    assert described(written)["corpus"] == {"demo": len(samples)}
+    assert describe(written)["corpus"] == {"demo": len(samples)}
     assert written.max_sequence_length == 64
     engine = ScoringEngine.from_pretrained(
         model_checkpoint_path=tmp_path, device="cpu", max_sequence_length=64
