@@ -270,10 +270,10 @@ def run_one(
         adapter = finetuned(rows, seed, settings, Path(folder)) if rows else None
         config = EvaluateConfig(model=settings.model, adapter=adapter)
         model, tokenizer = load_target(config, device="cpu")
-    losses, left_out = answer_losses(
+    losses, reasons = answer_losses(
         model, tokenizer, held_out, max_sequence_length=settings.max_sequence_length
     )
-    assert not left_out, left_out  # `askable` knows the same rules
+    assert not reasons, reasons  # `askable` knows the same rules
     return losses
 
 

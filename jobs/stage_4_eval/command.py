@@ -2,13 +2,10 @@
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from selectmoe import __version__
 from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import (
     absolute_model,
@@ -18,7 +15,7 @@ from selectmoe.cli.output_folder import (
     new_output_folder,
     values_given,
 )
-from selectmoe.config.code_version import code_version
+from selectmoe.config.code_version import code_version, library_versions
 from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.config.loading import load_config, resolved
 from selectmoe.errors import SelectMoeError
@@ -203,19 +200,8 @@ def about(config: EvaluateConfig, *, use_gpu: bool) -> dict[str, object]:
         "device": "cuda" if use_gpu else "cpu",
         "config": resolved(config),
         "code": code_version(),
-        "versions": {
-            "selectmoe": __version__,
-            "python": ".".join(map(str, sys.version_info[:3])),
-            **{library: _version(library) for library in LIBRARIES},
-        },
+        "versions": library_versions(LIBRARIES),
     }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
 
 
 def compare(config: EvaluateConfig) -> None:

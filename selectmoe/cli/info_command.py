@@ -1,14 +1,12 @@
 """`selectmoe info`: the versions that are installed, and what a selector is."""
 
 import json
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from selectmoe import __version__
 from selectmoe.cli.command_line import CommandParser
+from selectmoe.config.code_version import library_versions
 
 # One module of each extra tells whether it is installed.
 EXTRAS = {
@@ -43,12 +41,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def installation() -> dict[str, str]:
     """Versions and extras, without importing anything heavy."""
-    facts = {"selectmoe": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "not installed"
+    versions = library_versions(PACKAGES)
+    facts = {library: number or "not installed" for library, number in versions.items()}
     missing = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
     facts["extras installed"] = ", ".join(extra for extra in EXTRAS if extra not in missing)
     if missing:

@@ -3,8 +3,11 @@
 import functools
 import hashlib
 import os
+import platform
 import subprocess
 import tomllib
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,20 @@ GIT_TIMEOUT_SECONDS = 5
 def code_version() -> dict[str, Any]:
     """What manifests say of the code; the first call decides, since a checkout may move on."""
     return describe_code(PACKAGE)
+
+
+def library_versions(libraries: Iterable[str]) -> dict[str, str | None]:
+    """Versions of selectmoe, Python and the libraries, without importing them; None if missing."""
+    versions: dict[str, str | None] = {
+        "selectmoe": selectmoe.__version__,
+        "python": platform.python_version(),
+    }
+    for library in libraries:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = None
+    return versions
 
 
 def describe_code(package: Path) -> dict[str, Any]:

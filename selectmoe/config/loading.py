@@ -57,7 +57,7 @@ def load_config(
             preset |= read_preset(config_class, text)
         else:
             name = setting_name(config_class, key)
-            overridden[name] = _parsed(key, text, setting_types(config_class)[name])
+            overridden[name] = _parse(key, text, setting_types(config_class)[name])
     given = {setting_name(config_class, key): value for key, value in (values or {}).items()}
     return from_values(config_class, {**preset, **given, **overridden})
 
@@ -94,12 +94,12 @@ def from_values(config_class: type[Config], values: Mapping[str, object]) -> Con
     converted = default_values(config_class)
     for key, value in values.items():
         name = setting_name(config_class, key)
-        converted[name] = _converted(key, value, known[name])
+        converted[name] = _convert(key, value, known[name])
     if missing := [key for key, value in converted.items() if value is NOT_GIVEN]:
         # Such settings all have options of the same names.
         options = " ".join(f"--{key.replace('_', '-')} {key.upper()}" for key in missing)
         raise ConfigError(f"{' and '.join(missing)} must be given: {options}")
-    return _built(config_class, converted)
+    return _build(config_class, converted)
 
 
 def resolved(config: StageConfig) -> dict[str, Any]:
@@ -134,27 +134,31 @@ def setting_name(config_class: type[StageConfig], key: str) -> str:
 def setting_types(config_class: type) -> dict[str, Any]:
     """The type of every setting by its dotted key."""
     hints = typing.get_type_hints(config_class)
-    found: dict[str, Any] = {}
+    hints_by_key: dict[str, Any] = {}
     for setting in _fields(config_class):
         hint = hints[setting.name]
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            found |= {f"{setting.name}.{key}": entry for key, entry in setting_types(hint).items()}
+            hints_by_key |= {
+                f"{setting.name}.{key}": entry for key, entry in setting_types(hint).items()
+            }
         else:
-            found[setting.name] = hint
-    return found
+            hints_by_key[setting.name] = hint
+    return hints_by_key
 
 
 def default_values(config_class: type[StageConfig]) -> dict[str, object]:
     """The default of every setting by its dotted key; NOT_GIVEN where there is none."""
-    found: dict[str, object] = {}
+    defaults: dict[str, object] = {}
     for setting in _fields(config_class):
         if setting.default_factory is not dataclasses.MISSING:
-            found |= _by_dotted_key({setting.name: dataclasses.asdict(setting.default_factory())})
+            defaults |= _by_dotted_key(
+                {setting.name: dataclasses.asdict(setting.default_factory())}
+            )
         else:
             missing = setting.default is dataclasses.MISSING
-            found[setting.name] = NOT_GIVEN if missing else setting.default
-    return found
+            defaults[setting.name] = NOT_GIVEN if missing else setting.default
+    return defaults
 
 
 def _fields(config_class: type) -> list[dataclasses.Field[Any]]:
@@ -167,7 +171,7 @@ def _fields(config_class: type) -> list[dataclasses.Field[Any]]:
     return sorted(dataclasses.fields(config_class), key=lambda setting: setting.name in inherited)
 
 
-def _built(config_class: Callable[..., Config], values: Mapping[str, object]) -> Config:
+def _build(config_class: Callable[..., Config], values: Mapping[str, object]) -> Config:
     hints = typing.get_type_hints(config_class)
     settings: dict[str, object] = {}
     groups: dict[str, dict[str, object]] = {}
@@ -177,22 +181,22 @@ def _built(config_class: Callable[..., Config], values: Mapping[str, object]) ->
             groups.setdefault(name, {})[rest] = value
         else:
             settings[name] = value
-    built: dict[str, Any] = {name: _built(hints[name], group) for name, group in groups.items()}
+    built: dict[str, Any] = {name: _build(hints[name], group) for name, group in groups.items()}
     return config_class(**settings, **built)
 
 
 def _by_dotted_key(tree: Mapping[Any, Any]) -> dict[str, object]:
     """{"dataset": {"subset_ratio": 1.0}} -> {"dataset.subset_ratio": 1.0}"""
-    found: dict[str, object] = {}
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found |= {f"{key}.{name}": entry for name, entry in _by_dotted_key(value).items()}
+            flat |= {f"{key}.{name}": entry for name, entry in _by_dotted_key(value).items()}
         else:
-            found[str(key)] = value
-    return found
+            flat[str(key)] = value
+    return flat
 
 
-def _parsed(key: str, text: str, hint: Any) -> object:  # noqa: ANN401 (a type of any kind)
+def _parse(key: str, text: str, hint: Any) -> object:  # noqa: ANN401 (a type of any kind)
     """The value that an override gives.
 
     Text is taken as typed, so a path may hold blanks, commas or brackets; whatever else, and text
@@ -216,7 +220,7 @@ def _parsed(key: str, text: str, hint: Any) -> object:  # noqa: ANN401 (a type o
     return text if override.is_sweep_override() else override.value()
 
 
-def _converted(key: str, value: object, hint: Any) -> object:  # noqa: ANN401 (a type of any kind)
+def _convert(key: str, value: object, hint: Any) -> object:  # noqa: ANN401 (a type of any kind)
     """`value` as `hint` wants it: a whole number may stand for a float, a list for a tuple."""
     accepted = accepted_types(hint)
     if value is None and types.NoneType in accepted:
@@ -230,7 +234,7 @@ def _converted(key: str, value: object, hint: Any) -> object:  # noqa: ANN401 (a
             return value
     elif float in accepted and type(value) is int:
         return float(value)
-    raise ConfigError(f"{key} must be {_described(accepted)}, got {value!r}")
+    raise ConfigError(f"{key} must be {_describe(accepted)}, got {value!r}")
 
 
 def accepted_types(hint: Any) -> tuple[Any, ...]:  # noqa: ANN401 (a type of any kind)
@@ -245,7 +249,7 @@ def choices_of(accepted: Sequence[Any]) -> tuple[str, ...]:
     return tuple(word for literal in literals for word in typing.get_args(literal))
 
 
-def _described(accepted: Sequence[Any]) -> str:
+def _describe(accepted: Sequence[Any]) -> str:
     names = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
     names[types.NoneType] = "null"
     choices = choices_of(accepted)

@@ -52,18 +52,18 @@ def settings_help(config_class: type[StageConfig]) -> str:
         text = explanations[key] + (f" Choices: {choices}." if choices else "")
         text += f" Also accepted as {aliases[key]}." if key in aliases else ""
         text += " Required." if default is NOT_GIVEN else ""
-        lines += [f"  {key}={_as_typed(default)}", *_indented(text)]
+        lines += [f"  {key}={_format_value(default)}", *_indent(text)]
     names = ", ".join(preset_names(config_class))
     preset = (
         f"A YAML file of settings, or one of: {names}." if names else "A YAML file of settings."
     )
-    lines += ["  preset=NAME", *_indented(preset)]
+    lines += ["  preset=NAME", *_indent(preset)]
     return "\n".join(lines)
 
 
 def setting_explanations(config_class: type) -> dict[str, str]:
     """The docstring below each field, by dotted key; Python keeps them only in the source."""
-    found: dict[str, str] = {}
+    explanations: dict[str, str] = {}
     for base in reversed(config_class.__mro__[:-1]):
         module = ast.parse(inspect.getsource(sys.modules[base.__module__]))
         bodies = {node.name: node.body for node in module.body if isinstance(node, ast.ClassDef)}
@@ -73,14 +73,16 @@ def setting_explanations(config_class: type) -> dict[str, str]:
                     ast.AnnAssign(target=ast.Name(id=name)),
                     ast.Expr(value=ast.Constant(value=str(text))),
                 ):
-                    found[name] = " ".join(text.split())
+                    explanations[name] = " ".join(text.split())
     for name, hint in typing.get_type_hints(config_class).items():
         if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
-            found |= {f"{name}.{key}": text for key, text in setting_explanations(hint).items()}
-    return found
+            explanations |= {
+                f"{name}.{key}": text for key, text in setting_explanations(hint).items()
+            }
+    return explanations
 
 
-def _indented(text: str) -> list[str]:
+def _indent(text: str) -> list[str]:
     """Lines below a setting; names of presets are not broken at their hyphens."""
     indent = " " * 6
     return textwrap.wrap(
@@ -88,7 +90,7 @@ def _indented(text: str) -> list[str]:
     )
 
 
-def _as_typed(value: object) -> str:
+def _format_value(value: object) -> str:
     """A default as an override would give it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -6,18 +6,17 @@ Each function is a `Corruption` (see kinds.py).
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
 
 from selectmoe.corruptions.text_pieces import (
     MIN_WORDS,
+    Donors,
     join_pieces,
     some_positions,
     split_sentences,
     split_words,
 )
-from selectmoe.records import Sample
 
 _FOREIGN_SHARE = 0.5
 _SWAPPED_SHARE = 0.25
@@ -27,7 +26,7 @@ _LONG_WORD = re.compile(r"[^\W\d_]{4,}")
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{2,}")
 
 
-def _foreign_pairs(answer: str, question: str, others: Sequence[Sample]) -> list[tuple[str, str]]:
+def _foreign_pairs(answer: str, question: str, others: Donors) -> list[tuple[str, str]]:
     """(answer, question) of samples with other questions, in sorted order."""
     pairs = {
         (donor.messages[-1].content, donor.messages[-2].content if len(donor.messages) > 1 else "")
@@ -38,23 +37,19 @@ def _foreign_pairs(answer: str, question: str, others: Sequence[Sample]) -> list
     return sorted(pair for pair in pairs if pair[0].strip() and pair[0] != answer)
 
 
-def _foreign_answers(answer: str, question: str, others: Sequence[Sample]) -> list[str]:
+def _foreign_answers(answer: str, question: str, others: Donors) -> list[str]:
     """Unique answers of samples with other questions, in sorted order."""
     return sorted({text for text, _ in _foreign_pairs(answer, question, others)})
 
 
-def other_answer(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def other_answer(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """The answer to another question, of the most similar length among a few."""
     answers = _foreign_answers(answer, question, others)
     candidates = random.sample(answers, min(8, len(answers)))
     return min(candidates, key=lambda text: abs(len(text) - len(answer)), default=None)
 
 
-def similar_answer(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def similar_answer(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """The answer to the most similar other question, by the long words that both share."""
     asked = _long_words(question)
     best, most = None, 0.0
@@ -72,16 +67,14 @@ def _long_words(text: str) -> frozenset[str]:
     return frozenset(re.findall(_LONG_WORD, text.lower()))
 
 
-def other_turn(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def other_turn(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Another assistant turn of the same conversation: `others` is the sample itself."""
     turns = {m.content for donor in others for m in donor.messages if m.role == "assistant"}
     candidates = sorted(text for text in turns - {answer} if text.strip())
     return random.choice(candidates) if candidates else None
 
 
-def mixed_answers(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def mixed_answers(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Half of the sentences are replaced by sentences of the answer to another question."""
     sentences, gaps = split_sentences(answer)
     answers = _foreign_answers(answer, question, others)
@@ -93,7 +86,7 @@ def mixed_answers(
     return join_pieces(sentences, gaps)
 
 
-def rambling(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def rambling(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """The answer continues with sentences of the answer to another question."""
     answers = _foreign_answers(answer, question, others)
     if not answer.strip() or not answers:
@@ -106,7 +99,7 @@ def rambling(answer: str, question: str, others: Sequence[Sample], random: Rando
     return " ".join([answer.rstrip(), *added])
 
 
-def shortened(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def shortened(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Only the first sentences, which are correct but incomplete."""
     sentences, gaps = split_sentences(answer)
     if len(sentences) < 2 or len(split_words(answer)[0]) < 2 * MIN_WORDS:
@@ -115,9 +108,7 @@ def shortened(answer: str, question: str, others: Sequence[Sample], random: Rand
     return join_pieces(sentences[:kept], gaps[:kept]).rstrip()
 
 
-def wrong_conclusion(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def wrong_conclusion(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """The last sentence is replaced by that of the answer to another question."""
     sentences, gaps = split_sentences(answer)
     endings = [split_sentences(text)[0][-1] for text in _foreign_answers(answer, question, others)]
@@ -127,9 +118,7 @@ def wrong_conclusion(
     return join_pieces([*sentences[:-1], random.choice(endings)], gaps)
 
 
-def swapped_names(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def swapped_names(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Every name is replaced consistently by a name from other answers."""
     names = set(re.findall(_NAME, answer))
     foreign = {name for text in _foreign_answers(answer, question, others) for name in _names(text)}
@@ -145,9 +134,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(re.findall(_NAME, text))
 
 
-def swapped_words(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def swapped_words(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """A quarter of the long words are replaced by long words of another answer."""
     num_words = len(re.findall(_LONG_WORD, answer))
     donors = [text for text in _foreign_answers(answer, question, others) if _long_words(text)]
@@ -166,21 +153,17 @@ def swapped_words(
     return re.sub(_LONG_WORD, swapped, answer)
 
 
-def refusal(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def refusal(answer: str, question: str, others: Donors, random: Random) -> str | None:
     return f"{random.choice(_REFUSAL_OPENINGS)} {random.choice(_REFUSAL_ENDINGS)}".rstrip()
 
 
-def echoed_question(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def echoed_question(answer: str, question: str, others: Donors, random: Random) -> str | None:
     if len(split_words(question)[0]) < MIN_WORDS:
         return None
     return question[: max(len(answer), 200)].rstrip()
 
 
-def wrong_numbers(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def wrong_numbers(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Every digit is replaced by another one."""
 
     def other_digit(match: re.Match[str]) -> str:

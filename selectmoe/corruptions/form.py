@@ -7,18 +7,17 @@ detect those alone. Each function is a `Corruption` (see kinds.py).
 import itertools
 import re
 import string
-from collections.abc import Sequence
 from random import Random
 
 from selectmoe.corruptions.text_pieces import (
     MIN_WORDS,
+    Donors,
     join_pieces,
     shuffled_pieces,
     some_positions,
     split_sentences,
     split_words,
 )
-from selectmoe.records import Sample
 
 _TRUNCATED_SHARE = (0.2, 0.5)
 _DROPPED_SHARE = 0.3
@@ -30,18 +29,14 @@ _LONG_WORD = re.compile(r"[^\W\d_]{4,}")
 _LIST_OR_CODE = re.compile(r"^\s*(?:[-*\u2022\u2013]|\d+[.)])\s|^```|^(?: {4}|\t)", re.MULTILINE)
 
 
-def shuffled_words(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def shuffled_words(answer: str, question: str, others: Donors, random: Random) -> str | None:
     words, gaps = split_words(answer)
     if len(words) < MIN_WORDS or len(set(words)) == 1:
         return None
     return join_pieces(shuffled_pieces(words, random), gaps)
 
 
-def shuffled_sentences(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def shuffled_sentences(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Not for lists and code: their lines are not sentences, and lists may be in any order."""
     sentences, gaps = split_sentences(answer)
     if len(sentences) < 3 or len(set(sentences)) == 1 or len(_LIST_OR_CODE.findall(answer)) > 1:
@@ -49,7 +44,7 @@ def shuffled_sentences(
     return join_pieces(shuffled_pieces(sentences, random), gaps)
 
 
-def gibberish(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def gibberish(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """All words, or a third of them, become random letters."""
     words, gaps = split_words(answer)
     if not words:
@@ -62,7 +57,7 @@ def gibberish(answer: str, question: str, others: Sequence[Sample], random: Rand
     return join_pieces(words, gaps)
 
 
-def truncated(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def truncated(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Only the beginning, which ends inside a sentence and half of the time inside a word."""
     words, gaps = split_words(answer)
     if len(words) < 2 * MIN_WORDS:
@@ -74,7 +69,7 @@ def truncated(answer: str, question: str, others: Sequence[Sample], random: Rand
     return join_pieces(words[:kept], gaps[:kept]).rstrip(_ENDINGS)
 
 
-def repeated(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def repeated(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """A loop: one phrase is repeated instead of the text that follows it."""
     words, gaps = split_words(answer)
     if len(words) < MIN_WORDS:
@@ -88,9 +83,7 @@ def repeated(answer: str, question: str, others: Sequence[Sample], random: Rando
     return (before + phrase * (room // len(phrase))).rstrip()
 
 
-def dropped_words(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def dropped_words(answer: str, question: str, others: Donors, random: Random) -> str | None:
     words, gaps = split_words(answer)
     if len(words) < MIN_WORDS:
         return None
@@ -99,9 +92,7 @@ def dropped_words(
     return join_pieces([words[n] for n in kept], [gaps[n] for n in kept])
 
 
-def wrong_script(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def wrong_script(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Latin letters are replaced by letters of another script, which makes the text unreadable."""
     if sum(letter in string.ascii_letters for letter in answer) < len(answer) / 2:
         return None
@@ -109,7 +100,7 @@ def wrong_script(
     return answer.lower().translate(str.maketrans(string.ascii_lowercase, script))
 
 
-def mojibake(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def mojibake(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """UTF-8 decoded as Windows-1252: all non-ASCII characters, and a few that were ASCII."""
     characters = list(answer)
     if len(characters) < 12:
@@ -122,7 +113,7 @@ def mojibake(answer: str, question: str, others: Sequence[Sample], random: Rando
     return "".join(characters).encode().decode("cp1252", errors="replace")
 
 
-def typos(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def typos(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """In some words a letter is doubled, dropped, or swapped with the next one."""
     chosen = some_positions(len(re.findall(_LONG_WORD, answer)), _TYPO_SHARE, random)
     number = itertools.count()
@@ -139,7 +130,7 @@ def typos(answer: str, question: str, others: Sequence[Sample], random: Random) 
     return re.sub(_LONG_WORD, typed, answer)
 
 
-def run_on(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
+def run_on(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Lower case, no punctuation, and some words joined."""
     bare = answer.lower().translate(str.maketrans("", "", string.punctuation)).split()
     if len(bare) < MIN_WORDS:
@@ -147,9 +138,7 @@ def run_on(answer: str, question: str, others: Sequence[Sample], random: Random)
     return "".join(word + ("" if random.random() < 0.25 else " ") for word in bare).strip()
 
 
-def markup_noise(
-    answer: str, question: str, others: Sequence[Sample], random: Random
-) -> str | None:
+def markup_noise(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """Remains of a scraped web page between the words."""
     words, gaps = split_words(answer)
     if len(words) < MIN_WORDS:

@@ -7,15 +7,16 @@ set of donors, not on the order of the donors.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 
 from selectmoe.corruptions import content, form
+from selectmoe.corruptions.text_pieces import Donors
 from selectmoe.records import Message, Sample
 
 # A kind maps (answer, question, other samples, random) to a corrupted answer, or None.
-Corruption = Callable[[str, str, Sequence[Sample], Random], str | None]
+Corruption = Callable[[str, str, Donors, Random], str | None]
 
 CORRUPTIONS: dict[str, Corruption] = {
     "shuffled_words": form.shuffled_words,
@@ -50,7 +51,7 @@ def corrupt(
     *,
     kind: str,
     seed: int,
-    donors: Sequence[Sample],
+    donors: Donors,
     kinds: Mapping[str, Corruption] = CORRUPTIONS,
 ) -> Sample | None:
     """A copy of `sample` corrupted by `kind`; None if that is not possible.

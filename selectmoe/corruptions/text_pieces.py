@@ -4,6 +4,9 @@ import re
 from collections.abc import Sequence
 from random import Random
 
+from selectmoe.records import Sample
+
+Donors = Sequence[Sample]  # other samples, whose answers a corruption may use
 MIN_WORDS = 4  # of an answer whose order can be corrupted
 
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese have no spaces between words: each character of

@@ -1,9 +1,9 @@
-"""How surprising a model finds the answers of conversations that it has not seen.
+"""The language-model loss on the answers of held-out conversations.
 
-The text, its tokens and the tokens that count are those of finetuning (`data/chat.py`): the whole
-conversation in the chat template, the assistant's tokens and the mark that ends each turn. lm-eval
-would add its own beginning to the text and can render neither several turns nor a tokenizer without
-a template, so this one measure is computed here and only reported beside lm-eval's.
+Text, tokens and counted tokens are those of finetuning (`data/chat.py`): the whole conversation in
+the chat template, of which the assistant's tokens and the end of each turn count. lm-eval would
+prepend a token of its own and supports neither several turns nor a tokenizer without a template, so
+this measure is computed here and reported beside lm-eval's.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from selectmoe.records import PaddedBatch, Sample, TokenizedSample, UnscoredSamp
 
 # Shape letters: B = rows of a batch, T = tokens of its longest row.
 
-# The logits of one batch take 4 bytes a token and entry of the vocabulary: 1 GB at 128,000 entries.
+# The logits of a batch take 4 bytes per token and vocabulary entry: 1 GB at 128,000 entries.
 MAX_TOKENS_PER_BATCH = 2_048
 
 
@@ -29,18 +29,10 @@ MAX_TOKENS_PER_BATCH = 2_048
 class AnswerLoss:
     """The loss on all answers of one conversation."""
 
-    position: int  # of the conversation in the list that was given
-    nll: float  # nats, summed over the answers' tokens
+    position: int  # of the conversation in the given list
+    nll: float  # nats, summed over the tokens of the answers
     num_tokens: int
-    num_bytes: int  # of the answers in UTF-8, without the marks that end them
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A conversation that the model cannot be asked about as a whole."""
-
-    position: int
-    reason: str  # a key for programs: "chat_template", "too_long", "no_answer_token"
+    num_bytes: int  # of the answers in UTF-8, without the end of each turn
 
 
 def answer_losses(
@@ -49,21 +41,24 @@ def answer_losses(
     samples: Sequence[Sample],
     *,
     max_sequence_length: int,
-) -> tuple[list[AnswerLoss], list[LeftOut]]:
-    """The losses in the order of `samples`, and what was left out of them.
+) -> tuple[list[AnswerLoss], list[str]]:
+    """The losses in the order of `samples`, and the reason of each sample without one.
 
-    Raises ModelError where a loss is not finite.
+    A reason is a key for programs: "chat_template", "too_long", "no_answer_token".
+    Raises ModelError if a loss is not finite.
     """
     chat = ChatTokenizer(tokenizer, max_sequence_length=max_sequence_length)
     kept: dict[int, TokenizedSample] = {}
-    num_bytes: dict[int, int] = {}
-    left_out: list[LeftOut] = []
-    for position, sample in enumerate(samples):
-        outcome = _tokenized(chat, sample)
-        if isinstance(outcome, str):
-            left_out.append(LeftOut(position, outcome))
+    reasons: list[str] = []
+    for position, tokenized in enumerate(chat.tokenize_each(samples)):
+        if isinstance(tokenized, UnscoredSample):
+            reasons.append(tokenized.reason)
+        elif tokenized.truncated:
+            reasons.append("too_long")
+        elif not tokenized.answer_mask[1:].any():
+            reasons.append("no_answer_token")
         else:
-            kept[position], num_bytes[position] = outcome
+            kept[position] = tokenized
     positions = list(kept)
     losses: dict[int, AnswerLoss] = {}
     for batch in pad_samples(list(kept.values()), max_tokens_per_batch=MAX_TOKENS_PER_BATCH):
@@ -73,27 +68,18 @@ def answer_losses(
             if not np.isfinite(nll):
                 sample_id = samples[position].sample_id
                 raise ModelError(f"the model's loss on {sample_id} is not finite, got {nll}")
-            losses[position] = AnswerLoss(
-                position, float(nll), int(num_tokens), num_bytes[position]
-            )
-    return [losses[position] for position in positions], left_out
+            num_bytes = _num_answer_bytes(chat, samples[position])
+            losses[position] = AnswerLoss(position, float(nll), int(num_tokens), num_bytes)
+    return [losses[position] for position in positions], reasons
 
 
-def _tokenized(chat: ChatTokenizer, sample: Sample) -> tuple[TokenizedSample, int] | str:
-    """The tokens and the bytes of the answers, or why the sample is left out."""
-    [tokenized] = chat.tokenize_each([sample])
-    if isinstance(tokenized, UnscoredSample):
-        return tokenized.reason
-    if tokenized.truncated:
-        return "too_long"
-    if not tokenized.answer_mask[1:].any():
-        return "no_answer_token"
+def _num_answer_bytes(chat: ChatTokenizer, sample: Sample) -> int:
     text, spans = chat.render(sample.messages)
-    return tokenized, sum(len(text[start:end].encode()) for start, end in spans)
+    return sum(len(text[start:end].encode()) for start, end in spans)
 
 
 def batch_losses(model: torch.nn.Module, batch: PaddedBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Summed loss and number of the answer's tokens by row; a first token has no prediction."""
+    """Summed loss and number of answer tokens per row; a first token has no prediction."""
     device = next(model.parameters()).device
     ids_BT = torch.from_numpy(batch.token_ids).to(device)
     mask_BT = torch.from_numpy(batch.attention_mask).to(device)
@@ -103,6 +89,6 @@ def batch_losses(model: torch.nn.Module, batch: PaddedBatch) -> tuple[np.ndarray
         nll_BT = cross_entropy(
             logits[:, :-1].float().transpose(1, 2), ids_BT[:, 1:], reduction="none"
         )
-        # where, not times: padding may have an infinite loss, and 0 times that is not 0.
+        # where, not a product: padding may have an infinite loss, and 0 times infinity is NaN.
         nll_B = torch.where(answer_BT, nll_BT, 0.0).double().sum(dim=1)
     return nll_B.cpu().numpy(), answer_BT.sum(dim=1).cpu().numpy()

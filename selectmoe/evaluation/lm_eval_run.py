@@ -300,13 +300,13 @@ def _hash(sample: Sample) -> str:
 def _answer_loss(task: PlannedTask, lm: Any, limit: int | None) -> TaskResult:  # noqa: ANN401 (HFLM)
     assert task.file is not None
     conversations = read_conversations(task.file)[:limit]
-    losses, left_out = answer_losses(
+    losses, reasons = answer_losses(
         lm.model, lm.tokenizer, conversations, max_sequence_length=lm.max_length
     )
     if not losses:
         raise ModelError(
             f"task {task.name}: none of {len(conversations)} conversations can be evaluated; "
-            f"reason of the first: {left_out[0].reason}"
+            f"reason of the first: {reasons[0]}"
         )
     samples = tuple(
         SampleValues(
@@ -320,7 +320,6 @@ def _answer_loss(task: PlannedTask, lm: Any, limit: int | None) -> TaskResult:  
         )
         for loss in losses
     )
-    reasons = [entry.reason for entry in left_out]
     return TaskResult(
         task=task.name,
         metrics={

@@ -9,7 +9,6 @@ import difflib
 import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
+from selectmoe.data.formats import translate_errors
 from selectmoe.data.readers import read_corpus
 from selectmoe.data.rows import abridge
 from selectmoe.errors import ConfigError, DataError
@@ -88,30 +88,26 @@ def _plan_file(file: Path) -> PlannedTask:
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row with its location, "FILE:LINE". Raises DataError for a malformed or no row."""
-    num_rows = 0
-    for number, line in enumerate(_lines(file), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}:{number}: not valid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: a row must be a JSON object, got {abridge(row)}")
-        num_rows += 1
-        yield f"{file}:{number}", row
-    if not num_rows:
+    is_empty = True
+    open_file = gzip.open if file.suffix == ".gz" else open
+    with open_file(file, "rt", encoding="utf-8", newline="\n") as lines:
+        numbered = enumerate(translate_errors(lines, f"{file}: cannot be read"), start=1)
+        for location, line in ((f"{file}:{number}", line) for number, line in numbered):
+            if line.strip():
+                is_empty = False
+                yield location, _parse_row(line, location)
+    if is_empty:
         raise DataError(f"{file} contains no rows")
 
 
-def _lines(file: Path) -> Iterator[str]:
+def _parse_row(line: str, location: str) -> dict[str, Any]:
     try:
-        with file.open("rb") as raw:
-            stream: Any = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
-            for line in stream:
-                yield line.decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{location}: not valid JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{location}: a row must be a JSON object, got {abridge(row)}")
+    return row
 
 
 def check_rows(file: Path, check: Callable[[str, dict[str, Any]], None]) -> None:

@@ -1,5 +1,6 @@
 """Settings: defaults, presets, overrides, and what a mistyped one is told."""
 
+import argparse
 import json
 import math
 import subprocess
@@ -21,7 +22,7 @@ from selectmoe.config.loading import (
     setting_types,
 )
 from selectmoe.config.lora import LoraSettings
-from selectmoe.config.options import settings_help
+from selectmoe.config.options import add_options, settings_help
 from selectmoe.config.renamed import ALIASES, REMOVED, RENAMED
 from selectmoe.config.selection import SelectConfig
 from selectmoe.config.warmup import WarmupConfig
@@ -345,6 +346,25 @@ def test_help_names_and_explains_every_setting(
     assert "  selection_percentage=0.05" in settings_help(SelectConfig)
 
 
+def test_an_option_has_the_type_and_the_help_of_its_setting() -> None:
+    parser = argparse.ArgumentParser()
+    options = {"--pct": "selection_percentage", "--data": "dataset.paths", "--all": "per_dataset"}
+    add_options(parser, SelectConfig, options)
+    given = vars(parser.parse_args(["--pct", "0.1", "--data", "a", "b", "--all"]))
+    assert given == {
+        "selection_percentage": 0.1, "dataset.paths": ["a", "b"], "per_dataset": True
+    }  # fmt: skip
+    assert set(vars(parser.parse_args([])).values()) == {None}
+    assert "--pct PCT" in parser.format_help()
+    assert "Fraction of the scored rows to keep, in (0, 1].\n" in parser.format_help()
+
+
+def test_help_names_aliases_and_required_settings() -> None:
+    words = " ".join(settings_help(SelectConfig).split())
+    assert "longer samples are truncated. Also accepted as dataset.max_sequence_length." in words
+    assert "OLMoE checkpoint: a folder or hub name. Required." in settings_help(ConvertConfig)
+
+
 def test_formulas_are_those_that_the_engine_knows() -> None:
     from selectmoe.scoring.formulas import SCORE_FORMULAS
 
@@ -358,7 +378,7 @@ def test_formulas_are_those_that_the_engine_knows() -> None:
 def test_importing_the_settings_and_their_help_loads_no_heavy_library() -> None:
     script = (
         "import sys; from selectmoe.config.selection import SelectConfig;"
-        "from selectmoe.config.options import settings_help;"
+        "from selectmoe.config.options import add_options, settings_help;"
         "settings_help(SelectConfig);"
         "print([m for m in ('torch', 'hydra', 'omegaconf', 'numpy', 'yaml') if m in sys.modules])"
     )
