@@ -1,4 +1,4 @@
-"""Names the code that made a result: version and commit, or a hash of the package's files."""
+"""The version of the code that made a result: its commit, or a hash of the package's files."""
 
 import functools
 import hashlib
