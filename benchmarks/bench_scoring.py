@@ -49,6 +49,7 @@ from benchmarks.scoring_shapes import (  # noqa: E402
 from selectmoe.config.engine import EngineConfig, Formula  # noqa: E402
 from selectmoe.data.packing import collate_padded, pad_samples  # noqa: E402
 from selectmoe.model.devices import DTYPES, choose_dtype, choose_experts  # noqa: E402
+from selectmoe.model.devices import DTYPES, choose_dtype, choose_experts  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import PaddedBatch, ScoredSample, TokenizedSample  # noqa: E402

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.unseen_corruptions import UNSEEN_CORRUPTIONS
 from recipes.held_out_auroc import Copies, copies_by_kind
-from recipes.train_tiny_base import is_held_out, is_test_row
+from recipes.held_out_rows import is_held_out, is_test_row
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import DataError
 from selectmoe.paths import DEMO_CORPUS

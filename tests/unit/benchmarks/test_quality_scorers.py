@@ -16,7 +16,7 @@ from benchmarks.quality_scorers import (
     without_question,
 )
 from benchmarks.quality_warmups import rank_correlations
-from recipes.train_tiny_base import is_held_out, is_test_row
+from recipes.held_out_rows import is_held_out, is_test_row
 from selectmoe.data.readers import read_corpus
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Sample

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from recipes.calibrate_selector import calibrate_selector, training_rows
-from recipes.train_tiny_base import is_held_out
+from recipes.held_out_rows import is_held_out
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.scoring.engine import ScoringEngine
