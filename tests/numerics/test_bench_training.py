@@ -10,7 +10,7 @@ from benchmarks.bench_training import (
     Costs,
     CpuPeak,
     Turn,
-    complaints,
+    exceeded_limits,
     highest_sum,
     measure,
 )
@@ -33,7 +33,7 @@ def costs_of(*, step_seconds: float, step_bytes: float) -> Costs:
         held_bytes=Turn(100.0, 100.0),
         num_tokens=1,
         num_tokens_padded=1,
-        num_rectangles=1,
+        num_padded_batches=1,
         largest_gate_change=1.0,
     )
 
@@ -54,7 +54,7 @@ def test_the_step_that_is_measured_trains_the_gates(costs):
 
 def test_inference_has_the_weights_and_a_few_hidden_states_in_memory(costs):
     assert costs.held_bytes.inference >= 2.9e6 * 4  # 2.9 million parameters in float32
-    hidden_state = costs.num_tokens_padded / costs.num_rectangles * 128 * 4
+    hidden_state = costs.num_tokens_padded / costs.num_padded_batches * 128 * 4
     for turn in costs.peak_bytes:
         # A layer needs about ten of them at once; without memory events this would be 0.
         assert 2 * hidden_state < turn.inference < 100 * hidden_state
@@ -74,9 +74,9 @@ def test_the_cpu_meter_counts_tensors_at_their_highest_sum():
 
 
 @pytest.mark.parametrize(
-    ("step_seconds", "step_bytes", "num_complaints"),
+    ("step_seconds", "step_bytes", "num_exceeded"),
     [(2.1, 190.0, 0), (2.3, 190.0, 1), (2.1, 210.0, 1), (2.3, 210.0, 2)],
 )
-def test_a_ratio_above_its_limit_is_named(step_seconds, step_bytes, num_complaints):
-    found = complaints(costs_of(step_seconds=step_seconds, step_bytes=step_bytes))
-    assert len(found) == num_complaints
+def test_a_ratio_above_its_limit_is_reported(step_seconds, step_bytes, num_exceeded):
+    exceeded = exceeded_limits(costs_of(step_seconds=step_seconds, step_bytes=step_bytes))
+    assert len(exceeded) == num_exceeded

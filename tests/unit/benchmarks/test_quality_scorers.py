@@ -7,7 +7,6 @@ import pytest
 
 from benchmarks.quality_scorers import (
     Selector,
-    answer_nll,
     loss_scores,
     matched_auroc,
     pairs_right,
@@ -16,6 +15,7 @@ from benchmarks.quality_scorers import (
     without_question,
 )
 from benchmarks.quality_warmups import rank_correlations
+from recipes.baseline_scores import answer_nll, load_language_model
 from recipes.held_out_rows import is_held_out, is_test_row
 from selectmoe.data.readers import read_corpus
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
@@ -68,8 +68,9 @@ def test_a_scorer_says_something_of_every_row(name, samples):
 def test_ifd_is_the_loss_with_the_question_over_that_without(samples):
     selector = Selector(folder=Path(EMBEDDED_SELECTOR))
     found = loss_scores(selector, samples)
-    assert np.array_equal(found["-NLL"], -answer_nll(selector, samples))
-    alone = answer_nll(selector, [without_question(sample) for sample in samples])
+    model, tokenizer = load_language_model(selector.folder, on_gpu=False), selector.tokenizer()
+    assert np.array_equal(found["-NLL"], -answer_nll(model, tokenizer, samples))
+    alone = answer_nll(model, tokenizer, [without_question(sample) for sample in samples])
     assert found["IFD"] == pytest.approx(-found["-NLL"] / alone)
     assert np.median(found["IFD"]) < 1  # a question helps as a rule
 

@@ -13,7 +13,7 @@ from benchmarks.quality_worth import (
     Run,
     WorthSettings,
     choose,
-    comparison,
+    compare_with_random,
     corrupted_pool,
     measure_worth,
     plan_runs,
@@ -33,22 +33,24 @@ def clean():
 
 
 def test_a_share_of_the_pool_is_replaced_by_copies_of_its_rows(clean):
-    pool, corrupted = corrupted_pool(clean[:50], share=0.3, seed=1)
+    pool, corrupted = corrupted_pool(clean[:50], fraction=0.3, seed=1)
     assert corrupted.sum() == 15
     for row, copy, is_copy in zip(clean, pool, corrupted, strict=False):
         assert (copy.sample_id.partition("#")[0], copy.dataset) == (row.sample_id, row.dataset)
         assert (copy == row) != is_copy
     kinds = {row.sample_id.partition("#")[2] for row in pool} - {""}
     assert len(kinds) > 12  # of 15 in turn; where one cannot, the next stands in
-    again, where = corrupted_pool(clean[:50], share=0.3, seed=1)
+    again, where = corrupted_pool(clean[:50], fraction=0.3, seed=1)
     assert again == pool
     assert (where == corrupted).all()
-    assert (corrupted_pool(clean[:50], share=0.3, seed=2)[1] != corrupted).any()
+    assert (corrupted_pool(clean[:50], fraction=0.3, seed=2)[1] != corrupted).any()
 
 
 def test_a_row_that_no_kind_makes_worse_stays():
     short = [Sample("d", str(n), (Message("assistant", "Yes"),)) for n in range(4)]
-    pool, corrupted = corrupted_pool(short, share=0.5, seed=0, kinds=["shuffled_words", "run_on"])
+    pool, corrupted = corrupted_pool(
+        short, fraction=0.5, seed=0, kinds=["shuffled_words", "run_on"]
+    )
     assert pool == short
     assert not corrupted.any()
 
@@ -84,7 +86,7 @@ def test_every_seed_draws_anew_and_a_scorer_keeps_its_choice():
 def test_a_difference_is_of_all_answer_tokens_alike():
     # Two seeds, three rows of 1, 4 and 5 tokens: 1 nat less on the first, 2 more on the last.
     difference_SR = np.array([[-1.0, 0.0, 1.5], [-1.0, 0.0, 2.5]])
-    found = comparison(difference_SR, np.array([1, 4, 5]), np.array(["a", "a", "b"]))
+    found = compare_with_random(difference_SR, np.array([1, 4, 5]), np.array(["a", "a", "b"]))
     assert found["difference"] == pytest.approx(0.1)
     assert found["difference_by_dataset"] == pytest.approx({"a": -0.2, "b": 0.4})
     # Of eight combinations of signs four are as far from 0 as 1 is: those where the 2 is alone or
@@ -120,7 +122,7 @@ def test_a_row_of_the_table_says_what_was_learned_from():
 def test_real_answers_teach_the_target_more_than_letters_by_chance(clean, caplog):
     short = [row for row in clean if sum(len(turn.content) for turn in row.messages) < 600]
     held_out, real = short[:8], short[8:32]
-    pool, corrupted = corrupted_pool(real, share=0.5, seed=0, kinds=["gibberish"])
+    pool, corrupted = corrupted_pool(real, fraction=0.5, seed=0, kinds=["gibberish"])
     question = Message("user", "word " * 400)
     unanswered = dataclasses.replace(real[0], messages=(question, real[0].messages[-1]))
     settings = WorthSettings(
@@ -147,5 +149,5 @@ def test_real_answers_teach_the_target_more_than_letters_by_chance(clean, caplog
 
 def test_a_pool_or_a_test_without_answers_is_refused(clean):
     unanswered = dataclasses.replace(clean[0], messages=(Message("user", "word " * 400),))
-    with pytest.raises(DataError, match="max_sequence_length=256 must leave rows to learn from"):
+    with pytest.raises(DataError, match="max_sequence_length=256 must leave rows for training"):
         measure_worth([unanswered], clean[:3], {}, WorthSettings())

@@ -8,9 +8,9 @@ def test_numbers_stand_in_lines_and_groups_of_groups_in_tables():
         "command": "python a.py",
         "num_rows": 1_200,
         "seconds": [0.5, 12_345.678912],
-        "differences": {"plain": 0.0, "engine": 1.78e-07},
-        "ways": {
-            "plain": {"tokens": 6_017, "exact": True},
+        "differences": {"naive": 0.0, "engine": 1.78e-07},
+        "implementations": {
+            "naive": {"tokens": 6_017, "exact": True},
             "engine": {"tokens": 32_416, "exact": False},
             "none": {"tokens": None},
         },
@@ -20,11 +20,11 @@ def test_numbers_stand_in_lines_and_groups_of_groups_in_tables():
         "num rows  1,200",
         "seconds   0.5, 12,345.6789",
         "differences:",
-        "  plain   0.0",
+        "  naive   0.0",
         "  engine  1.8e-07",
-        "ways:",
+        "implementations:",
         "          tokens  exact",
-        "  plain    6,017    yes",
+        "  naive    6,017    yes",
         "  engine  32,416     no",
         "  none         -",
     ]

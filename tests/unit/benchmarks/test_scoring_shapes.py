@@ -18,7 +18,9 @@ def test_the_floor_of_olmoe_1b_7b_is_that_of_the_cost_model():
 
 def test_a_shape_that_memory_cannot_hold_is_refused_in_one_line():
     config = SelectMoeConfig(**{**OLMOE_1B_7B, "vocab_size": 10**9})
-    with pytest.raises(SystemExit, match=r"^--shape huge needs \d+\.\d GB .*cpu has .* GB free$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: --shape huge needs \d+\.\d GB .*cpu has .* GB free$"
+    ):
         require_memory("huge", config, "cpu")
 
 
