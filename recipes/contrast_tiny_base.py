@@ -40,7 +40,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from recipes.held_out_rows import is_held_out, read_samples  # noqa: E402
-from recipes.train_tiny_base import new_optimizer, optimizer_step, schedule  # noqa: E402
+from recipes.train_tiny_base import (  # noqa: E402
+    new_optimizer,
+    optimizer_step,
+    schedule,
+    training_parser,
+)
 from recipes.train_tiny_selector import add_gates  # noqa: E402
 from selectmoe.corruptions.kinds import CORRUPTIONS  # noqa: E402
 from selectmoe.data.chat import ChatTokenizer  # noqa: E402
@@ -259,16 +264,12 @@ def read_curve(base: Path) -> list[dict[str, float]]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = training_parser(__doc__)
     parser.add_argument("--base", type=Path, required=True, help="checkpoint of the base")
-    parser.add_argument("--instructions", type=Path, required=True, help="folder of conversations")
-    parser.add_argument("--save-path", type=Path, required=True)
     parser.add_argument("--num-tokens", type=float, default=32.0, help="millions of tokens")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--lm-weight", type=float, default=0.5)
     parser.add_argument("--damage-weight", type=float, default=1.0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 

@@ -210,20 +210,29 @@ def train(
     return curve
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--text", type=Path, required=True, help="folder of text files")
+def training_parser(
+    description: str | None, *, save_path: Path | None = None, seed: int = 0
+) -> argparse.ArgumentParser:
+    """A parser with the options of all recipes that train, and their defaults."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--instructions", type=Path, required=True, help="folder of conversations")
-    parser.add_argument("--save-path", type=Path, required=True)
+    parser.add_argument(
+        "--save-path", type=Path, required=save_path is None, default=save_path,
+        help="output folder",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=seed)
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = training_parser(__doc__)
+    parser.add_argument("--text", type=Path, required=True, help="folder of text files")
     parser.add_argument(
         "--num-tokens", type=float, default=16.0,
         help="millions of tokens of the learning-rate schedule",
     )  # fmt: skip
-    parser.add_argument(
-        "--stop-after", type=float, help="millions of tokens to train on, if fewer than that"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-after", type=float, help="millions of tokens to train on, if fewer")
     return parser.parse_args()
 
 

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from recipes.calibrate_selector import calibrate_selector  # noqa: E402
 from recipes.held_out_auroc import auroc_by_kind, copies_by_kind, score_samples  # noqa: E402
 from recipes.held_out_rows import is_held_out, is_test_row, read_samples  # noqa: E402
+from recipes.train_tiny_base import training_parser  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.model.conversion import ADDED_PARTS, gated_config  # noqa: E402
 from selectmoe.model.devices import choose_experts  # noqa: E402
@@ -55,17 +56,13 @@ def add_gates(base: Path, seed: int) -> SelectMoeForCausalLM:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    # Not the seeds of the gates through which the base was trained (0 and 2): those gates would
+    # start with the very weights that its features were learned for.
+    parser = training_parser(__doc__, save_path=TARGET, seed=1)
     parser.add_argument("--base", type=Path, required=True, help="checkpoint of the base")
-    parser.add_argument("--instructions", type=Path, required=True, help="folder of conversations")
     parser.add_argument("--num-steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32, help="samples per step")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--threads", type=int, default=2)
-    # Not the seeds of the gates through which the base was trained (0 and 2): those gates would
-    # start with the very weights that its features were learned for.
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--save-path", type=Path, default=TARGET)
     return parser.parse_args()
 
 

@@ -22,6 +22,11 @@ FOLDERS = "selectmoe|jobs|serve|recipes|benchmarks|tools|tests|docs|examples"
 PATH = re.compile(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*)")
 MODULE = re.compile(r"`((?:selectmoe|jobs|serve)(?:\.(?!yaml)[A-Za-z_]\w*)+)[`(:]")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+# Words for which the field has a term; see "Code style" in CONTRIBUTING.md.
+BANNED = re.compile(
+    r"\b(rectangles?|end to end|worse cop(y|ies)|roll call|a coin|data sets?|tokenis\w+|"
+    r"normalis\w+|row edges|row starts|thrown away|cut again|goes? on)\b"
+)
 HEADING = re.compile(r"^#+ (.+)$", re.M)
 
 
@@ -78,3 +83,8 @@ def test_every_relative_link_and_anchor_resolves(name):
         if not found:
             broken.append(link)
     assert not broken
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "docs/architecture.md"])
+def test_documents_use_the_terms_of_the_field(name):
+    assert [match.group() for match in BANNED.finditer(read(name))] == []
