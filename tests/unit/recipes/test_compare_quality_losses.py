@@ -1,4 +1,4 @@
-"""The comparison of quality losses on the demo corpus: what is measured, and on which rows."""
+"""The comparison of quality losses on the demo corpus: its metrics and its rows."""
 
 import json
 
@@ -25,7 +25,7 @@ def config_of(*, subset_ratio: float = 0.5, **training) -> WarmupConfig:
     return WarmupConfig(
         dataset=WarmupDatasetConfig(subset_ratio=subset_ratio, max_sequence_length=128),
         training=TrainingConfig(effective_batch_size=2, quality_gate_init_std=0.02, **training),
-        max_rejected=1.0,  # at so few tokens some rows end before their answer
+        max_rejected=1.0,  # with so few tokens some rows are truncated before their answer
         seed=1,
     )
 
@@ -35,7 +35,7 @@ def held_out():
     return read_held_out(config_of(), num_rows=8, unseen=False)
 
 
-def test_two_losses_and_the_baselines_become_a_table_and_a_file(tmp_path, capsys):
+def test_two_losses_and_the_baselines_give_a_table_and_a_file(tmp_path, capsys):
     main([
         "--output", str(tmp_path), "--losses", "contrastive,linear", "--num-steps", "2",
         "--batch-size", "2", "--num-rows", "6", "--subset-ratio", "0.5", "--threads", "1",
@@ -47,7 +47,7 @@ def test_two_losses_and_the_baselines_become_a_table_and_a_file(tmp_path, capsys
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows) == names
     assert all(0 <= row["auroc_mean"] <= 1 for row in rows.values())
-    # Fresh gates are nearly open: sigmoid(4), 0.98, and two steps close them by little.
+    # New gates are nearly open: sigmoid(4), 0.98, and two steps change them little.
     assert all(0.9 < rows[name]["good_real"] < 1 for name in [*baselines, "contrastive", "linear"])
     assert rows["answer length"]["good_real"] is None
     assert [rows[name]["num_steps"] for name in names[:3]] == [2, 2, None]
@@ -62,7 +62,7 @@ def test_all_six_losses_are_known():
     assert "contrastive" in LOSSES
 
 
-def test_rows_to_measure_on_are_none_of_those_to_learn_from(held_out):
+def test_evaluation_rows_are_not_training_rows(held_out):
     config = config_of()
     found = read_warmup_rows(
         (),
@@ -77,20 +77,20 @@ def test_rows_to_measure_on_are_none_of_those_to_learn_from(held_out):
     assert not learned_from & {row_key(sample) for sample in held_out.originals}
 
 
-def test_one_copy_of_each_row_and_several_kinds_of_them(held_out):
+def test_mixed_copies_are_one_per_row_of_alternating_kinds(held_out):
     copies = held_out.mixed_copies()
     originals, kinds = zip(*(copy.sample_id.rsplit("#", 1) for copy in copies), strict=True)
     assert list(originals) == [sample.sample_id for sample in held_out.originals]
     assert len(set(kinds)) == 8
 
 
-def test_a_subset_that_leaves_nothing_to_measure_on_is_refused():
+def test_a_subset_that_leaves_no_evaluation_rows_is_rejected():
     with pytest.raises(DataError, match="subset_ratio=1 must leave rows for evaluation"):
         read_held_out(config_of(subset_ratio=1.0), num_rows=8, unseen=False)
 
 
-def test_a_warm_up_that_collapses_is_measured_as_it_stopped(held_out, tmp_path):
-    # Shut from the start, and steps too small to open them.
+def test_a_warm_up_that_collapses_is_evaluated_as_it_stopped(held_out, tmp_path):
+    # Closed from the start, and steps too small to open them.
     config = config_of(
         num_steps=6, logging_steps=1, learning_rate=1e-6, quality_loss_type="linear",
         quality_gate_init_bias=-20.0,
