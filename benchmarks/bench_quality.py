@@ -1,14 +1,14 @@
-"""What the selector's score is good for, beside scores that are cheaper: one table.
+"""Evaluation of the selector's score against baseline scores: one table.
 
     python benchmarks/bench_quality.py --data DIR [--selector DIR] [--quick]
 
-DIR of --data holds instructions/ (.jsonl files of the data sets cot, dolly, flan_v2 and oasst1)
-and quality/ (answers that people or a model rated); without it, or with --quick, the demo
-corpus stands in, and what needs ratings stays empty.
+--data: a folder with instructions/ (.jsonl files of the datasets cot, dolly, flan_v2 and oasst1)
+and quality/ (answers rated by people or a model). Without it, or with --quick, the demo corpus is
+used, and the columns for ratings stay empty.
 
-The rows are half of the tenth of the conversations that no recipe trains on; the other half was
-looked at while the selector was made. AUROC: the chance that a real answer scores above a corrupted
-copy of an answer, 0.5 is a coin.
+The rows are the test set of the recipes: half of the tenth of the conversations that no recipe
+trains on; the other half was the validation set. AUROC: the probability that an original answer
+scores above a corrupted one; 0.5 is chance.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from benchmarks.quality_warmups import (
     warmups_for_stability,
     warmups_without_kinds,
 )
-from benchmarks.quality_worth import WorthRow, WorthSettings, corrupted_pool, measure_worth
+from benchmarks.quality_worth import WorthSettings, corrupted_pool, measure_worth
 from benchmarks.results import describe_run, one_line_errors, write_result
 from benchmarks.worker_tasks import Task, run_tasks
 from recipes.held_out_auroc import Copies, auroc
@@ -51,8 +51,8 @@ from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Sample
 
 PROBE, LOSSES = "linear probe", "losses"
-BY_THEMSELVES = ("gate", "untrained gate", "length", "random")
-CORRUPTED_SHARE = 0.3
+INDEPENDENT_SCORERS = ("gate", "untrained gate", "length", "random")
+CORRUPTED_FRACTION = 0.3
 NUM_PARAGRAPHS = 200
 
 logger = logging.getLogger(__name__)
@@ -60,11 +60,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extent:
-    """How much is measured."""
+    """Amount of data and training."""
 
     sizes: Sizes
     num_steps: int
-    """Of each warm-up."""
+    """Steps of each warm-up."""
     worth: WorthSettings
 
 
@@ -73,7 +73,7 @@ FULL = Extent(
     num_steps=100,
     worth=WorthSettings(only={0.20: ("gate",)}),
 )
-# Of the demo corpus, which the target has never seen: a few steps of learning, three times over.
+# On the demo corpus, on which the target was not trained: three epochs of a few steps.
 QUICK = Extent(
     sizes=Sizes(num_per_family=30, num_held_out=30, num_training=300, num_pool=300),
     num_steps=8,
@@ -82,7 +82,7 @@ QUICK = Extent(
 
 
 class ScoreBook:
-    """The scores that one scorer gave, by sample."""
+    """The scores of one scorer, by sample."""
 
     def __init__(self, samples: Sequence[Sample], scores: np.ndarray) -> None:
         self._by_sample = dict(zip(samples, scores.tolist(), strict=True))
@@ -93,21 +93,20 @@ class ScoreBook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """Everything that was scored."""
+    """All scores."""
 
     books: Mapping[str, ScoreBook]  # by scorer
-    left_out: Mapping[str, Mapping[str, ScoreBook]]  # by scorer that learns, by group left out
+    left_out: Mapping[str, Mapping[str, ScoreBook]]  # by trained scorer, by left-out group
     stability: Mapping[str, np.ndarray]  # by warm-up
 
 
-def natural_rows(rows: QualityRows) -> list[Sample]:
-    """Rows as people wrote them."""
+def uncorrupted_rows(rows: QualityRows) -> list[Sample]:
     rated = rows.rated.samples if rows.rated else []
     return [*rows.real, *rated]
 
 
 def scored_rows(rows: QualityRows, extra: Sequence[Sample]) -> list[Sample]:
-    """Each sample once that any measure needs a score of."""
+    """Every sample that a metric needs a score of, once."""
     copies = [made for kinds in (rows.seen, rows.unseen) for made in kinds.values()]
     rated = [part.samples for part in (rows.pairs, rows.rated) if part]
     parts = [rows.real, *(list(made.values()) for made in copies), *rated, rows.pool, extra]
@@ -124,39 +123,39 @@ def score_everything(
 ) -> Scores:
     stable = warmups_for_stability(rows.training, num_steps=num_steps)
     without = warmups_without_kinds(rows.training, num_steps=num_steps)
-    asked = {warmup.name: asked_without(rows, warmup.name) for warmup in without}
+    rows_by_group = {name: rows_without(rows, name) for name in LEFT_OUT}
     tasks: dict[str, Task] = {
         PROBE: (probe_scores, (selector, rows.training, samples, LEFT_OUT)),
         LOSSES: (loss_scores, (selector, samples)),
-        **{name: (scores_of, (name, selector, samples)) for name in BY_THEMSELVES},
+        **{name: (score_independently, (name, selector, samples)) for name in INDEPENDENT_SCORERS},
     }
     for warmup in without:
-        arguments = (selector, warmup, asked[warmup.name])
+        arguments = (selector, warmup, rows_by_group[warmup.name])
         tasks[f"gates without: {warmup.name}"] = (scores_after_warmup, arguments)
     for warmup in stable:
-        arguments = (selector, warmup, natural_rows(rows))
+        arguments = (selector, warmup, uncorrupted_rows(rows))
         tasks[f"gates of {warmup.name}"] = (scores_after_warmup, arguments)
-    found = run_tasks(tasks, num_workers=num_workers)
-    of_probe = found[PROBE]
-    by_scorer = {PROBE: of_probe[""], **found[LOSSES], **{n: found[n] for n in BY_THEMSELVES}}
-    of_gates = {name: ScoreBook(asked[name], found[f"gates without: {name}"]) for name in LEFT_OUT}
+    results = run_tasks(tasks, num_workers=num_workers)
+    probe = results[PROBE]
+    by_scorer = {**results, **results[LOSSES], PROBE: probe[""]}
+    gates = {n: ScoreBook(of, results[f"gates without: {n}"]) for n, of in rows_by_group.items()}
     return Scores(
         books={name: ScoreBook(samples, by_scorer[name]) for name in SCORERS},
         left_out={
-            "gate": of_gates,
-            PROBE: {name: ScoreBook(samples, of_probe[name]) for name in LEFT_OUT},
+            "gate": gates,
+            PROBE: {name: ScoreBook(samples, probe[name]) for name in LEFT_OUT},
         },
-        stability={warmup.name: found[f"gates of {warmup.name}"] for warmup in stable},
+        stability={warmup.name: results[f"gates of {warmup.name}"] for warmup in stable},
     )
 
 
-def asked_without(rows: QualityRows, group: str) -> list[Sample]:
-    """Real rows, and the copies of the kinds that a warm-up was not shown."""
+def rows_without(rows: QualityRows, group: str) -> list[Sample]:
+    """Originals, and their copies by the left-out kinds."""
     copies = [rows.seen.get(kind, {}).values() for kind in LEFT_OUT[group]]
     return list(dict.fromkeys([*rows.real, *(copy for made in copies for copy in made)]))
 
 
-def scores_of(name: str, selector: Selector, samples: Sequence[Sample]) -> np.ndarray:
+def score_independently(name: str, selector: Selector, samples: Sequence[Sample]) -> np.ndarray:
     return scorer(name, selector)(samples)
 
 
@@ -170,20 +169,21 @@ def auroc_by_kind(book: ScoreBook, rows: QualityRows, copies: Copies) -> dict[st
 def matched_by_kind(
     book: ScoreBook, lengths: ScoreBook, rows: QualityRows, copies: Copies
 ) -> dict[str, float | None]:
-    """As `auroc_by_kind`, over answers of equal length only."""
-    found: dict[str, float | None] = {}
+    """As `auroc_by_kind`, restricted to pairs of answers of equal length."""
+    matched: dict[str, float | None] = {}
     for kind, made in copies.items():
         real, bad = [rows.real[n] for n in made], list(made.values())
-        found[kind] = matched_auroc(book.of(real), book.of(bad), lengths.of(real), lengths.of(bad))
-    return found
+        good_lengths, bad_lengths = lengths.of(real), lengths.of(bad)
+        matched[kind] = matched_auroc(book.of(real), book.of(bad), good_lengths, bad_lengths)
+    return matched
 
 
 def auroc_left_out(books: Mapping[str, ScoreBook], rows: QualityRows) -> dict[str, float]:
-    found: dict[str, float] = {}
+    by_kind: dict[str, float] = {}
     for group, kinds in LEFT_OUT.items():
         copies = {kind: rows.seen[kind] for kind in kinds if kind in rows.seen}
-        found |= auroc_by_kind(books[group], rows, copies)
-    return found
+        by_kind |= auroc_by_kind(books[group], rows, copies)
+    return by_kind
 
 
 def rated_auroc(book: ScoreBook, rated: RatedRows) -> float:
@@ -192,7 +192,7 @@ def rated_auroc(book: ScoreBook, rated: RatedRows) -> float:
 
 
 def measures_of(name: str, scores: Scores, rows: QualityRows) -> dict[str, Any]:
-    """What one scorer reaches; None where it does not apply or the rows are absent."""
+    """All metrics of one scorer; None if not applicable or if the rows are missing."""
     book, lengths = scores.books[name], scores.books["length"]
     left_out = auroc_left_out(scores.left_out[name], rows) if name in scores.left_out else None
     seen, unseen = (auroc_by_kind(book, rows, copies) for copies in (rows.seen, rows.unseen))
@@ -221,71 +221,66 @@ def measures_of(name: str, scores: Scores, rows: QualityRows) -> dict[str, Any]:
 
 
 COLUMNS = {
-    "seen": "kinds trained on",
+    "seen": "AUROC, trained kinds",
     "seen_matched": "equal length",
-    "left_out": "left out",
-    "unseen": "never seen",
+    "left_out": "left-out kinds",
+    "unseen": "unseen kinds",
     "unseen_matched": "equal length",
-    "pairs": "pairs right",
-    "rated": "rated rows",
-    "worth": "best 5 %: loss",
-    "worth_corrupted": "30 % corrupted: loss",
+    "pairs": "pair accuracy",
+    "rated": "AUROC, rated rows",
+    "worth": "loss, best 5 %",
+    "worth_corrupted": "loss, best 5 %, 30 % corrupted",
 }
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """Markdown, one line a scorer."""
+def format_table(result: Mapping[str, Any]) -> str:
+    """A Markdown table, one line per scorer."""
     lines = ["| scorer | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for row in result["scorers"]:
-        worth = {part: in_words(row["scorer"], result[part]) for part in WORTH_PARTS}
-        cells = [worth[key] if key in worth else number(row[key]) for key in COLUMNS]
+        worth = {part: format_worth(row["scorer"], result[part]) for part in WORTH_PARTS}
+        cells = [worth[key] if key in worth else format_number(row[key]) for key in COLUMNS]
         lines.append("| " + " | ".join([row["scorer"], *cells]) + " |")
-    lines.append(f"\nrank correlation of two warm-ups: {number(lowest(result))} at least")
+    lowest = min(result["rank_correlations"].values())
+    lines.append(f"\nlowest rank correlation of two warm-ups: {format_number(lowest)}")
     return "\n".join(lines)
 
 
-def lowest(result: Mapping[str, Any]) -> float:
-    return min(result["rank_correlations"].values())
-
-
-def in_words(scorer: str, worth: Sequence[Mapping[str, Any]]) -> str:
-    """The loss after learning from the scorer's smallest choice, against random's, with its p."""
-    found = [row for row in worth if row["scorer"] == scorer]
-    if not found:
+def format_worth(scorer: str, worth: Sequence[Mapping[str, Any]]) -> str:
+    """The loss after training on the scorer's smallest selection, minus random's, with p values."""
+    of_scorer = [row for row in worth if row["scorer"] == scorer]
+    if not of_scorer:
         return ""
-    row = min(found, key=lambda row: row["fraction"])
+    row = min(of_scorer, key=lambda row: row["fraction"])
     if row["difference"] is None:
         return f"{row['loss']:.3f}"
-    chances = [f"{row[key]:.1g}" for key in ("p_rows", "p_seeds") if row[key] is not None]
-    return f"{row['difference']:+.3f} (p {', '.join(chances)})"
+    p_values = [f"{row[key]:.1g}" for key in ("p_rows", "p_seeds") if row[key] is not None]
+    return f"{row['difference']:+.3f} (p {', '.join(p_values)})"
 
 
-def number(value: object) -> str:
+def format_number(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else ""
 
 
 WORTH_PARTS = ("worth", "worth_corrupted")
 
 
-def worth_of_choices(
+def worth_of_selections(
     settings: WorthSettings,
     held_out: Sequence[Sample],
     pool: tuple[list[Sample], np.ndarray | None],
     scores: Scores,
 ) -> list[dict[str, Any]]:
-    """pool: the rows, and which of them are worse copies."""
+    """pool: the rows, and a mask of the corrupted copies among them."""
     samples, corrupted = pool
     by_scorer = {name: book.of(samples) for name, book in scores.books.items()}
-    found: list[WorthRow] = measure_worth(
-        samples, held_out, by_scorer, settings, corrupted=corrupted
-    )
-    return [asdict(row) for row in found]
+    rows = measure_worth(samples, held_out, by_scorer, settings, corrupted=corrupted)
+    return [asdict(row) for row in rows]
 
 
 def with_target(
     settings: WorthSettings, data: Path | None, selector: Selector, folder: Path
 ) -> WorthSettings:
-    """Where there are books, the target is one in `folder` that still has something to learn."""
+    """Uses `plain_text_target` as the target if the data has books."""
     settings = replace(settings, model=str(selector.folder))
     books = data and data / "text" / "books.txt.gz"
     if books is None or not books.is_file():
@@ -298,9 +293,9 @@ def measure(args: argparse.Namespace, extent: Extent) -> dict[str, Any]:
     data = None if args.quick else args.data
     rows = read_rows(data, extent.sizes, seed=args.seed)
     selector = Selector(folder=args.selector, seed=args.seed)
-    dirty = corrupted_pool(rows.pool, share=CORRUPTED_SHARE, seed=args.seed)
+    dirty = corrupted_pool(rows.pool, fraction=CORRUPTED_FRACTION, seed=args.seed)
     samples = scored_rows(rows, dirty[0])
-    logger.info("%d rows to score, %d to learn from", len(samples), len(rows.training))
+    logger.info("%d rows to score, %d training rows", len(samples), len(rows.training))
     scores = score_everything(
         selector, rows, samples, num_steps=extent.num_steps, num_workers=args.workers
     )
@@ -308,7 +303,7 @@ def measure(args: argparse.Namespace, extent: Extent) -> dict[str, Any]:
         settings = replace(extent.worth, num_workers=args.workers)
         settings = with_target(settings, data, selector, Path(folder))
         worth, worth_corrupted = (
-            worth_of_choices(settings, rows.held_out, pool, scores)
+            worth_of_selections(settings, rows.held_out, pool, scores)
             for pool in ((rows.pool, None), dirty)
         )
     return {
@@ -331,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with instructions/ and quality/")
     parser.add_argument("--selector", type=Path, default=EMBEDDED_SELECTOR)
-    parser.add_argument("--quick", action="store_true", help="on the demo corpus")
+    parser.add_argument("--quick", action="store_true", help="use the demo corpus")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(arguments)
@@ -339,8 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         result = measure(args, QUICK if args.quick or args.data is None else FULL)
     name = "quality_quick" if args.quick else "quality"
-    write_result(name, result, printed=False)
-    print(f"{table(result)}\n\nevery kind and every finetuning: benchmarks/results/{name}.json")
+    write_result(name, result)
+    print(f"{format_table(result)}\n\nall results: benchmarks/results/{name}.json")
 
 
 if __name__ == "__main__":

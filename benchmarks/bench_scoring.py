@@ -1,33 +1,35 @@
-"""Tokens a second of the engine against the plain way and transformers' fastest, and the floor.
+"""Throughput of the scoring engine against plain transformers code and against the hardware's peak.
 
     python benchmarks/bench_scoring.py --data ../shared/data/instructions/dolly.jsonl
     python benchmarks/bench_scoring.py --shape olmoe-1b-7b --device cuda
 
-plain         what one writes first: the causal LM with its router logits, batches of 16 rows in
+naive         a straightforward loop: the causal LM with its router logits, batches of 16 rows in
               file order, padded to the longest, with an attention mask
-transformers  its own fastest settings: the base model without a head, sdpa, grouped_mm experts,
-              rows sorted by length, batches of the engine's token budget
-engine        ScoringEngine as it is by default on the device
-packed        ScoringEngine with rows end to end, where that is not the default
+transformers  the fastest settings of transformers: the base model without a head, sdpa, grouped_mm
+              experts, rows sorted by length, batches of the engine's token budget
+engine        ScoringEngine with its defaults for the device
+packed        ScoringEngine with packed rows, where that is not the default
 
-All read the same token ids, run `--repeats` times in turn, and are held against the plain way in
-float32 first. The floor is `flop_per_token` at the speed of one large product, measured in the same
-run. Without --data the demo corpus is scored. No Ray.
+All get the same token ids, run `--repeats` times in turn, and are first compared with naive in
+float32. MFU is the model FLOPs utilization: `flop_per_token` times tokens per second, over the
+FLOP/s of one large matrix product that is measured in the same run. Without --data the demo corpus
+is scored. No Ray.
 """
 
 import argparse
 import copy
-import dataclasses
 import os
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: its profiler tells each start and end, and what was allocated before.
+# Set before torch is imported: its profiler logs every start and stop.
 os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 import numpy as np
@@ -37,7 +39,7 @@ from scipy.stats import spearmanr
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
+from benchmarks.results import one_line_errors, report  # noqa: E402
 from benchmarks.scoring_shapes import (  # noqa: E402
     MAX_SEQUENCE_LENGTH,
     SHAPES,
@@ -61,17 +63,18 @@ from selectmoe.scoring.formulas import (  # noqa: E402
     scored_tokens,
 )
 
-PLAIN_ROWS_PER_BATCH = 16
+NAIVE_BATCH_SIZE = 16
 FORMULA: Formula = "answer_margin"
-TOLERANCE = 1e-5  # float32 sums of other shapes
-PARTS = ("projections", "attention", "gates", "routing", "experts")  # as the packed pass names them
+TOLERANCE = 1e-5  # float32 sums over tensors of other shapes
+PARTS = ("projections", "attention", "gates", "routing", "experts")  # ranges of the packed forward
 
 Rows = Sequence[TokenizedSample]
+Scorer = Callable[[Rows], np.ndarray]
 
 
 def batches_in_order(rows: Rows) -> Iterable[PaddedBatch]:
-    for start in range(0, len(rows), PLAIN_ROWS_PER_BATCH):
-        yield collate_padded(rows, np.arange(start, min(start + PLAIN_ROWS_PER_BATCH, len(rows))))
+    for start in range(0, len(rows), NAIVE_BATCH_SIZE):
+        yield collate_padded(rows, np.arange(start, min(start + NAIVE_BATCH_SIZE, len(rows))))
 
 
 @torch.no_grad()
@@ -80,8 +83,8 @@ def score_batches(
     batches: Iterable[PaddedBatch],
     device: torch.device,
 ) -> np.ndarray:
-    """margins: (token ids [B, T], attention mask) -> float32 [L, B, T]. float32 (rows,)."""
-    formula, positions, found = SCORE_FORMULAS[FORMULA], [], []
+    """margins maps token ids and attention mask [B, T] to float32 [L, B, T]; returns (rows,)."""
+    formula, positions, scores_by_batch = SCORE_FORMULAS[FORMULA], [], []
     for batch in batches:
         ids_BT, attention_BT, answer_BT = (
             torch.from_numpy(array).to(device)
@@ -89,15 +92,15 @@ def score_batches(
         )
         mask_BT = scored_tokens(answer_BT, attention_BT, formula.tokens)
         by_layer_BL = layer_scores(margins(ids_BT, attention_BT), mask_BT, formula)
-        found.append(sample_scores(by_layer_BL, formula))
+        scores_by_batch.append(sample_scores(by_layer_BL, formula))
         positions.append(batch.positions)
-    scores = torch.cat(found).cpu().numpy()
+    scores = torch.cat(scores_by_batch).cpu().numpy()
     ordered = np.empty_like(scores)
     ordered[np.concatenate(positions)] = scores
     return ordered
 
 
-def score_plainly(model: SelectMoeForCausalLM, rows: Rows) -> np.ndarray:
+def score_naively(model: SelectMoeForCausalLM, rows: Rows) -> np.ndarray:
     def margins(ids_BT: torch.Tensor, attention_BT: torch.Tensor) -> torch.Tensor:
         output = model(
             input_ids=ids_BT, attention_mask=attention_BT.long(), output_router_logits=True
@@ -107,7 +110,7 @@ def score_plainly(model: SelectMoeForCausalLM, rows: Rows) -> np.ndarray:
     return score_batches(margins, batches_in_order(rows), model.device)
 
 
-def score_as_transformers(model: SelectMoeForCausalLM, rows: Rows, budget: int) -> np.ndarray:
+def score_with_transformers(model: SelectMoeForCausalLM, rows: Rows, budget: int) -> np.ndarray:
     def margins(ids_BT: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         decoded = model.model(input_ids=ids_BT, use_cache=False, output_quality_logits=True)
         return good_margins(torch.stack(decoded["quality_logits"]))
@@ -120,43 +123,46 @@ def score_with_engine(engine: ScoringEngine, rows: Rows) -> np.ndarray:
     return np.array([o.score for o in outcomes if isinstance(o, ScoredSample)], dtype=np.float32)
 
 
-def ways_to_score(
+def scoring_functions(
     subject: Subject, model: SelectMoeForCausalLM, max_tokens: int | None
-) -> tuple[dict[str, Callable[[Rows], np.ndarray]], ScoringEngine]:
-    """The ways by name, and the engine with packed batches. Each sets the model up for itself."""
+) -> tuple[dict[str, Scorer], ScoringEngine]:
+    """The implementations by name, and the engine with packed rows."""
     config = EngineConfig(
         formula=FORMULA, max_sequence_length=MAX_SEQUENCE_LENGTH, max_tokens_per_batch=max_tokens
     )
     by_default = ScoringEngine(model.model, subject.tokenizer, config)
     packed = by_default
     if by_default.packed is None:
-        config = dataclasses.replace(config, row_layout="packed")
+        config = replace(config, row_layout="packed")
         packed = ScoringEngine(model.model, subject.tokenizer, config)
     engine_experts = choose_experts(None, on_gpu=model.device.type != "cpu")
 
-    def way(score: Callable[[Rows], np.ndarray], experts: str, *, skips: bool) -> Any:  # noqa: ANN401
-        def prepared(rows: Rows) -> np.ndarray:
+    def with_experts(score: Scorer, experts: str, *, gate_only: bool) -> Scorer:
+        def score_rows(rows: Rows) -> np.ndarray:
+            # The implementations share one model, so each sets it up before every run.
             model.set_experts_implementation(experts)
-            model.model.layers[-1].mlp.gate_only = skips
+            model.model.layers[-1].mlp.gate_only = gate_only
             return score(rows)
 
-        return prepared
+        return score_rows
 
     budget = by_default.max_tokens_per_batch
-    ways = {
-        "plain": way(lambda rows: score_plainly(model, rows), "grouped_mm", skips=False),
-        "transformers": way(
-            lambda rows: score_as_transformers(model, rows, budget), "grouped_mm", skips=False
-        ),
-        "engine": way(lambda rows: score_with_engine(by_default, rows), engine_experts, skips=True),
+    scorers: dict[str, Scorer] = {
+        "naive": partial(score_naively, model),
+        "transformers": partial(score_with_transformers, model, budget=budget),
     }
+    scorers = {
+        name: with_experts(score, "grouped_mm", gate_only=False) for name, score in scorers.items()
+    }
+    engine = partial(score_with_engine, by_default)
+    scorers["engine"] = with_experts(engine, engine_experts, gate_only=True)
     if packed is not by_default:
-        ways["packed"] = lambda rows: score_with_engine(packed, rows)
-    return ways, packed
+        scorers["packed"] = partial(score_with_engine, packed)
+    return scorers, packed
 
 
 def in_dtype(model: SelectMoeForCausalLM, dtype: str) -> SelectMoeForCausalLM:
-    """As loading in the dtype: `to` alone would round rotary frequencies, too."""
+    """Converts as `from_pretrained` does; `to` alone would also round the rotary frequencies."""
     rotary = copy.deepcopy(model.model.rotary_emb)
     untyped: Any = model
     untyped.to(DTYPES[dtype])
@@ -164,31 +170,31 @@ def in_dtype(model: SelectMoeForCausalLM, dtype: str) -> SelectMoeForCausalLM:
     return model
 
 
-def drift(scores: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+def compare_scores(scores: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     return {
         "max_score_difference": float(np.abs(scores - reference).max()),
         "rank_correlation": round(float(spearmanr(scores, reference).statistic), 5),
     }
 
 
-def bfloat16_drift(subject: Subject, reference: np.ndarray, rows: Rows) -> dict[str, float]:
-    half = in_dtype(copy.deepcopy(subject.model), "bfloat16")
-    ways, _ = ways_to_score(subject, half, None)
-    return drift(ways["engine"](rows), reference)
+def compare_bfloat16(subject: Subject, reference: np.ndarray, rows: Rows) -> dict[str, float]:
+    model = in_dtype(copy.deepcopy(subject.model), "bfloat16")
+    scorers, _ = scoring_functions(subject, model, None)
+    return compare_scores(scorers["engine"](rows), reference)
 
 
 def measure(
-    ways: dict[str, Callable[[Rows], np.ndarray]], rows: Rows, *, repeats: int, on_gpu: bool
+    scorers: Mapping[str, Scorer], rows: Rows, *, repeats: int, on_gpu: bool
 ) -> dict[str, dict[str, Any]]:
-    """Each way in turn, `repeats` times: seconds, and the peak of memory."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks = dict.fromkeys(ways, 0)
+    """Runs all implementations in turn, `repeats` times: speed and peak memory."""
+    seconds: dict[str, list[float]] = {name: [] for name in scorers}
+    peaks = dict.fromkeys(scorers, 0)
     for _ in range(repeats):
-        for name, score in ways.items():
+        for name, score in scorers.items():
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
             started = time.perf_counter()
-            score(rows)  # ends with its numbers on the host
+            score(rows)  # copies the scores to the host, so the device has finished
             seconds[name].append(time.perf_counter() - started)
             peaks[name] = torch.cuda.max_memory_allocated() if on_gpu else process_peak_bytes()
     num_tokens = sum(len(row.token_ids) for row in rows)
@@ -197,7 +203,7 @@ def measure(
             "tokens_per_second": round(num_tokens / statistics.median(taken)),
             "samples_per_second": round(len(rows) / statistics.median(taken), 1),
             "seconds": [round(value, 3) for value in taken],
-            # Of a CPU it is the whole process's so far, so only the first way's says something.
+            # On a CPU it is the peak of the process so far: only that of the first one is its own.
             "peak_memory_mb": round(peaks[name] / 1e6),
         }
         for name, taken in seconds.items()
@@ -209,8 +215,8 @@ def process_peak_bytes() -> int:
 
 
 def breakdown(engine: ScoringEngine, subject: Subject, rows: Rows) -> dict[str, float]:
-    """Shares of the packed engine's time, of the device where that is a GPU; and tokenising's
-    seconds beside it, which a thread spends meanwhile."""
+    """Fractions of the packed forward pass's time, on the device if that is a GPU; and the time of
+    tokenization, which runs in a background thread, as a fraction of the same total."""
     on_gpu = engine.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if on_gpu else []
@@ -230,77 +236,91 @@ def breakdown(engine: ScoringEngine, subject: Subject, rows: Rows) -> dict[str, 
     engine.tokenizer.tokenize(subject.samples[: len(rows)])
     tokenizing = (time.perf_counter() - started) / taken
     other = round(1 - sum(shares.values()), 3)
-    return {**shares, "other": other, "tokenizing_beside_it": round(tokenizing, 3)}
+    return {**shares, "other": other, "tokenizing_in_background": round(tokenizing, 3)}
 
 
-def parsed_arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="embedded", help="random weights of it")
+    parser.add_argument("--shape", choices=SHAPES, default="embedded", help="model size")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--data", default=str(DEMO_CORPUS))
     parser.add_argument("--model", type=Path, default=EMBEDDED_SELECTOR)
-    parser.add_argument("--num-rows", type=int, default=1_000, help="the first so many")
-    parser.add_argument("--num-checked", type=int, default=200, help="rows held against float32")
-    parser.add_argument("--max-tokens", type=int, help="the budget; default: the engine's own")
+    parser.add_argument("--num-rows", type=int, default=1_000, help="number of rows")
+    parser.add_argument("--num-checked", type=int, default=200, help="rows of the comparison")
+    parser.add_argument("--max-tokens", type=int, help="tokens per batch; default: the engine's")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="60 rows, once; writes no file")
+    parser.add_argument("--quick", action="store_true", help="60 rows, one repeat; no result file")
     args = parser.parse_args()
     if args.quick:
         args.num_rows, args.num_checked, args.repeats = 60, 60, 1
     return args
 
 
-def main() -> None:
-    args = parsed_arguments()
-    torch.set_num_threads(args.threads)
+def run(args: argparse.Namespace, dtype: str) -> dict[str, Any]:
     on_gpu = args.device == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        sys.exit("--device cuda: torch finds no CUDA device here")
-    dtype = str(choose_dtype(args.dtype, on_gpu=on_gpu)).removeprefix("torch.")
     subject = load_subject(
         args.shape, data=args.data, num_rows=args.num_rows, device=args.device, model=args.model
     )
     rows, checked = subject.rows, subject.rows[: args.num_checked]
-    reference = score_plainly(subject.model, checked)
-    rounded = {} if on_gpu else {"bfloat16": bfloat16_drift(subject, reference, checked)}
+    reference = score_naively(subject.model, checked)
+    rounded = {} if on_gpu else {"bfloat16": compare_bfloat16(subject, reference, checked)}
     model = in_dtype(subject.model, dtype)
-    ways, packed = ways_to_score(subject, model, args.max_tokens)
-    drifts = {name: drift(score(checked), reference) for name, score in ways.items()}
-    speeds = measure(ways, rows, repeats=args.repeats, on_gpu=on_gpu)
+    scorers, packed = scoring_functions(subject, model, args.max_tokens)
+    differences = {
+        name: compare_scores(score(checked), reference) for name, score in scorers.items()
+    }
+    speeds = measure(scorers, rows, repeats=args.repeats, on_gpu=on_gpu)
     flop = flop_per_token(model.config, [len(row.token_ids) for row in rows])
-    floor = product_flops(args.device, DTYPES[dtype]) / flop
-    for speed in speeds.values():
-        speed["share_of_floor"] = round(speed["tokens_per_second"] / floor, 3)
-    plain = speeds["plain"]["seconds"]
-    result: dict[str, object] = {
-        **describe_run(),
+    return {
         "shape": args.shape,
         "device": args.device,
         "dtype": dtype,
         "token_ids": "random" if args.shape == "olmoe-1b-7b" else "of the corpus",
         "num_rows": len(rows),
         "num_tokens": sum(len(row.token_ids) for row in rows),
-        "budget_tokens": packed.max_tokens_per_batch,
-        "against_float32": {**drifts, **rounded},
+        "max_tokens_per_batch": packed.max_tokens_per_batch,
+        "against_float32": {**differences, **rounded},
         "mflop_per_token": round(flop / 1e6, 3),
-        "floor_tokens_per_second": round(floor),
-        "ways": speeds,
-        "times_as_fast_as_plain": {
-            name: [round(p / s, 2) for p, s in zip(plain, speed["seconds"], strict=True)]
+        **compare_speeds(speeds, product_flops(args.device, DTYPES[dtype]) / flop),
+        "packed_time_fractions": breakdown(packed, subject, checked),
+    }
+
+
+def compare_speeds(
+    speeds: dict[str, dict[str, Any]], peak_tokens_per_second: float
+) -> dict[str, Any]:
+    naive = speeds["naive"]["seconds"]
+    return {
+        "peak_tokens_per_second": round(peak_tokens_per_second),
+        "implementations": {
+            name: {**speed, "mfu": round(speed["tokens_per_second"] / peak_tokens_per_second, 3)}
             for name, speed in speeds.items()
         },
-        "packed_time_shares": breakdown(packed, subject, checked),
+        "speedup_over_naive": {
+            name: [round(n / s, 2) for n, s in zip(naive, speed["seconds"], strict=True)]
+            for name, speed in speeds.items()
+        },
     }
-    usual = args.shape == "embedded" and not on_gpu
-    if args.quick:
-        print_result(result)
-    else:
-        write_result(f"bench_scoring{'' if usual else f'_{args.shape}_{args.device}'}", result)
-    worst = max(found["max_score_difference"] for found in drifts.values())
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    on_gpu = args.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        sys.exit("error: --device cuda: torch finds no CUDA device")
+    dtype = str(choose_dtype(args.dtype, on_gpu=on_gpu)).removeprefix("torch.")
+    measured = run(args, dtype)
+    name = "bench_scoring"
+    if args.shape != "embedded" or on_gpu:
+        name += f"_{args.shape}_{args.device}"
+    report(name, measured, quick=args.quick)
+    compared = measured["against_float32"]
+    worst = max(compared[name]["max_score_difference"] for name in measured["implementations"])
     if dtype == "float32" and not on_gpu and worst > TOLERANCE:
-        sys.exit(f"scores differ by {worst:.1e}, more than {TOLERANCE:.0e}")
+        sys.exit(f"error: scores differ by {worst:.1e}, more than {TOLERANCE:.0e}")
 
 
 if __name__ == "__main__":

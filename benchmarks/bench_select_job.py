@@ -1,31 +1,28 @@
-"""The select job: against the bare engine, two actors against one, its start-up, its memory.
+"""Speed, start-up and memory of the select job.
 
     python benchmarks/bench_select_job.py --data ../shared/data/instructions/dolly.jsonl
     python benchmarks/bench_select_job.py --only startup
 
-job: the job's seconds after Ray is ready, actors' start and every file included, over those of bare
-engines that have the same rows in memory and nothing else to do: one with a thread a CPU, and one a
-CPU with a thread each, which is what the job has; on the corpus `--copies` times over, in turn,
-`--repeats` times.
-actors: one actor against two, of one thread each, on all of the corpus, since a few shards would
-measure how they divide by two; rows a second from the first finished shard to the last, and of the
-whole job.
-startup: seconds until Ray is ready, the corpus is normalised, the first and the last score are
-there, and the process has ended; of the demo corpus.
-memory: peak resident sizes of the driver and of the largest actor, and the most that all processes
-together had of shared memory, where the object store is (a page counts for each that has it); on
-the corpus and `--copies` times over, with rows cut to 32 tokens, since rows count here and not
-tokens.
+job: seconds of the job from the moment Ray is ready, including the start of the actors and all
+files, over the seconds of bare engines that have the same rows in memory and do nothing else: one
+engine with one thread per CPU, and one single-threaded engine per CPU, as the job has. On the
+corpus repeated `--copies` times, in turn, `--repeats` times.
+actors: one actor against two, single-threaded, on the whole corpus, since a few shards may not
+divide by two; rows per second between the first finished shard and the last, and of the whole job.
+startup: seconds until Ray is ready, the corpus is normalized, the first and the last score are
+written, and the process has exited; on the demo corpus.
+memory: peak resident size of the driver and of the largest actor, and peak shared memory, where
+the object store is, summed over all processes (a shared page counts once per process); on the
+corpus and on the corpus repeated `--copies` times, truncated to 32 tokens per row, since memory
+depends on rows and not on tokens.
 
-Each part goes to a file of its own in benchmarks/results/ when measured. --num-rows bounds the time
-of job and memory, which grows with it and with --copies.
+Each part is written to its own file in benchmarks/results/. --num-rows limits the time of job and
+memory, which grows with it and with --copies.
 """
 
 import argparse
-import contextlib
 import itertools
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -40,11 +37,12 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
+from benchmarks.process_memory import process_tree, read_mb  # noqa: E402
+from benchmarks.results import one_line_errors, report  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS  # noqa: E402
 
-SECONDS_BETWEEN_LOOKS = 0.1  # for a size of one file: nothing beside the job
-SECONDS_BETWEEN_MEMORY_LOOKS = 0.5
+SCORE_POLL_SECONDS = 0.1  # reads the size of one file
+MEMORY_POLL_SECONDS = 0.5
 ENGINE = """
 import sys, time, torch
 from selectmoe.data.readers import read_corpus
@@ -62,7 +60,7 @@ print(started, time.time())
 
 @dataclass(kw_only=True, slots=True)
 class JobRun:
-    """Seconds since the start of the process, and peaks in MB."""
+    """Seconds since the start of the process, and peak memory in MB."""
 
     ray_ready: float = 0.0
     corpus: float = 0.0
@@ -75,7 +73,7 @@ class JobRun:
 
     @property
     def rows_per_second(self) -> float:
-        """Between the first finished shard and the last; 0 where there is only one."""
+        """Between the first finished shard and the last; 0 if there is only one."""
         seconds = self.last_score - self.first_score
         return (self.num_rows - self.rows_at_first_score) / seconds if seconds else 0.0
 
@@ -85,7 +83,7 @@ class JobRun:
 
 
 def engine_seconds(corpus: Path, *, num_engines: int, num_threads: int) -> float:
-    """Tokenising and scoring by engines side by side, without imports and loading."""
+    """Wall time of tokenizing and scoring with parallel engines, without imports and loading."""
     engines = [
         subprocess.Popen(
             [sys.executable, "-c", ENGINE, *map(str, (corpus, num_threads, first, num_engines))],
@@ -105,8 +103,8 @@ def engine_seconds(corpus: Path, *, num_engines: int, num_threads: int) -> float
 def run_job(
     corpus: Path, *settings: str, watch_memory: Callable[..., None] | None = None
 ) -> JobRun:
-    """Runs `jobs/select.py` and looks on."""
-    found, ended = JobRun(), threading.Event()
+    """Runs `jobs/select.py` and measures it."""
+    job, ended = JobRun(), threading.Event()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "jobs" / "select.py"), "--pct", "0.05"]
         command += ["--data", str(corpus), "--output", f"{folder}/run", *settings]
@@ -115,68 +113,71 @@ def run_job(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         finished = Path(folder) / "run" / "scored" / "_finished.jsonl"
-        watchers = [threading.Thread(target=watch_scores, args=(finished, started, found, ended))]
+        watchers = [threading.Thread(target=watch_scores, args=(finished, started, job, ended))]
         if watch_memory:
-            watchers.append(threading.Thread(target=watch_memory, args=(process.pid, found, ended)))
+            watchers.append(threading.Thread(target=watch_memory, args=(process.pid, job, ended)))
         for watcher in watchers:
             watcher.start()
-        assert process.stderr is not None
-        complaint = ""
-        for line in process.stderr:
-            complaint = line
-            if re.match(r"Ray is ready: ", line):
-                found.ray_ready = time.perf_counter() - started
-            elif re.match(r"corpus: ", line):
-                found.corpus = time.perf_counter() - started
+        last_line = follow_log(process, started, job)
         status = process.wait()
-        found.ended = time.perf_counter() - started
+        job.ended = time.perf_counter() - started
         ended.set()
         for watcher in watchers:
             watcher.join()
     if status:
-        sys.exit(f"the job failed: {' '.join(command)}: {complaint}")
-    return found
+        sys.exit(f"error: the job failed: {' '.join(command)}: {last_line}")
+    return job
 
 
-def watch_scores(file: Path, started: float, found: JobRun, ended: threading.Event) -> None:
+def follow_log(process: subprocess.Popen[str], started: float, job: JobRun) -> str:
+    """Reads the log until the process closes it; returns the last line."""
+    line = ""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("Ray is ready: "):
+            job.ray_ready = time.perf_counter() - started
+        elif line.startswith("corpus: "):
+            job.corpus = time.perf_counter() - started
+    return line
+
+
+def watch_scores(file: Path, started: float, job: JobRun, ended: threading.Event) -> None:
     size = 0
-    while not ended.wait(SECONDS_BETWEEN_LOOKS):
+    while not ended.wait(SCORE_POLL_SECONDS):
         if not file.is_file() or file.stat().st_size == size:
             continue
         size = file.stat().st_size
-        found.last_score = time.perf_counter() - started
-        found.num_rows = sum(json.loads(line)["num_rows"] for line in file.open("rb"))
-        if not found.first_score:
-            found.first_score, found.rows_at_first_score = found.last_score, found.num_rows
+        job.last_score = time.perf_counter() - started
+        job.num_rows = sum(json.loads(line)["num_rows"] for line in file.open("rb"))
+        if not job.first_score:
+            job.first_score, job.rows_at_first_score = job.last_score, job.num_rows
 
 
-def watch_memory(pid: int, found: JobRun, ended: threading.Event) -> None:
-    while not ended.wait(SECONDS_BETWEEN_MEMORY_LOOKS):
-        # High-water marks of the kernel, which no moment between two looks escapes. Not wait4's
-        # ru_maxrss: it begins with what this process, which has torch, had at the fork.
-        note_peak(found, "driver", memory_mb(pid, "VmHWM"))
-        shared_mb = memory_mb(pid, "RssShmem")
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(pid).children(recursive=True):
-                shared_mb += memory_mb(process.pid, "RssShmem")
-                if " ".join(process.cmdline()).startswith("ray::MapWorker"):
-                    note_peak(found, "largest_actor", memory_mb(process.pid, "VmHWM"))
-        note_peak(found, "object_store_at_most", shared_mb)
+def watch_memory(pid: int, job: JobRun, ended: threading.Event) -> None:
+    while not ended.wait(MEMORY_POLL_SECONDS):
+        # VmHWM is kept by the kernel, so no peak between two polls is missed.
+        record_peak(job, "driver", read_mb(pid, "VmHWM"))
+        processes = process_tree(pid)
+        for process in processes:
+            if is_actor(process):
+                record_peak(job, "largest_actor", read_mb(process.pid, "VmHWM"))
+        shared_mb = sum(read_mb(process.pid, "RssShmem") for process in processes)
+        record_peak(job, "object_store_at_most", shared_mb)
 
 
-def note_peak(found: JobRun, key: str, megabytes: float) -> None:
-    found.peaks_mb[key] = max(found.peaks_mb.get(key, 0.0), round(megabytes, 1))
+def is_actor(process: psutil.Process) -> bool:
+    try:
+        return " ".join(process.cmdline()).startswith("ray::MapWorker")
+    except psutil.Error:  # it has just exited
+        return False
 
 
-def memory_mb(pid: int, row: str) -> float:
-    with contextlib.suppress(OSError):  # it has just ended
-        number = re.search(rf"^{row}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
-        return int(number[1]) / 1e3 if number else 0.0
-    return 0.0
+def record_peak(job: JobRun, key: str, megabytes: float) -> None:
+    job.peaks_mb[key] = max(job.peaks_mb.get(key, 0.0), round(megabytes, 1))
 
 
-def first_rows(args: argparse.Namespace, folder: Path, *, copies: int) -> Path:
-    """The first rows of the corpus so many times over, each with an id of its own."""
+def repeat_rows(args: argparse.Namespace, folder: Path, *, copies: int) -> Path:
+    """The first rows of the corpus, repeated `copies` times with unique ids."""
     target = folder / f"{copies}.jsonl"
     with target.open("w", encoding="utf-8") as file:
         for copy in range(copies):
@@ -189,24 +190,26 @@ def first_rows(args: argparse.Namespace, folder: Path, *, copies: int) -> Path:
 
 
 def measure_job(args: argparse.Namespace, folder: Path) -> dict[str, object]:
-    many = first_rows(args, folder, copies=args.copies)
+    corpus = repeat_rows(args, folder, copies=args.copies)
     job: list[float] = []
-    bare: dict[str, list[float]] = {"one_engine": [], "an_engine_a_cpu": []}
+    engines: dict[str, list[float]] = {"one_engine": [], "one_engine_per_cpu": []}
     for _ in range(args.repeats):
-        bare["one_engine"].append(engine_seconds(many, num_engines=1, num_threads=args.num_cpus))
-        run = run_job(many, "--num-actors", str(args.num_cpus))
+        engines["one_engine"].append(
+            engine_seconds(corpus, num_engines=1, num_threads=args.num_cpus)
+        )
+        run = run_job(corpus, "--num-actors", str(args.num_cpus))
         job.append(run.ended - run.ray_ready)
-        bare["an_engine_a_cpu"].append(
-            engine_seconds(many, num_engines=args.num_cpus, num_threads=1)
+        engines["one_engine_per_cpu"].append(
+            engine_seconds(corpus, num_engines=args.num_cpus, num_threads=1)
         )
     return {
         "copies": args.copies,
         "num_rows": run.num_rows,
         "job_seconds_after_ray_start": [round(seconds, 1) for seconds in job],
-        "bare_seconds": {way: [round(s, 1) for s in seconds] for way, seconds in bare.items()},
-        "job_over_bare": {
-            way: [round(j / s, 3) for j, s in zip(job, seconds, strict=True)]
-            for way, seconds in bare.items()
+        "engine_seconds": {name: [round(s, 1) for s in taken] for name, taken in engines.items()},
+        "job_over_engine": {
+            name: [round(j / s, 3) for j, s in zip(job, taken, strict=True)]
+            for name, taken in engines.items()
         },
     }
 
@@ -237,7 +240,7 @@ def measure_startup(args: argparse.Namespace, folder: Path) -> dict[str, object]
 def measure_memory(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     short = "dataset.max_sequence_length=32"
     small, large = (
-        run_job(first_rows(args, folder, copies=copies), short, watch_memory=watch_memory)
+        run_job(repeat_rows(args, folder, copies=copies), short, watch_memory=watch_memory)
         for copies in (1, args.copies)
     )
     return {
@@ -262,21 +265,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=DEMO_CORPUS)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--num-rows", type=int, help="the first so many; default: all")
-    parser.add_argument("--copies", type=int, default=10)
+    parser.add_argument("--num-rows", type=int, help="number of rows; default: all")
+    parser.add_argument("--copies", type=int, default=10, help="repetitions of the corpus")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--num-cpus", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="job alone, 600 rows; no result file")
+    parser.add_argument("--quick", action="store_true", help="job only, 600 rows; no result file")
     args = parser.parse_args()
     if args.quick:
         args.only, args.num_rows, args.copies, args.repeats = ["job"], 600, 1, 1
     with tempfile.TemporaryDirectory() as folder:
         for part in args.only:
-            measured = {**describe_run(), **PARTS[part](args, Path(folder))}
-            if args.quick:
-                print_result(measured)
-            else:
-                write_result(f"bench_select_job_{part}", measured)
+            measured = PARTS[part](args, Path(folder))
+            report(f"bench_select_job_{part}", measured, quick=args.quick)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""The exact top-k of a hundred million scores in parquet, against Ray Data's sort.
+"""Exact top-k selection from a hundred million scores in parquet, against a sort by Ray Data.
 
     python benchmarks/bench_topk.py            # needs 3 GB of disk
     python benchmarks/bench_topk.py --quick    # sizes a hundred times smaller
 
-Random scores are written as the select job writes them, a million rows a file, without the columns
-that top-k never reads (layer scores, id, source). Then, each in a process of its own: the passes on
-threads, the passes as Ray Data maps, and `Dataset.sort().limit()` on growing sizes until one fails
-or takes longer than `--sort-timeout`. Seconds count from the first file read to the numbers of all
-kept rows, Ray's start apart. Memory: the driver's peak resident size, and the peak proportional set
-size (PSS: shared pages are divided by their users) of the driver, Ray and its workers together.
+Random scores are written as the select job writes them, a million rows per file, without the
+columns that the selection never reads (layer scores, id, source). Then, each in a separate process:
+the passes over the scores on threads, the passes as Ray Data maps, and `Dataset.sort().limit()` on
+growing sizes until one fails or takes longer than `--sort-timeout`. Seconds are from the first file
+read to the indices of all kept rows, without the start of Ray. Memory: peak resident size of the
+driver, and peak proportional set size (PSS) of the driver, Ray and its workers together.
 """
 
 import argparse
 import contextlib
 import json
 import os
-import re
-import signal
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,12 +25,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.process_memory import process_tree, read_mb  # noqa: E402
 from selectmoe.corpus.map_items import MapItems, map_in_threads  # noqa: E402
 from selectmoe.selection.passes import (  # noqa: E402
     Survey,
@@ -49,11 +50,11 @@ EXACT_SIZE = 5_000_000
 ROWS_PER_FILE = 1_000_000
 QUICK_DIVISOR = 100
 DATASETS = ("cot", "dolly", "flan_v2", "oasst1")
-SECONDS_BETWEEN_SAMPLES = 0.2
+MEMORY_POLL_SECONDS = 0.2
 
 
 def write_scores(folder: Path, num_rows: int, rows_per_file: int, *, decimals: int | None) -> None:
-    """decimals: rounds the scores, so that very many of them tie."""
+    """decimals: rounds the scores, which makes most of them ties."""
     folder.mkdir()
     for number, start in enumerate(range(0, num_rows, rows_per_file)):
         table = random_table(number, min(rows_per_file, num_rows - start), decimals)
@@ -80,7 +81,7 @@ def random_table(seed: int, num_rows: int, decimals: int | None) -> pa.Table:
 
 
 def select(shards: list[Path], map_items: MapItems) -> Iterator[tuple[Path, np.ndarray]]:
-    """What the select job does, but for the texts: the numbers of the kept rows of each shard."""
+    """Yields each shard with the indices of its kept rows, as the select job finds them."""
     groups = shard_groups(shards)
     surveyed = Survey.total(map_items(survey, groups))
     thresholds = find_thresholds(
@@ -114,7 +115,7 @@ def select_on_ray(folder: Path) -> dict[str, object]:
 
 
 def select_by_sorting(folder: Path) -> dict[str, object]:
-    """What one writes first. It settles ties by chance and carries the row's key along."""
+    """The straightforward way, by Ray Data. It breaks ties arbitrarily."""
     import ray
 
     from jobs.on_ray.session import start_ray
@@ -125,21 +126,21 @@ def select_by_sorting(folder: Path) -> dict[str, object]:
     rows = ray.data.read_parquet(str(folder), columns=["score", "row_key"])
     num_kept = num_to_keep(rows.count(), PERCENTAGE)
     best = rows.sort("score", descending=True).limit(num_kept)
-    found = sum(len(batch["row_key"]) for batch in best.iter_batches(batch_format="pyarrow"))
-    return {"seconds": round(time.perf_counter() - started, 2), "num_kept": found}
+    num_kept = sum(len(batch["row_key"]) for batch in best.iter_batches(batch_format="pyarrow"))
+    return {"seconds": round(time.perf_counter() - started, 2), "num_kept": num_kept}
 
 
-WAYS: dict[str, Callable[[Path], dict[str, object]]] = {
+METHODS: dict[str, Callable[[Path], dict[str, object]]] = {
     "threads": select_in_threads,
     "ray": select_on_ray,
     "sort": select_by_sorting,
 }
 
 
-def run_child(way: str, folder: Path, timeout_seconds: float) -> dict[str, object]:
-    """One way in a process of its own; {"failure": …} where it does not come to an end."""
+def run_child(method: str, folder: Path, timeout_seconds: float) -> dict[str, object]:
+    """Runs one method in a separate process; {"failure": reason} if it fails or times out."""
     process = subprocess.Popen(
-        [sys.executable, __file__, "--way", way, "--folder", str(folder)],
+        [sys.executable, __file__, "--method", method, "--folder", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -148,58 +149,37 @@ def run_child(way: str, folder: Path, timeout_seconds: float) -> dict[str, objec
     sampler = threading.Thread(target=sample_memory, args=(process.pid, peaks, ended))
     sampler.start()
     try:
-        printed, complaint = process.communicate(timeout=timeout_seconds)
+        stdout, stderr = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
-        end_family(process)
-        return {"failure": f"not done after {timeout_seconds:.0f} s"}
+        kill_tree(process)
+        return {"failure": f"timed out after {timeout_seconds:.0f} s"}
     finally:
         ended.set()
         sampler.join()
     if process.returncode:
-        return {"failure": (complaint.strip().splitlines() or ["killed"])[-1][:200]}
-    # Ray Data prints to standard output too, even after its last row.
-    [answer] = [line for line in printed.splitlines() if line.startswith('{"seconds"')]
+        return {"failure": (stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    # Ray Data also prints to standard output, even after the last row.
+    [answer] = [line for line in stdout.splitlines() if line.startswith('{"seconds"')]
     measured: dict[str, object] = json.loads(answer)
     return {**measured, "peak_pss_of_all_mb": round(peaks[0])}
 
 
 def sample_memory(pid: int, peaks: list[float], ended: threading.Event) -> None:
-    while not ended.wait(SECONDS_BETWEEN_SAMPLES):
-        peaks[0] = max(peaks[0], sum(map(proportional_mb, family(pid))))
+    while not ended.wait(MEMORY_POLL_SECONDS):
+        tree = process_tree(pid)
+        pss_mb = sum(read_mb(process.pid, "Pss", file="smaps_rollup") for process in tree)
+        peaks[0] = max(peaks[0], pss_mb)
 
 
-def family(pid: int) -> list[int]:
-    """The process and all below it."""
-    found = [pid]
-    with contextlib.suppress(OSError):  # it has just ended
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += family(int(child))
-    return found
-
-
-def proportional_mb(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        kilobytes = re.search(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
-        return int(kilobytes[1]) / 1_000 if kilobytes else 0.0
-    return 0.0
-
-
-def end_family(process: subprocess.Popen[str]) -> None:
-    for member in family(process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(member, signal.SIGKILL)
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    for member in process_tree(process.pid):
+        with contextlib.suppress(psutil.Error):
+            member.kill()
     process.communicate()
 
 
-def driver_peak_mb() -> float:
-    """Of this process. Not ru_maxrss, which begins with what the parent had when it forked."""
-    status = Path("/proc/self/status").read_text()
-    return round(int(status.split("VmHWM:")[1].split()[0]) / 1_000)
-
-
 def is_exact(folder: Path) -> bool:
-    """Whether the rows that are kept are those of NumPy's sort of everything."""
+    """Whether the kept rows are the first ones of a complete sort by NumPy."""
     shards = sorted(folder.glob("*.parquet"))
     tables = [pq.read_table(shard, columns=["score", "row_key"]) for shard in shards]
     scores = np.concatenate([table["score"].to_numpy() for table in tables])
@@ -210,69 +190,72 @@ def is_exact(folder: Path) -> bool:
     return np.array_equal(np.sort(expected), np.concatenate(kept))
 
 
-def measure_sizes(scratch: Path, args: argparse.Namespace) -> dict[str, object]:
+def measure_sizes(scratch: Path, args: argparse.Namespace) -> dict[str, dict[str, object]]:
     divisor = QUICK_DIVISOR if args.quick else 1
-    measured: dict[str, object] = {}
     by_size: dict[str, dict[str, object]] = {}
     sort_failed = False
     for num_rows in sorted({*args.sizes, *args.sort_sizes}):
-        folder = scratch / str(num_rows)
-        ways = ["threads", "ray"] if num_rows in args.sizes else []
-        ways += ["sort"] if num_rows in args.sort_sizes and not sort_failed else []
-        if not ways:
+        methods = ["threads", "ray"] if num_rows in args.sizes else []
+        methods += ["sort"] if num_rows in args.sort_sizes and not sort_failed else []
+        if not methods:
             continue
+        folder = scratch / str(num_rows)
         write_scores(folder, num_rows // divisor, ROWS_PER_FILE // divisor, decimals=None)
-        found = {way: run_child(way, folder, args.sort_timeout) for way in ways}
-        sort_failed = sort_failed or "failure" in found.get("sort", {})
+        measured = {method: run_child(method, folder, args.sort_timeout) for method in methods}
+        sort_failed = sort_failed or "failure" in measured.get("sort", {})
         megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-        by_size[f"{num_rows // divisor:,}"] = {"parquet_mb": round(megabytes), **found}
-        remove(folder)
-    measured["by_num_rows"] = by_size
+        by_size[f"{num_rows // divisor:,}"] = {"parquet_mb": round(megabytes), **measured}
+        shutil.rmtree(folder)
+    return by_size
+
+
+def compare_with_sort(scratch: Path, *, divisor: int) -> dict[str, dict[str, object]]:
+    """The selection against NumPy's sort, with few ties and with many."""
+    compared: dict[str, dict[str, object]] = {}
     for name, decimals in (("exact", None), ("exact_among_ties", 3)):
         folder = scratch / name
         write_scores(folder, EXACT_SIZE // divisor, ROWS_PER_FILE // divisor, decimals=decimals)
-        measured[name] = {"num_rows": EXACT_SIZE // divisor, "as_numpy_sorts": is_exact(folder)}
-        remove(folder)
-    return measured
+        compared[name] = {"num_rows": EXACT_SIZE // divisor, "as_numpy_sorts": is_exact(folder)}
+        shutil.rmtree(folder)
+    return compared
 
 
-def remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
-
-
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="sizes a hundred times smaller, one for the sort; no result file",
+        help="sizes divided by 100, one of them for the sort; no result file",
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--sort-sizes", type=int, nargs="*", default=list(SORT_SIZES))
-    parser.add_argument("--sort-timeout", type=float, default=600.0, help="seconds a way may take")
-    parser.add_argument("--way", choices=sorted(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--sort-timeout", type=float, default=600.0, help="seconds per method")
+    parser.add_argument("--method", choices=sorted(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.way:
-        print(json.dumps({**WAYS[args.way](args.folder), "driver_peak_mb": driver_peak_mb()}))
-        return
     if args.quick:
         args.sizes, args.sort_sizes = SIZES[-1:], SORT_SIZES[:1]
-    # Only here: it imports torch, which a measured process must not hold.
-    from benchmarks.results import describe_run, print_result, write_result
+    return args
 
-    with tempfile.TemporaryDirectory(prefix="topk-") as scratch:
-        measured = measure_sizes(Path(scratch), args)
-    result = {**describe_run(), "percentage": PERCENTAGE, **measured}
-    if args.quick:
-        print_result(result)
-    else:
-        write_result("bench_topk", result)
-    for name in ("exact", "exact_among_ties"):
-        if not measured[name]["as_numpy_sorts"]:  # type: ignore[index]
-            sys.exit(f"{name}: other rows are kept than by NumPy's sort")
+
+def main() -> None:
+    args = parse_arguments()
+    if args.method:
+        measured = METHODS[args.method](args.folder)
+        peak_mb = round(read_mb(os.getpid(), "VmHWM"))
+        print(json.dumps({**measured, "driver_peak_mb": peak_mb}))
+        return
+    # Imported here because it imports torch, which would add to the memory of a measured process.
+    from benchmarks.results import report
+
+    with tempfile.TemporaryDirectory(prefix="topk-") as folder:
+        by_size = measure_sizes(Path(folder), args)
+        compared = compare_with_sort(Path(folder), divisor=QUICK_DIVISOR if args.quick else 1)
+    result = {"percentage": PERCENTAGE, "by_num_rows": by_size, **compared}
+    report("bench_topk", result, quick=args.quick)
+    for name, comparison in compared.items():
+        if not comparison["as_numpy_sorts"]:
+            sys.exit(f"error: {name}: the kept rows differ from NumPy's sort")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""A warm-up step of the gates against inference on the same batch: time and peak memory.
+"""Time and peak memory of a gate warm-up step, relative to inference on the same batch.
 
     python benchmarks/bench_training.py --data ../shared/data/instructions/dolly.jsonl
 
-The step is the job's own (`selectmoe.warmup.stage.train`; full_rank, gates alone, contrastive):
-forward, loss, backward, clipping, optimizer, cleared gradients. Inference is the scoring pass
-without gradients: the model of a ScoringEngine in inference mode, over the same token ids in the
-same rectangles, samples and copies, as far as the warm-up's forward goes, which is the last gate;
-nothing is made of what it returns. The two take turns, `--repeats` times under a clock and as often
-again under a memory meter, after one turn that does not count. Memory is what is held all the time
-(weights; the optimizer's averages) and the peak above it. Exits with 1 where the median of the time
-ratios or the largest memory ratio is above its limit. Without --data it is the demo corpus.
+The step is the one of `jobs/pretrain.py` (`selectmoe.warmup.stage.train`; full_rank, gates only,
+contrastive): forward, loss, backward, gradient clipping, optimizer step, zeroed gradients.
+Inference is the forward pass of a ScoringEngine's model in inference mode on the same padded
+batches of samples and copies, up to the last gate as in the warm-up; its output is discarded. The
+two alternate `--repeats` times for time and as often again for memory, after one untimed turn.
+Memory is what is allocated permanently (weights, optimizer states) plus the peak above it. Exits
+non-zero if the median time ratio or the largest memory ratio is above its limit. The default of
+--data is the demo corpus.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-# Before torch is imported: its profiler tells each start and end, and what was allocated before.
+# Set before torch is imported: its profiler logs every start and stop.
 os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 import torch
@@ -34,7 +34,7 @@ from transformers import TrainerCallback
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import describe_run, one_line_errors, print_result, write_result  # noqa: E402
+from benchmarks.results import one_line_errors, report  # noqa: E402
 from selectmoe.config.warmup import TrainingConfig  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.model.checkpoint import model_folder  # noqa: E402
@@ -43,7 +43,7 @@ from selectmoe.model.registration import register_select_moe  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
-from selectmoe.warmup.gate_model import load_gated_model, prepare_trainee  # noqa: E402
+from selectmoe.warmup.gate_model import Trainee, load_gated_model, prepare_trainee  # noqa: E402
 from selectmoe.warmup.stage import TrainingPlace, step_settings, train  # noqa: E402
 from selectmoe.warmup.step_batches import MicroBatch, StepBatches, TrainingRows  # noqa: E402
 
@@ -54,7 +54,7 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one inference pass and one step took, in the unit of their meter."""
+    """Cost of one inference pass and one training step, in the unit of the meter."""
 
     inference: float
     step: float
@@ -62,15 +62,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What was measured on one batch; bytes held are those between two passes."""
+    """Measurements on one batch."""
 
     seconds: tuple[Turn, ...]
-    peak_bytes: tuple[Turn, ...]  # above what is held
-    held_bytes: Turn
+    peak_bytes: tuple[Turn, ...]  # above held_bytes
+    held_bytes: Turn  # allocated permanently
     num_tokens: int  # without padding
     num_tokens_padded: int
-    num_rectangles: int
-    largest_gate_change: float  # by all steps; 0 would mean that nothing was trained
+    num_padded_batches: int
+    largest_gate_change: float  # over all steps; 0 would mean that nothing was trained
 
     @property
     def time_ratios(self) -> list[float]:
@@ -95,7 +95,7 @@ class Meter(Protocol):
 
 
 class Clock:
-    """Seconds."""
+    """Wall time in seconds."""
 
     def start(self) -> None:
         wait_for_device()
@@ -107,7 +107,7 @@ class Clock:
 
 
 class CudaPeak:
-    """Bytes above those at the start, by the caching allocator's own count."""
+    """Peak bytes above those at the start, as counted by the caching allocator."""
 
     def start(self) -> None:
         wait_for_device()
@@ -120,9 +120,9 @@ class CudaPeak:
 
 
 class CpuPeak:
-    """Bytes above those at the start, from the profiler's record of every tensor made and freed.
+    """Peak bytes above those at the start, from the profiler's events of allocating and freeing.
 
-    The resident size would not do: freed memory stays with the process, and the next pass has it.
+    The resident size would not work: the process keeps freed memory and reuses it in the next pass.
     """
 
     def start(self) -> None:
@@ -153,8 +153,8 @@ def wait_for_device() -> None:
 
 
 @dataclass
-class InTurn(TrainerCallback):
-    """Before each step of the trainer an inference pass, both under that turn's meter."""
+class InferenceBeforeStep(TrainerCallback):
+    """Runs an inference pass before each step of the trainer, and measures both."""
 
     infer: Callable[[], None]
     meters: Sequence[Meter]
@@ -171,8 +171,8 @@ class InTurn(TrainerCallback):
         self.turns.append(Turn(self.inference, self.meter.stop()))
 
 
-class SameStep(StepBatches):
-    """The first step again and again."""
+class RepeatedStep(StepBatches):
+    """The batches of the first step, forever."""
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         batches = self.step(0)
@@ -188,7 +188,7 @@ def measure(
     repeats: int,
     uses_gpu: bool,
 ) -> Costs:
-    """Inference and warm-up steps on all of `samples`, each beside a copy."""
+    """Inference and warm-up steps on all of `samples`, each paired with a corrupted copy."""
     register_select_moe()
     num_turns = 1 + 2 * repeats
     training = TrainingConfig(
@@ -199,33 +199,34 @@ def measure(
         save_steps=num_turns + 1,
     )
     engine = ScoringEngine.from_pretrained(model, device="cuda" if uses_gpu else "cpu")
-    gated = load_gated_model(model_folder(model), training, uses_gpu=uses_gpu, seed=SEED)
-    gated.model.skip_last_experts()
-    trainee = prepare_trainee(gated, training, name=model, seed=SEED)
-    before = gates_of(trainee.model)
-    peaks: list[Meter] = [CudaPeak() if uses_gpu else CpuPeak() for _ in range(repeats)]
+    trainee = load_trainee(model, training, uses_gpu=uses_gpu)
+    before = flatten_gates(trainee.model)
+    meters: list[Meter] = [Clock() for _ in range(1 + repeats)]
+    meters += [CudaPeak() if uses_gpu else CpuPeak() for _ in range(repeats)]
     with tempfile.TemporaryDirectory() as folder:
         place = TrainingPlace(output=Path(folder), scratch=Path(folder), uses_gpu=uses_gpu)
         rows = TrainingRows(samples, engine.tokenizer.tokenize(samples))
-        batches = SameStep(rows, engine.tokenizer, step_settings(training, place, seed=SEED))
+        batches = RepeatedStep(rows, engine.tokenizer, step_settings(training, place, seed=SEED))
         step = batches.step(0)
-        clocks: list[Meter] = [Clock() for _ in range(1 + repeats)]
-        in_turn = InTurn(lambda: infer(engine, step), [*clocks, *peaks])
-        watched = replace(place, callbacks=(in_turn,))
-        trainer = train(trainee, batches, training, place=watched)
+        observer = InferenceBeforeStep(lambda: infer(engine, step), meters)
+        trainer = train(trainee, batches, training, place=replace(place, callbacks=(observer,)))
     assert trainer.optimizer is not None
+    trained_bytes = num_bytes([*list_weights(trainee.model), *optimizer_states(trainer.optimizer)])
     return Costs(
-        seconds=tuple(in_turn.turns[1 : 1 + repeats]),
-        peak_bytes=tuple(in_turn.turns[1 + repeats :]),
-        held_bytes=Turn(
-            num_bytes(weights_of(engine.model)),
-            num_bytes([*weights_of(trainee.model), *averages_of(trainer.optimizer)]),
-        ),
+        seconds=tuple(observer.turns[1 : 1 + repeats]),
+        peak_bytes=tuple(observer.turns[1 + repeats :]),
+        held_bytes=Turn(num_bytes(list_weights(engine.model)), trained_bytes),
         num_tokens=sum(batch.num_tokens for batch in step),
         num_tokens_padded=sum(batch.token_ids_BT.numel() for batch in step),
-        num_rectangles=len(step),
-        largest_gate_change=float((gates_of(trainee.model) - before).abs().max()),
+        num_padded_batches=len(step),
+        largest_gate_change=float((flatten_gates(trainee.model) - before).abs().max()),
     )
+
+
+def load_trainee(model: str, training: TrainingConfig, *, uses_gpu: bool) -> Trainee:
+    gated = load_gated_model(model_folder(model), training, uses_gpu=uses_gpu, seed=SEED)
+    gated.model.skip_last_experts()
+    return prepare_trainee(gated, training, name=model, seed=SEED)
 
 
 @torch.inference_mode()
@@ -235,16 +236,16 @@ def infer(engine: ScoringEngine, batches: Sequence[MicroBatch]) -> None:
         engine.model(input_ids=token_ids_BT, use_cache=False, output_quality_logits=True)
 
 
-def gates_of(model: nn.Module) -> Tensor:
+def flatten_gates(model: nn.Module) -> Tensor:
     gates = gate_weights(model)
     return torch.cat([gates[name].float().flatten() for name in sorted(gates)])
 
 
-def weights_of(model: nn.Module) -> list[Tensor]:
+def list_weights(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def averages_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def optimizer_states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     states = [entry for state in optimizer.state.values() for entry in state.values()]
     return [entry for entry in states if isinstance(entry, Tensor)]
 
@@ -253,13 +254,13 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def described(costs: Costs) -> dict[str, object]:
-    """The numbers as they are written down: bytes in MB, everything by turn."""
+def describe(costs: Costs) -> dict[str, object]:
+    """The measurements by turn, bytes in MB."""
     held = costs.held_bytes
     return {
         "num_tokens": costs.num_tokens,
         "num_tokens_padded": costs.num_tokens_padded,
-        "num_rectangles": costs.num_rectangles,
+        "num_padded_batches": costs.num_padded_batches,
         "inference_seconds": [round(turn.inference, 4) for turn in costs.seconds],
         "step_seconds": [round(turn.step, 4) for turn in costs.seconds],
         "time_ratios": [round(ratio, 3) for ratio in costs.time_ratios],
@@ -279,33 +280,39 @@ def megabytes(count: float) -> float:
     return round(count / 1e6, 2)
 
 
-def complaints(costs: Costs) -> list[str]:
-    """A sentence for each limit that was missed."""
-    slowest, largest = statistics.median(costs.time_ratios), max(costs.memory_ratios)
-    found = []
-    if slowest > MAX_TIME_RATIO:
-        found.append(f"a step takes {slowest:.2f} times as long, more than {MAX_TIME_RATIO}")
-    if largest > MAX_MEMORY_RATIO:
-        found.append(f"a step needs {largest:.2f} times the memory, more than {MAX_MEMORY_RATIO}")
-    return found
+def exceeded_limits(costs: Costs) -> list[str]:
+    """A sentence for each ratio above its limit."""
+    time_ratio, memory_ratio = statistics.median(costs.time_ratios), max(costs.memory_ratios)
+    exceeded = []
+    if time_ratio > MAX_TIME_RATIO:
+        exceeded.append(f"a step takes {time_ratio:.2f} times as long, more than {MAX_TIME_RATIO}")
+    if memory_ratio > MAX_MEMORY_RATIO:
+        exceeded.append(
+            f"a step needs {memory_ratio:.2f} times the memory, more than {MAX_MEMORY_RATIO}"
+        )
+    return exceeded
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default=str(DEMO_CORPUS))
     parser.add_argument("--model", default=str(EMBEDDED_SELECTOR))
-    parser.add_argument("--num-rows", type=int, default=32, help="the first so many, in one step")
-    parser.add_argument("--max-tokens", type=int, help="computed at a time; default: the job's")
+    parser.add_argument("--num-rows", type=int, default=32, help="samples of the step")
+    parser.add_argument("--max-tokens", type=int, help="tokens per batch; default: the job's")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--quick", action="store_true", help="eight rows, one turn; no limits and no result file"
+        "--quick", action="store_true", help="eight rows, one repeat; no limits and no result file"
     )
     args = parser.parse_args()
     if args.quick:
         args.num_rows, args.repeats = 8, 1
-    torch.set_num_threads(args.threads)
+    return args
 
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
     rows = (row for row in read_corpus(args.data) if isinstance(row, Sample))
     samples = list(islice(rows, args.num_rows))
     costs = measure(
@@ -315,13 +322,10 @@ def main() -> None:
         repeats=args.repeats,
         uses_gpu=torch.cuda.is_available(),
     )
-    result = {**describe_run(), "num_rows": len(samples), **described(costs)}
-    if args.quick:
-        print_result(result)
-        return
-    write_result("bench_training", result)
-    if found := complaints(costs):
-        sys.exit("; ".join(found))
+    report("bench_training", {"num_rows": len(samples), **describe(costs)}, quick=args.quick)
+    exceeded = exceeded_limits(costs)
+    if exceeded and not args.quick:
+        sys.exit(f"error: {'; '.join(exceeded)}")
 
 
 if __name__ == "__main__":

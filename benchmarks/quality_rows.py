@@ -1,4 +1,4 @@
-"""What bench_quality.py measures on: held-out rows, their copies, people's ratings, a pool."""
+"""Datasets of bench_quality.py: held-out rows, corrupted copies, rated answers, a pool."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.unseen_corruptions import UNSEEN_CORRUPTIONS
 from recipes.held_out_auroc import Copies, copies_by_kind
-from recipes.train_tiny_base import is_held_out, is_test_row
+from recipes.held_out_rows import is_held_out, is_test_row, read_samples
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import DataError
 from selectmoe.paths import DEMO_CORPUS
@@ -27,21 +27,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RatedRows:
-    """Samples that people, or a model, called better (1) or worse (0)."""
+    """Samples that people, or a model, labeled better (1) or worse (0)."""
 
     samples: list[Sample]
     labels: np.ndarray  # bool
-    pair_ids: list[str]  # equal for two answers to one question; empty where there are no pairs
+    pair_ids: list[str]  # equal for the two answers to a question; empty if not rated in pairs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QualityRows:
-    """Everything that is scored, in parts, and what may be learned from."""
+    """All rows that are scored, and those that may be trained on."""
 
-    real: list[Sample]  # never trained on, and never looked at while the selector was made
-    seen: Copies  # of the kinds that the warm-up knows
-    unseen: Copies  # of kinds that nothing was trained on
-    held_out: list[Sample]  # to ask a finetuned target about; `real` is a part of it
+    real: list[Sample]  # test set: neither trained on nor used for validation
+    seen: Copies  # by the kinds of the warm-up
+    unseen: Copies  # by kinds that nothing was trained on
+    held_out: list[Sample]  # evaluation set of finetuned targets; contains `real`
     training: list[Sample]
     pool: list[Sample]  # to select from
     pairs: RatedRows | None
@@ -50,22 +50,43 @@ class QualityRows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """How many rows of each part."""
+    """Number of rows of each part."""
 
     num_per_family: int
-    num_held_out: int  # of a family, too
+    num_held_out: int  # per family, too
     num_training: int
     num_pool: int
 
 
 def read_rows(data: Path | None, sizes: Sizes, *, seed: int) -> QualityRows:
-    """data: the folder with instructions/ and quality/; None is the demo corpus, no ratings."""
+    """data: a folder with instructions/ and quality/; None is the demo corpus, without ratings."""
     if data is None:
         return _demo_rows(sizes, seed=seed)
     random = Random(seed)
+    test, training = split_families(data / "instructions")
+    held_out = {
+        family: sample_rows(test[family], sizes.num_held_out, random) for family in FAMILIES
+    }
+    real = [row for family in FAMILIES for row in held_out[family][: sizes.num_per_family]]
+    all_training = [row for family in FAMILIES for row in training[family]]
+    pool = [row for family in POOL_FAMILIES for row in training[family]]
+    return QualityRows(
+        real=real,
+        seen=copies_by_kind(real),
+        unseen=copies_by_kind(real, UNSEEN_CORRUPTIONS),
+        held_out=[row for family in FAMILIES for row in held_out[family]],
+        training=sample_rows(all_training, sizes.num_training, random),
+        pool=sample_rows(pool, sizes.num_pool, random),
+        pairs=read_ratings(data / PAIRS_FILE),
+        rated=read_ratings(data / RATED_FILE),
+    )
+
+
+def split_families(folder: Path) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
+    """The test and training rows of each family."""
     test: dict[str, list[Sample]] = {family: [] for family in FAMILIES}
     training: dict[str, list[Sample]] = {family: [] for family in FAMILIES}
-    for row in read_corpus(str(data / "instructions")):
+    for row in read_corpus(str(folder)):
         if not isinstance(row, Sample) or row.dataset not in test:
             continue
         if is_test_row(row.sample_id):
@@ -74,27 +95,13 @@ def read_rows(data: Path | None, sizes: Sizes, *, seed: int) -> QualityRows:
             training[row.dataset].append(row)
     missing = [family for family in FAMILIES if not test[family]]
     if missing:
-        raise DataError(f"{data}/instructions must have rows of data set {missing[0]}, has none")
-    asked = {family: _some(test[family], sizes.num_held_out, random) for family in FAMILIES}
-    real = [row for family in FAMILIES for row in asked[family][: sizes.num_per_family]]
-    everything = [row for family in FAMILIES for row in training[family]]
-    pool = [row for family in POOL_FAMILIES for row in training[family]]
-    return QualityRows(
-        real=real,
-        seen=copies_by_kind(real),
-        unseen=copies_by_kind(real, UNSEEN_CORRUPTIONS),
-        held_out=[row for family in FAMILIES for row in asked[family]],
-        training=_some(everything, sizes.num_training, random),
-        pool=_some(pool, sizes.num_pool, random),
-        pairs=read_ratings(data / PAIRS_FILE),
-        rated=read_ratings(data / RATED_FILE),
-    )
+        raise DataError(f"{folder} must have rows of the dataset {missing[0]}, has none")
+    return test, training
 
 
 def _demo_rows(sizes: Sizes, *, seed: int) -> QualityRows:
-    """Nothing was trained on the demo corpus: one part of it is measured on, one learned from."""
-    samples = [row for row in read_corpus(str(DEMO_CORPUS)) if isinstance(row, Sample)]
-    clean = [row for row in samples if row.dataset == "demo"]
+    """One part of the demo corpus, on which nothing was trained, for testing, one for training."""
+    clean = [row for row in read_samples([str(DEMO_CORPUS)]) if row.dataset == "demo"]
     Random(seed).shuffle(clean)
     real, training = clean[: sizes.num_per_family], clean[sizes.num_per_family :]
     return QualityRows(
@@ -110,9 +117,9 @@ def _demo_rows(sizes: Sizes, *, seed: int) -> QualityRows:
 
 
 def read_ratings(path: Path) -> RatedRows | None:
-    """None, and a line that says so, where the file is absent."""
+    """None, with a warning, if the file is missing."""
     if not path.is_file():
-        logger.warning("%s is absent: its part of the table stays empty", path.name)
+        logger.warning("%s is missing: its column of the table stays empty", path.name)
         return None
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     samples = [
@@ -128,5 +135,5 @@ def read_ratings(path: Path) -> RatedRows | None:
     return RatedRows(samples, labels, pair_ids)
 
 
-def _some(samples: Sequence[Sample], num_wanted: int, random: Random) -> list[Sample]:
-    return random.sample(list(samples), min(num_wanted, len(samples)))
+def sample_rows(samples: Sequence[Sample], num_rows: int, random: Random) -> list[Sample]:
+    return random.sample(list(samples), min(num_rows, len(samples)))

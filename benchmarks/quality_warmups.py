@@ -1,4 +1,4 @@
-"""Gates warmed up anew on the selector's base: without some kinds, from other seeds, on half."""
+"""Warm-ups of new gates on the selector's base: without some kinds, other seeds, half the rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +32,12 @@ LEFT_OUT = {
     ),
     "other facts": ("wrong_numbers", "swapped_names", "swapped_words"),
 }
-"""Kinds that are alike, left out together: one alone would be known by its neighbours."""
+"""Groups of similar kinds, left out together: a single kind would be learned from similar ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Warmup:
-    """One warm-up: what it learns from and for how long."""
+    """Data and settings of one warm-up."""
 
     name: str
     training: Sequence[Sample]
@@ -48,7 +48,7 @@ class Warmup:
 
 
 def warmups_without_kinds(training: Sequence[Sample], *, num_steps: int) -> list[Warmup]:
-    """One for each group of LEFT_OUT, by its name."""
+    """One warm-up per group of LEFT_OUT, named after the group."""
     return [
         Warmup(
             name=name,
@@ -61,7 +61,7 @@ def warmups_without_kinds(training: Sequence[Sample], *, num_steps: int) -> list
 
 
 def warmups_for_stability(training: Sequence[Sample], *, num_steps: int) -> list[Warmup]:
-    """Three seeds on all rows, and one seed on either half of them."""
+    """Three seeds on all rows, and one seed on each half of them."""
     whole = Warmup(name="", training=training, num_steps=num_steps)
     seeds = [replace(whole, name=f"seed {seed}", seed=seed) for seed in (1, 2, 3)]
     halves = [replace(whole, name=f"half {n}", training=training[n::2]) for n in (0, 1)]
@@ -71,7 +71,7 @@ def warmups_for_stability(training: Sequence[Sample], *, num_steps: int) -> list
 def scores_after_warmup(
     selector: Selector, warmup: Warmup, samples: Sequence[Sample]
 ) -> np.ndarray:
-    """What gates that start anew say of the samples after the warm-up."""
+    """Scores of the samples by new gates after the warm-up."""
     register_select_moe()
     torch.manual_seed(warmup.seed)
     model = load_gated_model(selector.folder, FRESH_GATES, uses_gpu=False, seed=warmup.seed)
@@ -91,7 +91,7 @@ def scores_after_warmup(
 
 
 def rank_correlations(scores: dict[str, np.ndarray]) -> dict[str, float]:
-    """Spearman's, of every two warm-ups that are comparable: seeds, and halves."""
+    """Spearman correlations of all pairs of seeds and of the two halves."""
     from scipy.stats import spearmanr
 
     return {

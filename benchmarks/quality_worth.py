@@ -1,14 +1,15 @@
-"""What a selection is worth to a target: stage 3 on the best rows by each scorer, and at random.
+"""Downstream value of a selection: finetuning on the best rows by each scorer and on random rows.
 
-The target is the selector's own language model, gates forced open, finetuned and asked by the code
-of stages 3 and 4. Rows without an answer in the first `max_sequence_length` tokens teach nothing
-and are left out of the pool before anything is chosen, so that all learn from equally many rows.
+The target is the selector's own language model, gates forced open, finetuned and evaluated by the
+code of stages 3 and 4. Rows without an answer in the first `max_sequence_length` tokens contribute
+no loss and are removed from the pool before the selection, so that all runs train on equally many
+rows.
 
 A scorer is compared with the random draw of the same seed, which also starts from the same adapter.
-Two p values, both two-sided and without a correction for how many scorers are compared: over
-held-out rows (would it hold on other rows, with these finetunings?) and over seeds (would it hold
-with other draws, orders and adapters?). Believe the greater one: rows alone tell apart even two
-random draws, since the losses after 126 rows had a standard deviation of .005 to .007 over seeds.
+There are two p values, both two-sided and uncorrected for the number of scorers: over held-out rows
+(would the difference hold on other rows, with these runs?) and over seeds (would it hold with other
+draws, orders and adapters?). The larger one counts: over rows, even two random draws differ
+significantly, since the losses after 126 rows had a standard deviation of .005 to .007 over seeds.
 """
 
 import logging
@@ -42,31 +43,31 @@ from selectmoe.warmup.contrastive_pairs import NUM_DONORS
 # Shape letters: S = seeds, R = held-out rows.
 RANDOM = "random"
 NO_FINETUNING = "no finetuning"
-COST_RATIO = 5  # of learning from a row, once, to asking one
+COST_RATIO = 5  # time of training on a row for one epoch, relative to evaluating one
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorthSettings:
-    """What is finetuned, how often and how."""
+    """Settings of the finetuning runs."""
 
     fractions: tuple[float, ...] = (0.05, 0.20)
-    """Shares of the pool that are kept."""
+    """Fractions of the pool to select."""
     only: Mapping[float, tuple[str, ...]] = field(
         default_factory=lambda: {0.20: ("gate", "length")}
     )
-    """Fractions that are measured for these scorers and random alone, since they take longest."""
+    """Fractions evaluated only for these scorers and random, since they take longest."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of the adapter, its dropout, the order of the rows and the random draw."""
+    """Seeds of the adapter, its dropout, the order of the rows and the random draw."""
     model: str | None = None
-    """Folder of the Select-MoE whose language model is the target; None is the one that ships."""
+    """Select-MoE checkpoint whose language model is the target; None is the embedded selector."""
     max_sequence_length: int = 256
-    """Tokens of a row that are learned from; longer held-out rows are not asked."""
+    """Longer training rows are truncated, longer held-out rows skipped."""
     overrides: tuple[str, ...] = ("preset=tiny", "training.num_epochs=1")
-    """Settings of stage 3."""
+    """Overrides of the configuration of stage 3."""
     num_workers: int = 2
-    """Processes, each with one thread."""
+    """Number of single-threaded worker processes."""
 
     def finetune_config(self, data_path: Path | None, *, seed: int) -> FinetuneConfig:
         values = {
@@ -81,29 +82,29 @@ class WorthSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorthRow:
-    """What one scorer's choice was worth; losses are mean nats per answer token."""
+    """Results of one scorer's selection; losses are mean nats per answer token."""
 
     scorer: str
     fraction: float
-    num_rows: int  # that were learned from
-    num_answer_tokens: int  # in these, once through; of a random choice the mean over its draws
+    num_rows: int  # trained on
+    num_answer_tokens: int  # per epoch; for random the mean over the draws
     loss: float  # mean over seeds
     loss_by_seed: tuple[float, ...]
     difference: float | None = None  # to random; negative is better than random
     difference_by_dataset: Mapping[str, float] = field(default_factory=dict)
     p_rows: float | None = None
     p_seeds: float | None = None
-    corrupted_share: float | None = None  # of the rows that were learned from
+    corrupted_share: float | None = None  # of the rows trained on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """One finetuning."""
+    """One finetuning run."""
 
     scorer: str
     fraction: float
     seed: int
-    positions: np.ndarray  # of the rows in the pool; none where the target is asked as it is
+    positions: np.ndarray  # indices of the rows in the pool; empty without finetuning
 
     def __str__(self) -> str:
         return f"{self.scorer}, {self.fraction:.0%}, seed {self.seed}"
@@ -111,9 +112,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """The rows that can be learned from."""
+    """The rows of the pool that have an answer."""
 
-    positions: np.ndarray  # in the pool that was given
+    positions: np.ndarray  # indices in the original pool
     samples: list[Sample]
     row_keys: np.ndarray
     num_answer_tokens: np.ndarray
@@ -134,30 +135,33 @@ class Pool:
         )
 
     def describe(self, runs: Sequence[Run]) -> dict[str, int | float | None]:
-        """What runs that differ in nothing but their seeds have learned from."""
+        """The training rows of runs that differ only in their seeds."""
         chosen = [run.positions for run in runs]
-        bad = self.corrupted
         return {
             "num_rows": len(chosen[0]),
             "num_answer_tokens": round(
                 float(np.mean([self.num_answer_tokens[rows].sum() for rows in chosen]))
             ),
             "corrupted_share": None
-            if bad is None or not len(chosen[0])
-            else float(np.mean([bad[rows].mean() for rows in chosen])),
+            if self.corrupted is None or not len(chosen[0])
+            else float(np.mean([self.corrupted[rows].mean() for rows in chosen])),
         }
 
 
 def corrupted_pool(
-    samples: Sequence[Sample], *, share: float, seed: int, kinds: Sequence[str] = tuple(CORRUPTIONS)
+    samples: Sequence[Sample],
+    *,
+    fraction: float,
+    seed: int,
+    kinds: Sequence[str] = tuple(CORRUPTIONS),
 ) -> tuple[list[Sample], np.ndarray]:
-    """The rows with `share` of them replaced by worse copies, kinds in turn, and which these are.
+    """The rows, a fraction of them replaced by corrupted copies of alternating kinds, and a mask.
 
-    A row that its kind cannot make worse gets the next one's copy, and stays where none can.
+    If a kind does not apply to a row, the next one is used; if none does, the row stays.
     """
     random = Random(seed)
     pool, corrupted = list(samples), np.zeros(len(samples), dtype=bool)
-    for position in random.sample(range(len(samples)), num_to_keep(len(samples), share)):
+    for position in random.sample(range(len(samples)), num_to_keep(len(samples), fraction)):
         donors = random.sample(list(samples), min(NUM_DONORS, len(samples)))
         first = int(corrupted.sum()) % len(kinds)
         for kind in [*kinds[first:], *kinds[:first]]:
@@ -169,8 +173,8 @@ def corrupted_pool(
 
 
 def choose(scores: np.ndarray, fraction: float, row_keys: np.ndarray) -> np.ndarray:
-    """Positions of the rows that stage 2 would keep of these."""
-    scores = scores.astype(np.float32)  # as they are stored
+    """Indices of the rows that stage 2 would select."""
+    scores = scores.astype(np.float32)  # as stage 2 stores them
     order = np.lexsort((row_keys, descending_keys(scores)))
     return np.sort(order[: num_to_keep(len(scores), fraction)])
 
@@ -183,43 +187,47 @@ def measure_worth(
     *,
     corrupted: np.ndarray | None = None,
 ) -> list[WorthRow]:
-    """A row for the target as it is, and one for each fraction and scorer, random first.
+    """One row without finetuning, then one per fraction and scorer, random first.
 
-    scores_by_scorer: of every row of the pool, higher is better; those of "random", if given, are
-    drawn anew for every seed. corrupted: which rows of the pool are worse copies.
+    scores_by_scorer: a score for every row of the pool, higher is better; those of "random" are
+    ignored, since every seed draws its own. corrupted: which rows of the pool are corrupted copies.
     """
     tokenizer = ChatTokenizer(
         load_target_tokenizer(settings.finetune_config(None, seed=0)),
         max_sequence_length=settings.max_sequence_length,
     )
-    asked = askable(held_out, tokenizer)
-    learnable = Pool.of(pool, tokenizer, corrupted)
+    evaluated = keep_untruncated(held_out, tokenizer)
+    usable = Pool.of(pool, tokenizer, corrupted)
+    require_rows(usable, evaluated, settings)
     logger.info(
         "worth: %d of %d rows of the pool have an answer in %d tokens, %d of %d held-out rows fit",
-        *(len(learnable.samples), len(pool), settings.max_sequence_length),
-        *(len(asked), len(held_out)),
+        *(len(usable.samples), len(pool), settings.max_sequence_length),
+        *(len(evaluated), len(held_out)),
     )
-    if not learnable.samples or not asked:
-        raise DataError(
-            f"max_sequence_length={settings.max_sequence_length} must leave rows to learn from and "
-            f"to ask, leaves {len(learnable.samples)} and {len(asked)}"
-        )
-    scores = {
-        name: found[learnable.positions]
-        for name, found in scores_by_scorer.items()
+    scores_by_usable = {
+        name: scores[usable.positions]
+        for name, scores in scores_by_scorer.items()
         if name != RANDOM
     }
-    runs = plan_runs(scores, learnable.row_keys, settings)
-    losses = run_all(runs, learnable.samples, asked, settings)
-    return worth_rows(runs, losses, learnable, [sample.dataset for sample in asked])
+    runs = plan_runs(scores_by_usable, usable.row_keys, settings)
+    losses = run_all(runs, usable.samples, evaluated, settings)
+    return worth_rows(runs, losses, usable, [sample.dataset for sample in evaluated])
+
+
+def require_rows(usable: Pool, evaluated: Sequence[Sample], settings: WorthSettings) -> None:
+    if not usable.samples or not evaluated:
+        raise DataError(
+            f"max_sequence_length={settings.max_sequence_length} must leave rows for training and "
+            f"evaluation, leaves {len(usable.samples)} and {len(evaluated)}"
+        )
 
 
 def has_answer(row: TokenizedSample) -> bool:
     return bool(row.answer_mask[1:].any())
 
 
-def askable(held_out: Sequence[Sample], tokenizer: ChatTokenizer) -> list[Sample]:
-    """The rows that are not longer than what is read."""
+def keep_untruncated(held_out: Sequence[Sample], tokenizer: ChatTokenizer) -> list[Sample]:
+    """The rows that have an answer and fit in the maximum sequence length."""
     rows = tokenizer.tokenize(held_out)
     return [
         sample
@@ -246,40 +254,40 @@ def plan_runs(
 def run_all(
     runs: Sequence[Run], pool: Sequence[Sample], held_out: Sequence[Sample], settings: WorthSettings
 ) -> list[list[AnswerLoss]]:
-    """The losses on the held-out rows after each run, in the order of `runs`; a line for each."""
+    """Losses on the held-out rows after each run, in the order of `runs`; logs a line per run."""
     report = progress_lines(runs, num_held_out=len(held_out))
-    # Longest first, so that in the end no worker waits long for another's last.
+    # Longest first, so that the workers finish at about the same time.
     order = sorted(range(len(runs)), key=lambda number: -len(runs[number].positions))
     tasks: dict[str, Task] = {}
     for number in order:
         rows = [pool[position] for position in runs[number].positions]
         tasks[str(number)] = (run_one, (rows, runs[number].seed, held_out, settings))
-    found = run_tasks(
+    losses_by_run = run_tasks(
         tasks,
         num_workers=settings.num_workers,
         on_done=lambda number, losses: report(runs[int(number)], losses),
     )
-    return [found[str(number)] for number in range(len(runs))]
+    return [losses_by_run[str(number)] for number in range(len(runs))]
 
 
 def run_one(
     rows: Sequence[Sample], seed: int, held_out: Sequence[Sample], settings: WorthSettings
 ) -> list[AnswerLoss]:
-    """Finetunes the target on rows, if there are any, and asks it the held-out ones."""
+    """Finetunes the target on the rows, if any, and evaluates it on the held-out rows."""
     with TemporaryDirectory() as folder:
-        adapter = finetuned(rows, seed, settings, Path(folder)) if rows else None
+        adapter = train_adapter(rows, seed, settings, Path(folder)) if rows else None
         config = EvaluateConfig(model=settings.model, adapter=adapter)
         model, tokenizer = load_target(config, device="cpu")
     losses, reasons = answer_losses(
         model, tokenizer, held_out, max_sequence_length=settings.max_sequence_length
     )
-    assert not reasons, reasons  # `askable` knows the same rules
+    assert not reasons, reasons  # `keep_untruncated` has the same rules
     return losses
 
 
-def finetuned(rows: Sequence[Sample], seed: int, settings: WorthSettings, folder: Path) -> str:
-    """The folder of the adapter that stage 3 makes of rows."""
-    write_jsonl(folder / "rows.jsonl", map(as_line, rows))
+def train_adapter(rows: Sequence[Sample], seed: int, settings: WorthSettings, folder: Path) -> str:
+    """Runs stage 3 on the rows; returns the folder of the adapter."""
+    write_jsonl(folder / "rows.jsonl", map(row_of, rows))
     config = settings.finetune_config(folder / "rows.jsonl", seed=seed)
     tokenizer = load_target_tokenizer(config)
     prepare_rows(config, tokenizer, folder / "tokenized")
@@ -289,7 +297,7 @@ def finetuned(rows: Sequence[Sample], seed: int, settings: WorthSettings, folder
     return str(place.checkpoints / report.checkpoint)
 
 
-def as_line(sample: Sample) -> dict[str, object]:
+def row_of(sample: Sample) -> dict[str, object]:
     turns = [{"role": turn.role, "content": turn.content} for turn in sample.messages]
     return {"dataset": sample.dataset, "id": sample.sample_id, "messages": turns}
 
@@ -297,7 +305,7 @@ def as_line(sample: Sample) -> dict[str, object]:
 def progress_lines(
     runs: Sequence[Run], *, num_held_out: int
 ) -> Callable[[Run, list[AnswerLoss]], None]:
-    """To be told of every finished run: logs it, and how long the others will take."""
+    """A callback for finished runs, which logs their loss and the estimated time left."""
     started, num_done, done = time.perf_counter(), 0, 0.0
 
     def cost(run: Run) -> float:
@@ -306,7 +314,7 @@ def progress_lines(
     def report(run: Run, losses: list[AnswerLoss]) -> None:
         nonlocal num_done, done
         num_done, done = num_done + 1, done + cost(run)
-        ratio = max(sum(map(cost, runs)) / done - 1, 0.0)  # of what is left to what is done
+        ratio = max(sum(map(cost, runs)) / done - 1, 0.0)  # remaining over finished work
         seconds = (time.perf_counter() - started) * ratio
         logger.info(
             "worth %d/%d: %s: %.4f nats; about %.0f s left",
@@ -327,24 +335,23 @@ def worth_rows(
     pool: Pool,
     datasets: Sequence[str],
 ) -> list[WorthRow]:
-    """The runs of a scorer and fraction as one row, compared with random; datasets: of the held-out
-    rows."""
+    """One row per scorer and fraction, compared with random. datasets: of the held-out rows."""
     num_tokens_R = np.array([loss.num_tokens for loss in losses[0]])
-    groups: dict[tuple[str, float], list[int]] = {}
+    runs_by_group: dict[tuple[str, float], list[int]] = {}
     for number, run in enumerate(runs):
-        groups.setdefault((run.scorer, run.fraction), []).append(number)
+        runs_by_group.setdefault((run.scorer, run.fraction), []).append(number)
     nll_SR = {
-        key: np.array([[loss.nll for loss in losses[number]] for number in numbers])
-        for key, numbers in groups.items()
+        group: np.array([[loss.nll for loss in losses[number]] for number in numbers])
+        for group, numbers in runs_by_group.items()
     }
     rows = []
-    for (scorer, fraction), numbers in groups.items():
-        mine_SR = nll_SR[scorer, fraction]
-        loss_S = mine_SR.sum(axis=1) / num_tokens_R.sum()
+    for group, numbers in runs_by_group.items():
+        scorer, fraction = group
+        loss_S = nll_SR[group].sum(axis=1) / num_tokens_R.sum()
         compared = {}
         if scorer not in (RANDOM, NO_FINETUNING):
-            difference_SR = mine_SR - nll_SR[RANDOM, fraction]
-            compared = comparison(difference_SR, num_tokens_R, np.array(datasets))
+            difference_SR = nll_SR[group] - nll_SR[RANDOM, fraction]
+            compared = compare_with_random(difference_SR, num_tokens_R, np.array(datasets))
         rows.append(
             WorthRow(
                 scorer=scorer,
@@ -358,14 +365,14 @@ def worth_rows(
     return rows
 
 
-def comparison(
+def compare_with_random(
     difference_SR: np.ndarray, num_tokens_R: np.ndarray, datasets: np.ndarray
 ) -> dict[str, object]:
-    """difference_SR: summed nats of the answers.
+    """difference_SR: differences of the summed loss of each answer, in nats.
 
-    Every token counts the same, as in the loss of stage 3 and the answer loss of stage 4. With
-    every row the same, an answer of one word, as many of flan_v2 are, would count for a whole essay
-    and hide it in its noise. A row's tokens keep together when the test flips signs.
+    All tokens have the same weight, as in the loss of stage 3 and the answer loss of stage 4. With
+    equal weights per row, the noise of one-word answers, of which flan_v2 has many, would hide the
+    long ones. The permutation test flips the signs of whole rows.
     """
     difference_R = difference_SR.mean(axis=0)
     return {

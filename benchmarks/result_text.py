@@ -1,11 +1,11 @@
-"""What a benchmark prints: nested results as lines and tables for a person."""
+"""Formats the nested results of a benchmark as lines and tables."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 
 def as_text(result: Mapping[str, object]) -> str:
-    """Numbers by name, a line each; groups of groups as tables, the longer side downwards."""
+    """One line per number; groups of groups as tables, whose longer side becomes the rows."""
     return "\n".join(_lines(result))
 
 
@@ -25,14 +25,14 @@ def _lines(given: Mapping[str, object], indent: str = "") -> Iterator[str]:
 
 
 def _numbered(value: object) -> object:
-    """A list of groups as groups by number."""
+    """A list of groups becomes a mapping from 1, 2, … to the groups."""
     if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
         return {str(number): part for number, part in enumerate(value, start=1)}
     return value
 
 
 def _leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """("threads: seconds", "1.7"), … of what is below `value`."""
+    """Yields ("threads: seconds", "1.7"), … for all values nested in `value`."""
     if isinstance(value, Mapping):
         for name, part in value.items():
             yield from _leaves(part, (*path, _label(name)))

@@ -1,4 +1,4 @@
-"""What every benchmark says of itself, and where its numbers go: benchmarks/results/."""
+"""What all benchmarks share: description of the run, printing, files in benchmarks/results/."""
 
 import contextlib
 import datetime
@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a user got wrong ends the run in one line."""
+    """Ends the run with a one-line message on an error that the user can fix."""
     try:
         yield
     except FileNotFoundError as error:
@@ -48,25 +48,28 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The short hash of HEAD, with a plus where the tree has changes."""
-    found = subprocess.run(
+    """The short hash of HEAD, with a plus if the working tree has changes."""
+    described = subprocess.run(
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"],
         capture_output=True,
         text=True,
     )
-    return found.stdout.strip() or "unknown"
+    return described.stdout.strip() or "unknown"
 
 
-def print_result(result: dict[str, object]) -> None:
-    """All there is of a quick run, whose numbers are not to be kept."""
+def report(name: str, measured: Mapping[str, object], *, quick: bool) -> None:
+    """Prints the measurements and writes them to benchmarks/results/<name>.json.
+
+    quick: prints only, since the numbers of a quick run are too noisy to keep.
+    """
+    result = {**describe_run(), **measured}
     print(as_text(result), end="\n\n", flush=True)
+    if not quick:
+        write_result(name, result)
 
 
-def write_result(name: str, result: dict[str, object], *, printed: bool = True) -> None:
-    """Prints the numbers and keeps them in benchmarks/results/<name>.json."""
-    if printed:
-        print_result(result)
-    text = json.dumps(result, indent=1)
+def write_result(name: str, result: Mapping[str, object]) -> None:
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(result, indent=1) + "\n"
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What bench_scoring.py scores with and on: a model by its shape, and rows of real lengths."""
+"""Models of known sizes and rows of realistic lengths for bench_scoring.py."""
 
 import os
 import time
@@ -25,12 +25,12 @@ OLMOE_1B_7B: dict[str, Any] = {
 }  # fmt: skip
 SHAPES = ("embedded", "tiny", "olmoe-1b-7b")
 MAX_SEQUENCE_LENGTH = 1_024
-USABLE_SHARE = 0.9  # of the free memory; the rest is for a pass
+USABLE_FRACTION = 0.9  # of the free memory; the rest is for activations
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What one run compares."""
+    """Model and rows of one run."""
 
     model: SelectMoeForCausalLM  # float32, on the device
     tokenizer: PreTrainedTokenizerBase
@@ -39,8 +39,8 @@ class Subject:
 
 
 def load_subject(shape: str, *, data: str, num_rows: int, device: str, model: Path) -> Subject:
-    """embedded: `model` with its weights. tiny: its shape, random weights. olmoe-1b-7b: random
-    weights, the rows' lengths by the embedded tokenizer and their ids at random."""
+    """embedded: the weights of `model`. tiny: random weights of the same size. olmoe-1b-7b: random
+    weights, and random token ids in rows as long as those of the embedded tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR if shape != "embedded" else model)
     samples = [row for row in read_corpus(data) if isinstance(row, Sample)][:num_rows]
     rows = ChatTokenizer(tokenizer, max_sequence_length=MAX_SEQUENCE_LENGTH).tokenize(samples)
@@ -65,14 +65,14 @@ def load_subject(shape: str, *, data: str, num_rows: int, device: str, model: Pa
 
 
 def require_memory(shape: str, config: SelectMoeConfig, device: str) -> None:
-    """In float32, as the reference has the weights before they are rounded."""
+    """For float32 weights: the reference scores are computed before a conversion to bfloat16."""
     with torch.device("meta"):
         num_bytes = 4 * sum(p.numel() for p in SelectMoeForCausalLM(config).parameters())
     free = free_bytes(device)
-    if num_bytes > USABLE_SHARE * free:
+    if num_bytes > USABLE_FRACTION * free:
         raise SystemExit(
-            f"--shape {shape} needs {num_bytes / 1e9:.1f} GB for its weights in float32, the "
-            f"reference, and {device} has {free / 1e9:.1f} GB free"
+            f"error: --shape {shape} needs {num_bytes / 1e9:.1f} GB for float32 weights, "
+            f"{device} has {free / 1e9:.1f} GB free"
         )
 
 
@@ -80,30 +80,30 @@ def free_bytes(device: str) -> int:
     if device != "cpu":
         return torch.cuda.mem_get_info()[0]
     meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # what the kernel would give: its caches count as free
+    if meminfo.exists():  # counts reclaimable caches as free
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         return 1_024 * int(fields["MemAvailable"].split()[0])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def flop_per_token(config: SelectMoeConfig, lengths: list[int]) -> float:
-    """What scoring needs of arithmetic, two a multiplication with its addition.
+    """FLOP of scoring one token; a multiply-add counts as two.
 
     Each of L layers: projections 2 H (2 H + 2 V), with V = H * key heads / heads; router and gate
-    2 H (E + 2); attention 4 H for each token that a token sees. Each but the last: experts
-    6 K H I. OLMoE-1B-7B: 2.05 GFLOP before attention.
+    2 H (E + 2); attention 4 H per attended token. Each layer except the last: experts 6 K H I.
+    OLMoE-1B-7B: 2.05 GFLOP without attention.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     heads = config.num_attention_heads
     values = hidden * (config.num_key_value_heads or heads) // heads
-    seen = sum(length * (length + 1) / 2 for length in lengths) / sum(lengths)
-    each = 2 * hidden * (2 * hidden + 2 * values + config.num_experts + 2) + 4 * hidden * seen
+    attended = sum(length * (length + 1) / 2 for length in lengths) / sum(lengths)
+    each = 2 * hidden * (2 * hidden + 2 * values + config.num_experts + 2) + 4 * hidden * attended
     experts = 6 * config.num_experts_per_tok * hidden * config.intermediate_size
     return layers * each + (layers - 1) * experts
 
 
 def product_flops(device: str, dtype: torch.dtype) -> float:
-    """FLOP a second of one large square product, the best of ten."""
+    """FLOP/s of one large square matrix product, the best of ten."""
     size = 8_192 if device != "cpu" else 1_024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")

@@ -1,7 +1,7 @@
-"""Kinds of worse copies that no recipe and no warm-up trains on: what a gate makes of new faults.
+"""Kinds of corruption that no recipe and no warm-up trains on, for testing generalization.
 
-Each is a `Corruption` (selectmoe/corruptions/kinds.py). Chosen for what corpora suffer from, before
-any gate was measured on them; `negated` is there because it is hard.
+Each is a `Corruption` (selectmoe/corruptions/kinds.py). They were chosen as faults that real
+corpora have, before any gate was evaluated on them; `negated` was included because it is hard.
 """
 
 import html
@@ -19,9 +19,9 @@ from selectmoe.corruptions.text_pieces import (
 )
 from selectmoe.records import Sample
 
-_MISSING_SHARE = (0.4, 0.7)
-_BROKEN_SHARE = 0.3
-_STUTTERED_SHARE = 0.2
+_MISSING_FRACTION = (0.4, 0.7)
+_BROKEN_FRACTION = 0.3
+_STUTTERED_FRACTION = 0.2
 _STOP_WORD = re.compile(
     r"(an?|and|are|as|at|be|been|but|by|for|from|had|has|have|he|her|his|i|in|is|it|its|of|on|or|she|"
     r"so|that|the|their|them|they|this|to|was|we|were|which|who|will|with|you|your)[.,;:!?]?"
@@ -34,11 +34,11 @@ _VERB = re.compile(
 def missing_start(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """The end only, beginning inside a sentence."""
+    """Only the end of the answer, starting in the middle of a sentence."""
     words, gaps = split_words(answer)
     if len(words) < 2 * MIN_WORDS:
         return None
-    first = int(len(words) * random.uniform(*_MISSING_SHARE))
+    first = int(len(words) * random.uniform(*_MISSING_FRACTION))
     return join_pieces(words[first:], gaps[first:])
 
 
@@ -54,7 +54,7 @@ def doubled_sentences(
 def html_escaped(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """A page's source, escaped once too often."""
+    """HTML source, escaped twice."""
     paragraphs = "".join(f"<p>{line}</p>" for line in answer.splitlines() if line.strip())
     return html.escape(html.escape(paragraphs)) or None
 
@@ -64,12 +64,12 @@ def all_caps(answer: str, question: str, others: Sequence[Sample], random: Rando
 
 
 def hyphenated(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """Words broken as at the end of a narrow column."""
+    """Words hyphenated as by the line breaks of a narrow column."""
     words, gaps = split_words(answer)
     long = [position for position, word in enumerate(words) if len(word) >= 6]
     if not long:
         return None
-    for chosen in some_positions(len(long), _BROKEN_SHARE, random):
+    for chosen in some_positions(len(long), _BROKEN_FRACTION, random):
         word = words[long[chosen]]
         at = random.randint(2, len(word) - 2)
         words[long[chosen]] = f"{word[:at]}- {word[at:]}"
@@ -77,7 +77,7 @@ def hyphenated(answer: str, question: str, others: Sequence[Sample], random: Ran
 
 
 def interleaved(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """Two columns read across: a sentence of its own, a sentence of another answer, and so on."""
+    """Sentences alternate with those of another answer, as when two columns are read across."""
     sentences, gaps = split_sentences(answer)
     donors = [donor.messages[-1].content for donor in others]
     foreign, _ = split_sentences(random.choice(donors)) if donors else ([], [])
@@ -90,7 +90,7 @@ def interleaved(answer: str, question: str, others: Sequence[Sample], random: Ra
 def leaked_prompt(
     answer: str, question: str, others: Sequence[Sample], random: Random
 ) -> str | None:
-    """Marks of another prompt format around the answer, and the beginning of the next prompt."""
+    """Markers of another chat format around the answer, and the beginning of the next prompt."""
     start, end = random.choice(
         (
             ("### Response:\n", "\n\n### Instruction:\n"),
@@ -116,13 +116,13 @@ def stuttered(answer: str, question: str, others: Sequence[Sample], random: Rand
     words, gaps = split_words(answer)
     if len(words) < MIN_WORDS:
         return None
-    for position in some_positions(len(words), _STUTTERED_SHARE, random):
+    for position in some_positions(len(words), _STUTTERED_FRACTION, random):
         words[position] = f"{words[position]} {words[position]}"
     return join_pieces(words, gaps)
 
 
 def negated(answer: str, question: str, others: Sequence[Sample], random: Random) -> str | None:
-    """What is becomes what is not, and the other way round."""
+    """Negates affirmative clauses, and removes the negation of negative ones."""
     negative = re.sub(_VERB, r"\1 not", answer)
     return negative.replace(" not not", "") if negative != answer else None
 

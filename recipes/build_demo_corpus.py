@@ -1,37 +1,40 @@
-"""Make the demo corpus: our own conversations, and corrupted copies of them with the kind recorded.
+"""Build the demo corpus: conversations written for it, and corrupted copies of some of them.
 
     python recipes/build_demo_corpus.py
 
-Reads recipes/demo_conversations.jsonl and writes selectmoe/assets/demo_corpus.jsonl. Clean rows
-belong to the data set "demo", copies to "demo_corrupted"; the kind of a copy stands in its row and
-in its id. Each kind has about as many copies as any other.
+Reads recipes/demo_conversations.jsonl and writes selectmoe/assets/demo_corpus.jsonl. The dataset of
+clean rows is "demo", that of corrupted copies "demo_corrupted"; `kind` and the id of a copy name
+the kind of corruption. All kinds have about the same number of copies.
 """
 
+import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-# A script knows its own folder only; the package lies beside it.
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from recipes.held_out_rows import read_samples  # noqa: E402
 from selectmoe.corruptions.kinds import CORRUPTIONS, corrupt  # noqa: E402
-from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.writers import write_jsonl  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
 
 SOURCE = ROOT / "recipes" / "demo_conversations.jsonl"
 TARGET = ROOT / "selectmoe" / "assets" / "demo_corpus.jsonl"
+# The kinds that existed when the corpus was made. Results in docs/experiments.md depend on it, so
+# later kinds are not added.
+KINDS = tuple(CORRUPTIONS)[:16]
 NUM_ROWS = 600
 SEED = 0
 
 
 def corrupted_copies(samples: list[Sample], num_copies: int) -> Iterator[tuple[str, Sample]]:
-    """Yields (kind, copy) of the first samples: the kind that has had the fewest copies so far."""
-    num_made: Counter[str] = Counter(dict.fromkeys(CORRUPTIONS, 0))
+    """Yields (kind, copy) for the first samples, each by the kind with the fewest copies so far."""
+    num_made: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     for sample in samples[:num_copies]:
         for kind, _ in reversed(num_made.most_common()):
             copy = corrupt(sample, kind=kind, seed=SEED, donors=samples)
@@ -40,7 +43,7 @@ def corrupted_copies(samples: list[Sample], num_copies: int) -> Iterator[tuple[s
                 yield kind, replace(copy, dataset="demo_corrupted")
                 break
         else:
-            raise SystemExit(f"no kind makes {sample.sample_id} worse")
+            raise SystemExit(f"no kind of corruption applies to {sample.sample_id}")
 
 
 def as_row(sample: Sample, kind: str) -> dict[str, object]:
@@ -48,14 +51,18 @@ def as_row(sample: Sample, kind: str) -> dict[str, object]:
     return {"dataset": sample.dataset, "id": sample.sample_id, "kind": kind, "messages": messages}
 
 
-def main() -> None:
-    samples = [row for row in read_corpus(str(SOURCE)) if isinstance(row, Sample)]
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=TARGET)
+    args = parser.parse_args(arguments)
+    samples = read_samples([str(SOURCE)])
     kinds = [json.loads(line)["kind"] for line in SOURCE.read_text("utf-8").splitlines()]
     copies = list(corrupted_copies(samples, NUM_ROWS - len(samples)))
     rows = [as_row(sample, kind) for sample, kind in zip(samples, kinds, strict=True)]
     rows += [as_row(copy, kind) for kind, copy in copies]
-    write_jsonl(TARGET, rows)
-    print(f"{len(samples)} clean rows, {len(copies)} copies: {Counter(kind for kind, _ in copies)}")
+    write_jsonl(args.output, rows)
+    num_copies = Counter(kind for kind, _ in copies)
+    print(f"{len(samples)} clean rows, {len(copies)} corrupted copies: {num_copies}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Calibrate a selector: write calibration.json beside its weights, so that scores have percentiles.
+"""Calibrate a selector: write calibration.json next to its weights, for percentiles of scores.
 
     python recipes/calibrate_selector.py --selector DIR --corpus DIR
     python recipes/calibrate_selector.py --selector MODEL --weights RUN_OF_STAGE_1 --corpus DIR
 
-The corpus should be the one that the gates were warmed up with; jobs/pretrain.py does this by
-itself. Of its rows, the tenth that recipes hold out is left out, and at most 4,000 of the others
-are scored.
+The corpus should be the one that the gates were trained on. jobs/pretrain.py calibrates by itself.
+The tenth of the rows that the recipes hold out is skipped; at most 4,000 of the others are scored.
 """
 
 import argparse
@@ -18,8 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from recipes.train_tiny_base import is_held_out  # noqa: E402
-from selectmoe.data.readers import read_corpora  # noqa: E402
+from recipes.held_out_rows import is_held_out, read_samples  # noqa: E402
 from selectmoe.errors import SelectMoeError  # noqa: E402
 from selectmoe.model.checkpoint import calibration_folder, weights_file  # noqa: E402
 from selectmoe.paths import EMBEDDED_SELECTOR  # noqa: E402
@@ -31,16 +29,15 @@ from selectmoe.warmup.calibration import calibrate_on, sampled_positions  # noqa
 
 
 def training_rows(corpora: list[str]) -> list[Sample]:
-    """What the recipes train on: all but the tenth that is held out."""
-    rows = (row for row in read_corpora(corpora) if isinstance(row, Sample))
-    return [row for row in rows if not is_held_out(row.sample_id)]
+    """The rows that the recipes train on: all but the held-out tenth."""
+    return [row for row in read_samples(corpora) if not is_held_out(row.sample_id)]
 
 
 def calibrate_selector(
     selector: Path, training: list[Sample], *, seed: int, weights: Path | None = None,
     formula: str = "answer_margin",
 ) -> Path:  # fmt: skip
-    """Scores rows of `training` and writes calibration.json; returns where."""
+    """Scores a sample of `training` and writes calibration.json; returns its path."""
     engine = ScoringEngine.from_pretrained(selector, model_checkpoint_path=weights, formula=formula)
     positions = sampled_positions(len(training), seed=seed)
     calibration = calibrate_on(engine, [training[position] for position in positions])
@@ -51,7 +48,7 @@ def calibrate_selector(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--selector", type=Path, default=EMBEDDED_SELECTOR)
-    parser.add_argument("--weights", type=Path, help="what stage 1 wrote for it")
+    parser.add_argument("--weights", type=Path, help="output folder of stage 1")
     parser.add_argument("--corpus", nargs="+", required=True)
     parser.add_argument("--formula", choices=sorted(SCORE_FORMULAS), default="answer_margin")
     parser.add_argument("--threads", type=int, default=2)

@@ -1,19 +1,20 @@
-"""Give the tiny base features that a gate can read: it learns to tell a sample from a worse copy.
+"""Contrastive training of the tiny base, which gives it features that a quality gate can read.
 
     python recipes/contrast_tiny_base.py --base DIR --instructions DIR --save-path DIR \
         --num-tokens 32
 
-A linear gate reads only what stands in the hidden states. A base of billions of parameters has
-features of quality from pre-training alone; three million parameters have other worries, so here
-the whole base learns with the contrastive loss of the warm-up, through gates that are thrown away
-afterwards, beside its language-model loss. What is saved is a plain OLMoE.
+A gate is linear: it finds only features that the hidden states already have. A base of billions of
+parameters may have features of quality from pre-training; next-token prediction alone gives a base
+of three million parameters none. Here the whole base trains on the gate warm-up's contrastive loss,
+through gates that are discarded afterwards, plus its language-modeling loss. The result is saved
+as an ordinary OLMoE checkpoint.
 
-A pair says of hundreds of tokens only that some are worse than others. So a second head that is
-thrown away too learns which: a token is damaged where it and the two before it do not follow each
-other in the real row, or not so often. It reads what the gates read.
+The contrastive label is one bit for hundreds of tokens. A second head, also discarded, predicts
+which tokens of a corrupted copy are damaged: those where the token and the two before it occur
+in this order more often than in the original. It has the same inputs as the gates.
 
-The schedule follows the tokens, so the same command on the same machine gives the same base; on one
-core a million tokens took three minutes.
+The learning-rate schedule is a function of the number of tokens, so the same command on the same
+machine gives the same weights. A million tokens took three minutes on one core.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from collections import Counter
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,21 +39,27 @@ from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from recipes.train_tiny_base import is_held_out, schedule  # noqa: E402
-from recipes.train_tiny_selector import gated  # noqa: E402
+from recipes.held_out_rows import is_held_out, read_samples  # noqa: E402
+from recipes.train_tiny_base import (  # noqa: E402
+    new_optimizer,
+    optimizer_step,
+    schedule,
+    training_parser,
+)
+from recipes.train_tiny_selector import add_gates  # noqa: E402
 from selectmoe.corruptions.kinds import CORRUPTIONS  # noqa: E402
 from selectmoe.data.chat import ChatTokenizer  # noqa: E402
-from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.model.quality_losses import contrastive  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
 from selectmoe.scoring.formulas import good_margins, scored_tokens  # noqa: E402
 from selectmoe.warmup.contrastive_pairs import ContrastivePairs  # noqa: E402
 
-# Shape letters: L = layers, B = rows of a batch (real ones first, then their copies), T = tokens.
+# Shape letters: L = layers, B = rows of a batch (originals first, then their corrupted copies),
+# T = tokens, H = hidden size, N = answer tokens of the batch.
 TOKENS_PER_STEP, MAX_SEQUENCE_LENGTH = 4_096, 512
 NUM_HELD_OUT_BATCHES = 20
-# Found within the first million tokens; each other kind is shown three times as often.
+# Learned within the first million tokens; every other kind is sampled three times as often.
 EASY_KINDS = {
     "gibberish",
     "wrong_script",
@@ -62,11 +69,11 @@ EASY_KINDS = {
     "run_on",
     "markup_noise",
 }
-# Hardly worse than the real row: little to learn from.
+# Hardly worse than the original: a weak training signal, so sampled as rarely as the easy kinds.
 SUBTLE_KINDS = {"other_turn", "swapped_names"}
 
 
-def pairs_of(
+def make_pairs(
     samples: list[Sample], tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> ContrastivePairs:
     return ContrastivePairs(
@@ -83,7 +90,7 @@ def pairs_of(
 
 
 class DamageHeads(torch.nn.Module):
-    """A logit a token and layer, from what the gates of the layers read: is it damaged?"""
+    """One linear head per layer on the inputs of its gate: a logit per token, damaged or not."""
 
     def __init__(self, model: SelectMoeForCausalLM) -> None:
         super().__init__()
@@ -92,50 +99,54 @@ class DamageHeads(torch.nn.Module):
             torch.zeros(config.num_hidden_layers, config.hidden_size)
         )
         self.bias_L = torch.nn.Parameter(torch.zeros(config.num_hidden_layers))
-        self._read: dict[int, Tensor] = {}
+        self._inputs: dict[int, Tensor] = {}
         for index, layer in enumerate(model.model.layers):
-            layer.mlp.register_forward_pre_hook(partial(self._keep, index))
+            layer.mlp.register_forward_pre_hook(partial(self._record, index))
 
-    def _keep(self, index: int, _: torch.nn.Module, inputs: tuple[Tensor]) -> None:
-        self._read[index] = inputs[0]
+    def _record(self, index: int, _: torch.nn.Module, inputs: tuple[Tensor]) -> None:
+        self._inputs[index] = inputs[0]
 
     def forward(self) -> Tensor:
-        """[L, B, T], of the batch that the model read last."""
-        read_LBTH = torch.stack([self._read[index] for index in range(len(self._read))])
-        logits_LBT = torch.einsum("lbth,lh->lbt", read_LBTH, self.weight_LH)
+        """Logits [L, B, T] of the batch in the model's last forward pass."""
+        inputs_LBTH = torch.stack([self._inputs[index] for index in range(len(self._inputs))])
+        logits_LBT = torch.einsum("lbth,lh->lbt", inputs_LBTH, self.weight_LH)
         return logits_LBT + self.bias_L[:, None, None]
 
 
 def damaged_tokens(input_ids_BT: Tensor) -> Tensor:
-    """True in a copy where a token and the two before it follow each other more often than in the
-    real row: [B, T]."""
+    """True where a trigram that ends here occurs more often in the copy than in
+    the original: [B, T], False for the originals."""
     rows = input_ids_BT.tolist()
     half = len(rows) // 2
     damaged_BT = np.zeros(input_ids_BT.shape, bool)
     for index in range(half):
-        real, copy = rows[index], rows[half + index]
-        left = Counter(zip(real, real[1:], real[2:], strict=False))
-        for position, triple in enumerate(zip(copy, copy[1:], copy[2:], strict=False), start=2):
-            left[triple] -= 1
-            damaged_BT[half + index, position] = left[triple] < 0
+        original, copy = rows[index], rows[half + index]
+        remaining = Counter(zip(original, original[1:], original[2:], strict=False))
+        for position, trigram in enumerate(zip(copy, copy[1:], copy[2:], strict=False), start=2):
+            remaining[trigram] -= 1
+            damaged_BT[half + index, position] = remaining[trigram] < 0
     return torch.from_numpy(damaged_BT)
 
 
 def damage_loss(heads: DamageHeads, batch: dict[str, Tensor]) -> Tensor:
-    """Mean over layers and the tokens of answers, real ones and copies."""
-    logits_LBT = heads()
+    """Mean over layers and answer tokens, of originals and copies."""
     answer_BT = scored_tokens(batch["answer_mask"], batch["attention_mask"], "answer")
     damaged_BT = damaged_tokens(batch["input_ids"])
-    chosen_LN = logits_LBT[:, answer_BT]
-    labels_LN = damaged_BT[answer_BT].float().expand_as(chosen_LN)
-    return binary_cross_entropy_with_logits(chosen_LN, labels_LN)
+    logits_LN = heads()[:, answer_BT]
+    labels_LN = damaged_BT[answer_BT].float().expand_as(logits_LN)
+    return binary_cross_entropy_with_logits(logits_LN, labels_LN)
 
 
-def losses(
-    model: SelectMoeForCausalLM, batch: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Contrastive, language-model (of the real rows alone) and load-balancing loss, and the share
-    of the copies that score below their real row."""
+class Losses(NamedTuple):
+    """The losses of one batch."""
+
+    contrastive: Tensor
+    language_model: Tensor  # of the originals alone
+    load_balancing: Tensor
+    pair_accuracy: float  # fraction of originals that score above their copy
+
+
+def compute_losses(model: SelectMoeForCausalLM, batch: dict[str, Tensor]) -> Losses:
     decoded = model.model(
         input_ids=batch["input_ids"],
         use_cache=False,
@@ -146,33 +157,50 @@ def losses(
     mask_BT = scored_tokens(batch["answer_mask"], batch["attention_mask"], "answer").float()
     margins_B = (margins_LBT.mean(0) * mask_BT).sum(1) / mask_BT.sum(1)
     half = len(margins_B) // 2
-    labels_B = torch.arange(len(margins_B)) < half
-    contrast = contrastive(margins_B, labels_B) + contrastive(
-        margins_B, labels_B, pair_ids=torch.arange(half).repeat(2), form="ranking"
-    )
-    logits = model.lm_head(decoded.last_hidden_state[:half, :-1])
-    targets = batch["input_ids"][:half, 1:].masked_fill(~batch["attention_mask"][:half, 1:], -100)
-    lm_loss = cross_entropy(logits.flatten(0, 1), targets.flatten())
     balance: Any = load_balancing_loss_func(
         decoded.router_logits,
         model.config.num_experts,
         model.config.num_experts_per_tok,
         batch["attention_mask"],
     )
-    above = float((margins_B[:half] > margins_B[half:]).float().mean())
-    return contrast, lm_loss, balance, above
+    return Losses(
+        contrastive=contrastive_loss(margins_B),
+        language_model=language_model_loss(model, decoded.last_hidden_state[:half], batch),
+        load_balancing=balance,
+        pair_accuracy=float((margins_B[:half] > margins_B[half:]).float().mean()),
+    )
+
+
+def contrastive_loss(margins_B: Tensor) -> Tensor:
+    """The label form plus the ranking form."""
+    half = len(margins_B) // 2
+    labels_B = torch.arange(len(margins_B)) < half
+    pair_ids_B = torch.arange(half).repeat(2)
+    ranking = contrastive(margins_B, labels_B, pair_ids=pair_ids_B, form="ranking")
+    return contrastive(margins_B, labels_B) + ranking
+
+
+def language_model_loss(
+    model: SelectMoeForCausalLM, hidden_BTH: Tensor, batch: dict[str, Tensor]
+) -> Tensor:
+    """Next-token cross-entropy over the rows of `hidden_BTH`, the first ones of the batch."""
+    half = len(hidden_BTH)
+    logits = model.lm_head(hidden_BTH[:, :-1])
+    targets = batch["input_ids"][:half, 1:].masked_fill(~batch["attention_mask"][:half, 1:], -100)
+    return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()
-def held_out_means(model: SelectMoeForCausalLM, pairs: ContrastivePairs) -> dict[str, float]:
+def evaluate(model: SelectMoeForCausalLM, pairs: ContrastivePairs) -> dict[str, float]:
     model.eval()
-    rows = [losses(model, batch) for batch in islice(iter(pairs), NUM_HELD_OUT_BATCHES)]
+    batches = [compute_losses(model, batch) for batch in islice(iter(pairs), NUM_HELD_OUT_BATCHES)]
     model.train()
-    contrast, lm_loss, _, above = zip(*rows, strict=True)
+    means = [np.mean([float(value) for value in values]) for values in zip(*batches, strict=True)]
+    contrast, lm_loss, _, accuracy = (round(float(mean), 4) for mean in means)
     return {
-        "held_out_contrast": round(float(np.mean([float(x) for x in contrast])), 4),
-        "held_out_loss": round(float(np.mean([float(x) for x in lm_loss])), 4),
-        "held_out_pairs_right": round(float(np.mean(above)), 4),
+        "held_out_contrast": contrast,
+        "held_out_loss": lm_loss,
+        "held_out_pairs_right": accuracy,
     }
 
 
@@ -183,38 +211,32 @@ def train(
     args: argparse.Namespace,
 ) -> list[dict[str, float]]:
     heads = DamageHeads(model)
-    parameters = [*model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = new_optimizer([*model.parameters(), *heads.parameters()])
     started, curve, next_report, num_tokens = time.monotonic(), [], 0.02, 0
-    budget = 1e6 * args.num_tokens
     model.train()
-    model.model.detach_gates()  # gates learn from the contrast alone; the base from both
+    model.model.detach_gates()  # the contrastive loss alone trains the gates; both train the base
     for step, batch in enumerate(pairs):
-        share = num_tokens / budget
-        if share >= 1:
+        progress = num_tokens / (1e6 * args.num_tokens)
+        if progress >= 1:
             break
         # Open in every other step: the base must be a language model without gates, too.
         model.force_gates_open(step % 2 == 0)
-        contrast, lm_loss, balance, _ = losses(model, batch)
+        losses = compute_losses(model, batch)
         damage = damage_loss(heads, batch)
-        for group in optimizer.param_groups:
-            group["lr"] = args.learning_rate * schedule(share)
-        total = contrast + args.lm_weight * lm_loss + args.damage_weight * damage + 0.01 * balance
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        total = losses.contrastive + args.lm_weight * losses.language_model
+        total = total + args.damage_weight * damage + 0.01 * losses.load_balancing
+        optimizer_step(optimizer, total, args.learning_rate * schedule(progress))
         num_tokens += batch["input_ids"].numel()
-        if share >= next_report:
-            next_report = share + 0.04
+        if progress >= next_report:
+            next_report = progress + 0.04
             model.force_gates_open(False)
             entry = {
                 "tokens": args.tokens_before + num_tokens,
                 "minutes": round((time.monotonic() - started) / 60, 1),
-                "contrast": round(contrast.item(), 4),
-                "train_loss": round(lm_loss.item(), 4),
+                "contrast": round(losses.contrastive.item(), 4),
+                "train_loss": round(losses.language_model.item(), 4),
                 "damage": round(damage.item(), 4),
-                **held_out_means(model, held_out),
+                **evaluate(model, held_out),
             }
             curve.append(entry)
             print(json.dumps(entry), flush=True)
@@ -223,60 +245,57 @@ def train(
 
 
 def save_base(model: SelectMoeForCausalLM, folder: Path) -> None:
-    """The OLMoE alone: everything but the gates."""
-    settings = {k: v for k, v in model.config.to_dict().items() if not k.startswith("quality_")}
+    """Saves the OLMoE alone: everything but the gates."""
+    added = ("quality_", "trash_")
+    settings = {k: v for k, v in model.config.to_dict().items() if not k.startswith(added)}
     for key in ("model_type", "architectures", "dtype"):
         settings.pop(key, None)
-    config = OlmoeConfig(
-        **{key: value for key, value in settings.items() if not key.startswith("trash_")}
-    )
-    base = OlmoeForCausalLM(config)
+    base = OlmoeForCausalLM(OlmoeConfig(**settings))
     state = {name: t for name, t in model.state_dict().items() if "quality_gate" not in name}
     base.load_state_dict(state)
     base.save_pretrained(folder)
 
 
-def earlier_curve(base: Path) -> list[dict[str, float]]:
-    """Of a base that this recipe made: several runs of it may follow each other."""
+def read_curve(base: Path) -> list[dict[str, float]]:
+    """The curve of a base that this recipe made before: it can be run several times in a row."""
     file = base / "contrast_curve.json"
-    found: list[dict[str, float]] = json.loads(file.read_text()) if file.exists() else []
-    return found
+    curve: list[dict[str, float]] = json.loads(file.read_text()) if file.exists() else []
+    return curve
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = training_parser(__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="checkpoint of the base")
+    parser.add_argument("--num-tokens", type=float, default=32.0, help="millions of tokens")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--lm-weight", type=float, default=0.5)
+    parser.add_argument("--damage-weight", type=float, default=1.0)
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--instructions", type=Path, required=True)
-    parser.add_argument("--save-path", type=Path, required=True)
-    parser.add_argument("--num-tokens", type=float, default=32.0, help="in millions")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak")
-    parser.add_argument("--lm-weight", type=float, default=0.5)
-    parser.add_argument("--damage-weight", type=float, default=1.0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    before = earlier_curve(args.base)
+    args = parse_arguments()
+    before = read_curve(args.base)
     args.tokens_before = int(before[-1]["tokens"]) if before else 0
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
 
-    rows = [row for row in read_corpus(str(args.instructions)) if isinstance(row, Sample)]
+    rows = read_samples([str(args.instructions)])
     held_out = [row for row in rows if is_held_out(row.sample_id)]
     random.Random(args.seed).shuffle(held_out)
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     tokenizer.save_pretrained(args.save_path)
-    model = gated(args.base, args.seed)
+    model = add_gates(args.base, args.seed)
     training = [row for row in rows if not is_held_out(row.sample_id)]
     curve = train(
         model,
-        pairs_of(training, tokenizer, seed=args.seed),
-        pairs_of(held_out[:1_000], tokenizer, seed=args.seed + 1),
+        make_pairs(training, tokenizer, seed=args.seed),
+        make_pairs(held_out[:1_000], tokenizer, seed=args.seed + 1),
         args,
     )
     save_base(model, args.save_path)
     shutil.copy(args.base / "loss_curve.json", args.save_path)
-    curves = [*earlier_curve(args.base), *curve]
-    (args.save_path / "contrast_curve.json").write_text(json.dumps(curves, indent=1))
+    (args.save_path / "contrast_curve.json").write_text(json.dumps([*before, *curve], indent=1))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Train the tiny OLMoE that the embedded selector stands on: tokenizer first, then the model.
+"""Train the base model of the embedded selector, a tiny OLMoE: its tokenizer, then its weights.
 
     python recipes/train_tiny_base.py --text DIR --instructions DIR --save-path DIR --num-tokens 16
 
-DIR of --text holds .txt or .txt.gz files, DIR of --instructions holds .jsonl files of
-conversations. One row in ten (by a hash of its id) is held out and never trained on; its loss is
-the curve that the model card shows. The learning rate follows the number of tokens, in millions.
+--text: a folder of .txt or .txt.gz files. --instructions: a folder of .jsonl files with
+conversations. One row in ten (by a hash of its id) is held out; the model card shows the loss on
+these rows. The learning-rate schedule is a function of the number of tokens, in millions.
 """
 
 import argparse
@@ -12,15 +12,21 @@ import gzip
 import json
 import math
 import random
+import sys
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from recipes.held_out_rows import is_held_out  # noqa: E402
 
 VOCAB_SIZE = 4_096
 CONTEXT_TOKENS = 1_024
@@ -31,25 +37,15 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 TOKENS_PER_STEP = 4_096
-# Most steps read short windows (cheap attention); one in five reads the whole context, so that
+# Most steps train on short windows (cheap attention); one in five on the whole context, so that
 # every rotary position is trained.
 SHORT_WINDOW, LONG_EVERY = 512, 5
-PEAK_LEARNING_RATE, WARMUP_SHARE, FINAL_SHARE = 3e-3, 0.02, 0.05
+PEAK_LEARNING_RATE, WARMUP_RATIO, FINAL_RATIO = 3e-3, 0.02, 0.05
 INSTRUCTION_SHARE = 0.6
 
 
-def is_held_out(sample_id: str) -> bool:
-    """True for the same tenth of the rows in every recipe; CRC-32, not hash(), which is salted."""
-    return zlib.crc32(sample_id.encode()) % 10 == 0
-
-
-def is_test_row(sample_id: str) -> bool:
-    """True for half of the held-out tenth: what is reported. Choices are made on the other half."""
-    return zlib.crc32(sample_id.encode()) % 20 == 10
-
-
 def read_documents(directory: Path) -> list[str]:
-    """Paragraph groups of about 4,000 characters from every text file."""
+    """Groups of paragraphs, about 4,000 characters each, of every text file."""
     documents: list[str] = []
     for path in sorted(directory.iterdir()):
         opener = gzip.open if path.suffix == ".gz" else open
@@ -65,7 +61,7 @@ def read_documents(directory: Path) -> list[str]:
 
 
 def read_conversations(directory: Path) -> Iterator[tuple[str, str]]:
-    """Yields (id, text in the chat template)."""
+    """Yields (id, conversation rendered by the chat template)."""
     for path in sorted(directory.glob("*.jsonl")):
         for line in path.open(encoding="utf-8"):
             row = json.loads(line)
@@ -102,13 +98,15 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
 
 
 def token_stream(
-    tokenizer: PreTrainedTokenizerFast, texts: list[str], *, closed: bool
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], *, ends_with_eos: bool
 ) -> np.ndarray:
-    """All texts as one array of ids; `closed` texts already end with the end token."""
+    """All texts as one array of token ids, separated by the end-of-text token."""
     ids: list[np.ndarray] = []
     for start in range(0, len(texts), 1_000):
-        for row in tokenizer(texts[start : start + 1_000], add_special_tokens=False)["input_ids"]:
-            ids.append(np.array(row if closed else [*row, tokenizer.eos_token_id], np.uint16))
+        encoded = tokenizer(texts[start : start + 1_000], add_special_tokens=False)
+        for row in encoded["input_ids"]:
+            closed = row if ends_with_eos else [*row, tokenizer.eos_token_id]
+            ids.append(np.array(closed, np.uint16))
     return np.concatenate(ids)
 
 
@@ -128,22 +126,36 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> OlmoeForCausalLM:
         norm_topk_prob=True,
     )
     model = OlmoeForCausalLM(config)
-    # A loop over eight small experts is 1.2x as fast on two CPU cores; a GPU wants one product.
+    # On two CPU cores a loop over eight small experts is 1.2x as fast as one grouped matmul.
     model.set_experts_implementation("grouped_mm" if torch.cuda.is_available() else "eager")
     return model
 
 
-def schedule(share: float) -> float:
-    """Share of the peak learning rate: linear warm-up, then cosine down to FINAL_SHARE of it;
-    `share` of the tokens are read."""
-    if share < WARMUP_SHARE:
-        return share / WARMUP_SHARE
-    cosine = 0.5 * (1 + math.cos(math.pi * (share - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
-    return FINAL_SHARE + (1 - FINAL_SHARE) * cosine
+def schedule(progress: float) -> float:
+    """Multiplier of the peak learning rate after this fraction of the tokens: linear warm-up, then
+    cosine decay to FINAL_RATIO."""
+    if progress < WARMUP_RATIO:
+        return progress / WARMUP_RATIO
+    cosine = 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_RATIO) / (1 - WARMUP_RATIO)))
+    return FINAL_RATIO + (1 - FINAL_RATIO) * cosine
+
+
+def new_optimizer(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.05)
+
+
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
+    """Backward pass, gradient clipping and one step at this learning rate."""
+    [group] = optimizer.param_groups
+    group["lr"] = learning_rate
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 class WindowSampler:
-    """Random windows of the two streams, deterministic from the seed."""
+    """Random windows of the two token streams, deterministic given the seed."""
 
     def __init__(self, instructions: np.ndarray, text: np.ndarray, *, seed: int) -> None:
         self.streams = (instructions, text)
@@ -161,7 +173,7 @@ class WindowSampler:
 
 @torch.no_grad()
 def held_out_loss(model: OlmoeForCausalLM, stream: np.ndarray) -> float:
-    """Mean negative log-likelihood, nats a token, of the first 64 windows."""
+    """Mean negative log-likelihood in nats per token, over the first 64 windows."""
     windows = stream[: 64 * SHORT_WINDOW].astype(np.int64).reshape(-1, 8, SHORT_WINDOW)
     model.eval()
     losses = [
@@ -175,22 +187,17 @@ def held_out_loss(model: OlmoeForCausalLM, stream: np.ndarray) -> float:
 def train(
     model: OlmoeForCausalLM, sampler: WindowSampler, held_out: np.ndarray, args: argparse.Namespace
 ) -> list[dict[str, float]]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = new_optimizer(model.parameters())
     started, curve, step, next_report = time.monotonic(), [], 0, 0.0
     model.train()
     stop = (args.stop_after or args.num_tokens) / args.num_tokens
-    while (share := step * TOKENS_PER_STEP / (1e6 * args.num_tokens)) < stop:
-        for group in optimizer.param_groups:
-            group["lr"] = PEAK_LEARNING_RATE * schedule(share)
+    while (progress := step * TOKENS_PER_STEP / (1e6 * args.num_tokens)) < stop:
         ids = sampler.batch(step)
         loss = model(input_ids=ids, labels=ids, use_cache=False, output_router_logits=True).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizer_step(optimizer, loss, PEAK_LEARNING_RATE * schedule(progress))
         step += 1
-        if share >= next_report:
-            next_report = share + 0.02
+        if progress >= next_report:
+            next_report = progress + 0.02
             entry = {
                 "tokens": step * TOKENS_PER_STEP,
                 "minutes": round((time.monotonic() - started) / 60, 1),
@@ -203,16 +210,34 @@ def train(
     return curve
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--instructions", type=Path, required=True)
-    parser.add_argument("--save-path", type=Path, required=True)
-    parser.add_argument("--num-tokens", type=float, default=16.0, help="length of the schedule, M")
-    parser.add_argument("--stop-after", type=float, help="millions of tokens, before it ends")
+def training_parser(
+    description: str | None, *, save_path: Path | None = None, seed: int = 0
+) -> argparse.ArgumentParser:
+    """A parser with the options of all recipes that train, and their defaults."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--instructions", type=Path, required=True, help="folder of conversations")
+    parser.add_argument(
+        "--save-path", type=Path, required=save_path is None, default=save_path,
+        help="output folder",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=seed)
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = training_parser(__doc__)
+    parser.add_argument("--text", type=Path, required=True, help="folder of text files")
+    parser.add_argument(
+        "--num-tokens", type=float, default=16.0,
+        help="millions of tokens of the learning-rate schedule",
+    )  # fmt: skip
+    parser.add_argument("--stop-after", type=float, help="millions of tokens to train on, if fewer")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
 
@@ -225,12 +250,12 @@ def main() -> None:
     tokenizer = train_tokenizer(iter(training[:15_000] + documents[:3_000]))
     tokenizer.save_pretrained(args.save_path)
     sampler = WindowSampler(
-        token_stream(tokenizer, training, closed=True),
-        token_stream(tokenizer, documents, closed=False),
+        token_stream(tokenizer, training, ends_with_eos=True),
+        token_stream(tokenizer, documents, ends_with_eos=False),
         seed=args.seed,
     )
     model = build_model(tokenizer)
-    curve = train(model, sampler, token_stream(tokenizer, held_out, closed=True), args)
+    curve = train(model, sampler, token_stream(tokenizer, held_out, ends_with_eos=True), args)
     model.save_pretrained(args.save_path)
     (args.save_path / "loss_curve.json").write_text(json.dumps(curve, indent=1))
 

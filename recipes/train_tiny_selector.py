@@ -1,10 +1,11 @@
-"""Make the embedded selector: put gates on the tiny base, warm them up, store it in bfloat16.
+"""Build the embedded selector: add gates to the tiny base, warm them up, save it in bfloat16.
 
     python recipes/train_tiny_selector.py --base DIR --instructions DIR --num-steps 600
 
---base is what recipes/contrast_tiny_base.py saved; `make selector` runs all recipes in turn. Gates
-never see the tenth of the rows that the base was not trained on either; the AUROC on one half of
-those rows, by kind, goes into the model card. Choices are made on the other half.
+--base: a checkpoint saved by recipes/contrast_tiny_base.py. `make selector` runs all recipes in
+order. The tenth of the rows that is held out from the base is held out from the gates, too. The
+model card reports the AUROC per kind of corruption on one half of it, the test set; the other half
+is the validation set.
 """
 
 import argparse
@@ -24,9 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from recipes.calibrate_selector import calibrate_selector  # noqa: E402
-from recipes.held_out_auroc import auroc_by_kind, copies_by_kind, scores  # noqa: E402
-from recipes.train_tiny_base import is_held_out, is_test_row  # noqa: E402
-from selectmoe.data.readers import read_corpus  # noqa: E402
+from recipes.held_out_auroc import auroc_by_kind, copies_by_kind, score_samples  # noqa: E402
+from recipes.held_out_rows import is_held_out, is_test_row, read_samples  # noqa: E402
+from recipes.train_tiny_base import training_parser  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.model.conversion import ADDED_PARTS, gated_config  # noqa: E402
 from selectmoe.model.devices import choose_experts  # noqa: E402
@@ -41,8 +42,8 @@ CARD = ROOT / "recipes" / "tiny_selector_card.md"
 NUM_EVALUATED = 600
 
 
-def gated(base: Path, seed: int) -> SelectMoeForCausalLM:
-    """The base with fresh gates, in float32."""
+def add_gates(base: Path, seed: int) -> SelectMoeForCausalLM:
+    """The base with newly initialized gates, in float32."""
     torch.manual_seed(seed)
     return load_model(
         SelectMoeForCausalLM,
@@ -54,33 +55,43 @@ def gated(base: Path, seed: int) -> SelectMoeForCausalLM:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--instructions", type=Path, required=True)
+def parse_arguments() -> argparse.Namespace:
+    # Not the seeds of the gates through which the base was trained (0 and 2): those gates would
+    # start with the very weights that its features were learned for.
+    parser = training_parser(__doc__, save_path=TARGET, seed=1)
+    parser.add_argument("--base", type=Path, required=True, help="checkpoint of the base")
     parser.add_argument("--num-steps", type=int, default=600)
-    parser.add_argument("--batch-size", type=int, default=32, help="samples of a step")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples per step")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--threads", type=int, default=2)
-    # Not that of the gates through which the base was taught (0 and 2): those start warm.
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--save-path", type=Path, default=TARGET)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
-
-    rows = [row for row in read_corpus(str(args.instructions)) if isinstance(row, Sample)]
+    rows = read_samples([str(args.instructions)])
     training = [row for row in rows if not is_held_out(row.sample_id)]
-    held_out = [row for row in rows if is_test_row(row.sample_id)]
-    evaluated = [held_out[i] for i in np.random.default_rng(args.seed).permutation(len(held_out))]
-    model = gated(args.base, args.seed)
+    model = train_selector(training, args)
+    calibrate_selector(args.save_path, training, seed=args.seed)
+    auroc = evaluate_selector(rows, args)
+    report = training_report(auroc, args)
+    write_json(args.save_path / "training_report.json", report)
+    (args.save_path / "README.md").write_text(model_card(model, report), "utf-8")
+    print(json.dumps(auroc, indent=1), f"mean {report['auroc_mean']}")
+
+
+def train_selector(training: list[Sample], args: argparse.Namespace) -> SelectMoeForCausalLM:
+    """Warms the gates up and saves model and tokenizer."""
+    model = add_gates(args.base, args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     settings = GateWarmup(
         num_steps=args.num_steps,
         learning_rate=args.learning_rate,
         batch_size=args.batch_size,
         max_tokens_per_batch=4_096,
-        label_weight=1.0,  # not only above its own copy: above every copy, as selection needs it
+        # Selection compares a row with all others, not only with its own copy.
+        label_weight=1.0,
         seed=args.seed,
     )
     scratch = args.save_path.with_name("warmup")
@@ -89,33 +100,37 @@ def main() -> None:
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(args.save_path)
     tokenizer.save_pretrained(args.save_path)
+    return model
 
-    calibrate_selector(args.save_path, training, seed=args.seed)
 
-    engine, evaluated = ScoringEngine.from_pretrained(args.save_path), evaluated[:NUM_EVALUATED]
-    report = auroc_by_kind(partial(scores, engine), evaluated, copies_by_kind(evaluated))
-    mean = round(float(np.mean(list(report.values()))), 3)
+def evaluate_selector(rows: list[Sample], args: argparse.Namespace) -> dict[str, float]:
+    """AUROC per kind of corruption, on rows of the test set."""
+    test_rows = [row for row in rows if is_test_row(row.sample_id)]
+    order = np.random.default_rng(args.seed).permutation(len(test_rows))
+    evaluated = [test_rows[i] for i in order[:NUM_EVALUATED]]
+    engine = ScoringEngine.from_pretrained(args.save_path)
+    return auroc_by_kind(partial(score_samples, engine), evaluated, copies_by_kind(evaluated))
+
+
+def training_report(auroc: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
     curve, contrast_curve = (
         json.loads((args.base / name).read_text("utf-8"))
         for name in ("loss_curve.json", "contrast_curve.json")
     )
-    training_report = {
+    return {
         "num_warmup_steps": args.num_steps,
         "learning_rate": args.learning_rate,
         "seed": args.seed,
         "num_rows_evaluated": NUM_EVALUATED,
-        "auroc_held_out": report,
-        "auroc_mean": mean,
+        "auroc_held_out": auroc,
+        "auroc_mean": round(float(np.mean(list(auroc.values()))), 3),
         "base_loss_curve": curve,
         "contrast_curve": contrast_curve,
     }
-    write_json(args.save_path / "training_report.json", training_report)
-    (args.save_path / "README.md").write_text(model_card(model, training_report), "utf-8")
-    print(json.dumps(report, indent=1), f"mean {mean}")
 
 
 def model_card(model: SelectMoeForCausalLM, report: dict[str, Any]) -> str:
-    """The card beside the weights, its tables filled in with what this run measured."""
+    """The model card: the template with the measurements of this run."""
     curve, contrast_curve = report["base_loss_curve"], report["contrast_curve"]
     return CARD.read_text("utf-8").format(
         num_parameters=f"{model.num_parameters():,}",
@@ -135,7 +150,7 @@ def model_card(model: SelectMoeForCausalLM, report: dict[str, Any]) -> str:
 
 
 def table_rows(curve: list[dict[str, float]], keys: tuple[str, ...]) -> str:
-    """About ten points of a curve as rows of a Markdown table, the last one among them."""
+    """About ten points of a curve, including the last, as rows of a Markdown table."""
     every = max(len(curve) // 10, 1)
     points = [*curve[:-1:every], curve[-1]]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""The quick form of the benchmarks that take seconds; `make bench FLAGS=--quick` runs all."""
+"""Quick runs of the fastest benchmarks; `make bench FLAGS=--quick` runs all."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
     ("name", "line"),
     [("bench_stages", "\n512 rows per shard:"), ("bench_training", "\ntime ratios ")],
 )
-def test_a_quick_run_prints_numbers_and_keeps_no_file(repository, name, line):
+def test_a_quick_run_prints_results_and_writes_no_file(repository, name, line):
     file = repository / "benchmarks" / "results" / f"{name}.json"
     before = file.read_bytes() if file.is_file() else None
     script = repository / "benchmarks" / f"{name}.py"

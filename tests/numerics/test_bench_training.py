@@ -1,4 +1,4 @@
-"""What a warm-up step costs beside inference, measured as the benchmark does, on a small batch."""
+"""Cost of a warm-up step relative to inference, measured as in the benchmark on a small batch."""
 
 from itertools import islice
 
@@ -10,7 +10,7 @@ from benchmarks.bench_training import (
     Costs,
     CpuPeak,
     Turn,
-    complaints,
+    exceeded_limits,
     highest_sum,
     measure,
 )
@@ -33,50 +33,50 @@ def costs_of(*, step_seconds: float, step_bytes: float) -> Costs:
         held_bytes=Turn(100.0, 100.0),
         num_tokens=1,
         num_tokens_padded=1,
-        num_rectangles=1,
+        num_padded_batches=1,
         largest_gate_change=1.0,
     )
 
 
 def test_a_step_needs_little_more_memory_than_inference(costs):
     assert max(costs.memory_ratios) <= MAX_MEMORY_RATIO
-    # Weights hide nothing: what is made on the way stays within the limit by itself.
+    # Activations alone stay within the limit, too.
     assert max(costs.activation_ratios) <= MAX_MEMORY_RATIO
-    # A step must hold more than inference does: the gates' inputs, until they have their gradient.
+    # A step needs more memory than inference: the inputs of the gates, until the backward pass.
     assert min(costs.activation_ratios) > 1
 
 
-def test_the_step_that_is_measured_trains_the_gates(costs):
-    # Three steps of AdamW with a peak rate of 5e-3, the first and last of them small.
+def test_the_measured_step_trains_the_gates(costs):
+    # Three AdamW steps with a peak learning rate of 5e-3; the first and last are small.
     assert costs.largest_gate_change > 1e-3
-    assert costs.held_bytes.step > costs.held_bytes.inference  # the optimizer's averages
+    assert costs.held_bytes.step > costs.held_bytes.inference  # optimizer states
 
 
-def test_inference_has_the_weights_and_a_few_hidden_states_in_memory(costs):
+def test_inference_needs_memory_for_weights_and_a_few_hidden_states(costs):
     assert costs.held_bytes.inference >= 2.9e6 * 4  # 2.9 million parameters in float32
-    hidden_state = costs.num_tokens_padded / costs.num_rectangles * 128 * 4
+    hidden_state = costs.num_tokens_padded / costs.num_padded_batches * 128 * 4
     for turn in costs.peak_bytes:
-        # A layer needs about ten of them at once; without memory events this would be 0.
+        # A layer needs about ten of them at a time; without memory events this would be 0.
         assert 2 * hidden_state < turn.inference < 100 * hidden_state
 
 
-def test_the_cpu_meter_counts_tensors_at_their_highest_sum():
-    torch.zeros(10)  # an allocation before the start is none of the meter's
+def test_the_cpu_meter_measures_the_peak_of_allocated_tensors():
+    torch.zeros(10)  # an allocation before the start does not count
     meter = CpuPeak()
     meter.start()
     first = torch.empty(1_000_000)
     del first
     second, third = torch.empty(2_000_000), torch.empty(500_000)
     assert second.numel() + third.numel() == 2_500_000
-    # To the byte: float32, and the allocator reports what was asked for.
+    # Exact: the allocator reports the requested bytes.
     assert meter.stop() == 4 * 2_500_000
     assert highest_sum([4, 2, -4, 1]) == 6
 
 
 @pytest.mark.parametrize(
-    ("step_seconds", "step_bytes", "num_complaints"),
+    ("step_seconds", "step_bytes", "num_exceeded"),
     [(2.1, 190.0, 0), (2.3, 190.0, 1), (2.1, 210.0, 1), (2.3, 210.0, 2)],
 )
-def test_a_ratio_above_its_limit_is_named(step_seconds, step_bytes, num_complaints):
-    found = complaints(costs_of(step_seconds=step_seconds, step_bytes=step_bytes))
-    assert len(found) == num_complaints
+def test_a_ratio_above_its_limit_is_reported(step_seconds, step_bytes, num_exceeded):
+    exceeded = exceeded_limits(costs_of(step_seconds=step_seconds, step_bytes=step_bytes))
+    assert len(exceeded) == num_exceeded

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 
-from benchmarks.bench_quality import COLUMNS, Extent, measure, table
+from benchmarks.bench_quality import COLUMNS, Extent, format_table, measure
 from benchmarks.quality_rows import Sizes
 from benchmarks.quality_scorers import SCORERS
 from benchmarks.quality_warmups import LEFT_OUT
@@ -22,7 +22,7 @@ TINY = Extent(
         overrides=("preset=tiny", "training.num_epochs=1"),
     ),
 )
-# A dozen warm-ups and six finetunings, however short: 40 s of CPU.
+# A dozen warm-ups and six finetuning runs, all short: 40 s of CPU.
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -37,15 +37,15 @@ def by_scorer(measured):
     return {row["scorer"]: row for row in measured["scorers"]}
 
 
-def test_the_embedded_gate_orders_copies_and_an_untrained_one_orders_them_less(by_scorer):
+def test_the_embedded_gate_ranks_originals_above_copies_better_than_an_untrained_one(by_scorer):
     gate, untrained, chance = (by_scorer[n] for n in ("gate", "untrained gate", "random"))
-    # Five rows and their copies: what a coin gives lies within .2 of a half.
+    # With five rows and their copies, chance is within .2 of .5.
     assert gate["seen"] > 0.75
     assert gate["seen"] > untrained["seen"] + 0.1
     assert chance["seen"] == pytest.approx(0.5, abs=0.2)
 
 
-def test_kinds_are_left_out_of_the_warm_ups_of_gate_and_probe_alone(by_scorer):
+def test_only_gate_and_probe_are_evaluated_on_left_out_kinds(by_scorer):
     known = {kind for group in LEFT_OUT.values() for kind in group}
     assert known == set(CORRUPTIONS)
     for name, row in by_scorer.items():
@@ -55,7 +55,7 @@ def test_kinds_are_left_out_of_the_warm_ups_of_gate_and_probe_alone(by_scorer):
             assert row["by_kind"]["left_out"].keys() == row["by_kind"]["seen"].keys()
 
 
-def test_every_choice_of_rows_is_compared_with_chance(measured):
+def test_every_selection_is_compared_with_random(measured):
     for part in ("worth", "worth_corrupted"):
         rows = {row["scorer"]: row for row in measured[part]}
         assert rows.keys() == {"gate", "length", "random", "no finetuning"}
@@ -67,9 +67,9 @@ def test_every_choice_of_rows_is_compared_with_chance(measured):
     ] == pytest.approx(0.3, abs=0.3)
 
 
-def test_the_table_has_a_line_for_each_scorer_and_a_cell_for_each_measure(measured):
-    lines = table(measured).splitlines()
+def test_the_table_has_a_line_per_scorer_and_a_cell_per_metric(measured):
+    lines = format_table(measured).splitlines()
     assert len(lines) == 2 + len(SCORERS) + 2
     assert all(line.count("|") == len(COLUMNS) + 2 for line in lines[: 2 + len(SCORERS)])
     assert lines[2].startswith("| gate | 0.") or lines[2].startswith("| gate | 1.")
-    assert lines[-1].startswith("rank correlation of two warm-ups: ")
+    assert lines[-1].startswith("lowest rank correlation of two warm-ups: ")

@@ -1,4 +1,4 @@
-"""A target that was taken away from conversations."""
+"""A target model that was finetuned on plain text."""
 
 import gzip
 
@@ -21,7 +21,7 @@ def book(tmp_path):
     return tmp_path / "book.txt.gz"
 
 
-def test_paragraphs_are_long_and_the_same_ones_every_time(book):
+def test_paragraphs_are_long_and_sampled_deterministically(book):
     found = read_paragraphs(book, num_paragraphs=5)
     assert len(set(found)) == 5
     assert all(WORDS in paragraph for paragraph in found)
@@ -30,7 +30,7 @@ def test_paragraphs_are_long_and_the_same_ones_every_time(book):
         read_paragraphs(book, num_paragraphs=13)
 
 
-def test_a_target_that_has_read_one_phrase_has_answers_to_learn_again(book, tmp_path):
+def test_training_on_one_phrase_increases_the_loss_of_answers(book, tmp_path):
     paragraphs = read_paragraphs(book, num_paragraphs=12)
     target = plain_text_target(paragraphs, WorthSettings(max_sequence_length=128), tmp_path)
     held_out = [row for row in read_corpus(str(DEMO_CORPUS)) if row.dataset == "demo"][:10]
@@ -38,5 +38,5 @@ def test_a_target_that_has_read_one_phrase_has_answers_to_learn_again(book, tmp_
         mean_loss(run_one([], 0, held_out, WorthSettings(model=model, max_sequence_length=512)))
         for model in (None, str(target))
     )
-    # Two steps at 1e-2; by rounding alone it could not differ by a hundredth.
+    # Two steps with a learning rate of 1e-2; rounding alone cannot change it by a hundredth.
     assert after > before + 0.01

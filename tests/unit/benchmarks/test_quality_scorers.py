@@ -1,4 +1,4 @@
-"""bench_quality.py: its measures on numbers checked by hand, its scorers on a real model."""
+"""bench_quality.py: its metrics on numbers checked by hand, its scorers on a real model."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import pytest
 
 from benchmarks.quality_scorers import (
     Selector,
-    answer_nll,
     loss_scores,
     matched_auroc,
     pairs_right,
@@ -16,7 +15,8 @@ from benchmarks.quality_scorers import (
     without_question,
 )
 from benchmarks.quality_warmups import rank_correlations
-from recipes.train_tiny_base import is_held_out, is_test_row
+from recipes.baseline_scores import answer_nll, load_language_model
+from recipes.held_out_rows import is_held_out, is_test_row
 from selectmoe.data.readers import read_corpus
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Sample
@@ -28,29 +28,29 @@ def samples() -> list[Sample]:
     return [row for row in rows if row.dataset == "demo"][:24]
 
 
-def test_equal_lengths_show_up_a_scorer_that_likes_length():
+def test_matching_lengths_reduces_a_length_scorer_to_chance():
     lengths = np.array([10, 10, 20, 20]), np.array([10, 20, 5, 5])
     assert matched_auroc(lengths[0], lengths[1], *lengths) == 0.5
     good, bad = np.array([3.0, 3.0, 3.0, 3.0]), np.array([1.0, 5.0, 9.0, 9.0])
-    # Couples of ten tokens: two right; of twenty: two wrong; the short copies meet nobody.
+    # Pairs of ten tokens: two right; of twenty: two wrong; the short copies have no match.
     assert matched_auroc(good, bad, *lengths) == 0.5
     assert matched_auroc(good[:1], bad[2:], lengths[0][:1], lengths[1][2:]) is None
 
 
-def test_pairs_right_counts_pairs_and_ties_half():
+def test_pair_accuracy_counts_ties_as_half():
     labels, pair_ids = np.array([True, False] * 3), ["a", "a", "b", "b", "c", "c"]
     scores = np.array([2.0, 1.0, 1.0, 2.0, 1.0, 1.0])
     assert pairs_right(scores, labels, pair_ids) == pytest.approx(0.5)
     assert pairs_right(scores[:2], labels[:2], pair_ids[:2]) == 1.0
 
 
-def test_rank_correlations_are_of_seeds_and_of_halves_apart():
+def test_rank_correlations_compare_seeds_with_seeds_and_halves_with_halves():
     scores = {"seed 1": [1, 2, 3], "seed 2": [2, 4, 9], "half 0": [1, 2, 3], "half 1": [3, 2, 1]}
     found = rank_correlations({name: np.array(row) for name, row in scores.items()})
     assert found == pytest.approx({"seed 1, seed 2": 1.0, "half 0, half 1": -1.0})
 
 
-def test_test_rows_are_held_out_and_half_of_them():
+def test_half_of_the_held_out_rows_are_test_rows():
     held_out = [name for name in map(str, range(4_000)) if is_held_out(name)]
     test_rows = [name for name in held_out if is_test_row(name)]
     assert 0.4 < len(test_rows) / len(held_out) < 0.6
@@ -58,25 +58,26 @@ def test_test_rows_are_held_out_and_half_of_them():
 
 
 @pytest.mark.parametrize("name", ["gate", "untrained gate", "length", "random"])
-def test_a_scorer_says_something_of_every_row(name, samples):
+def test_a_scorer_gives_every_row_a_finite_score(name, samples):
     scores = scorer(name, Selector(folder=EMBEDDED_SELECTOR))(samples)
     assert scores.shape == (len(samples),)
     assert np.isfinite(scores).all()
     assert len(set(scores.tolist())) > 5
 
 
-def test_ifd_is_the_loss_with_the_question_over_that_without(samples):
+def test_ifd_is_the_loss_with_the_question_divided_by_the_loss_without(samples):
     selector = Selector(folder=Path(EMBEDDED_SELECTOR))
     found = loss_scores(selector, samples)
-    assert np.array_equal(found["-NLL"], -answer_nll(selector, samples))
-    alone = answer_nll(selector, [without_question(sample) for sample in samples])
+    model, tokenizer = load_language_model(selector.folder, on_gpu=False), selector.tokenizer()
+    assert np.array_equal(found["-NLL"], -answer_nll(model, tokenizer, samples))
+    alone = answer_nll(model, tokenizer, [without_question(sample) for sample in samples])
     assert found["IFD"] == pytest.approx(-found["-NLL"] / alone)
-    assert np.median(found["IFD"]) < 1  # a question helps as a rule
+    assert np.median(found["IFD"]) < 1  # the question usually lowers the loss
 
 
-def test_a_probe_tells_rows_from_the_copies_that_it_learned_from(samples):
+def test_a_probe_separates_originals_from_copies_that_it_was_trained_on(samples):
     left_out = {"all but one": ("gibberish",)}
     found = probe_scores(Selector(folder=EMBEDDED_SELECTOR), samples, samples, left_out)
     assert set(found) == {"", "all but one"}
-    # 128 features of 48 rows: what it learned from it must know. A score above 0 is "real".
+    # 128 features, 48 rows: the training rows are separable. A score above 0 is "original".
     assert (found[""] > 0).mean() > 0.9

@@ -1,4 +1,4 @@
-"""What a choice of rows is worth: the pool, the choice, and finetunings of the tiny target."""
+"""Downstream value of a selection: the pool, the selection, finetuning of the tiny target."""
 
 import dataclasses
 import logging
@@ -13,7 +13,7 @@ from benchmarks.quality_worth import (
     Run,
     WorthSettings,
     choose,
-    comparison,
+    compare_with_random,
     corrupted_pool,
     measure_worth,
     plan_runs,
@@ -32,28 +32,30 @@ def clean():
     return [row for row in read_corpus(str(DEMO_CORPUS)) if row.dataset == "demo"]
 
 
-def test_a_share_of_the_pool_is_replaced_by_copies_of_its_rows(clean):
-    pool, corrupted = corrupted_pool(clean[:50], share=0.3, seed=1)
+def test_a_fraction_of_the_pool_is_replaced_by_corrupted_copies(clean):
+    pool, corrupted = corrupted_pool(clean[:50], fraction=0.3, seed=1)
     assert corrupted.sum() == 15
     for row, copy, is_copy in zip(clean, pool, corrupted, strict=False):
         assert (copy.sample_id.partition("#")[0], copy.dataset) == (row.sample_id, row.dataset)
         assert (copy == row) != is_copy
     kinds = {row.sample_id.partition("#")[2] for row in pool} - {""}
-    assert len(kinds) > 12  # of 15 in turn; where one cannot, the next stands in
-    again, where = corrupted_pool(clean[:50], share=0.3, seed=1)
+    assert len(kinds) > 12  # of 15 alternating ones; if one does not apply, the next is used
+    again, where = corrupted_pool(clean[:50], fraction=0.3, seed=1)
     assert again == pool
     assert (where == corrupted).all()
-    assert (corrupted_pool(clean[:50], share=0.3, seed=2)[1] != corrupted).any()
+    assert (corrupted_pool(clean[:50], fraction=0.3, seed=2)[1] != corrupted).any()
 
 
-def test_a_row_that_no_kind_makes_worse_stays():
+def test_a_row_that_no_corruption_applies_to_stays():
     short = [Sample("d", str(n), (Message("assistant", "Yes"),)) for n in range(4)]
-    pool, corrupted = corrupted_pool(short, share=0.5, seed=0, kinds=["shuffled_words", "run_on"])
+    pool, corrupted = corrupted_pool(
+        short, fraction=0.5, seed=0, kinds=["shuffled_words", "run_on"]
+    )
     assert pool == short
     assert not corrupted.any()
 
 
-def test_the_best_rows_are_chosen_and_ties_settled_by_the_hash_of_the_id(clean):
+def test_the_best_rows_are_selected_and_ties_broken_by_the_hash_of_the_id(clean):
     keys = np.array([row_key(row) for row in clean[:10]])
     scores = np.array([0.1, 0.9, 0.3, 0.8, 0.3, 0.3, 0.2, 0.3, 0.0, 0.3])
     assert choose(scores, 0.2, keys).tolist() == [1, 3]
@@ -63,7 +65,7 @@ def test_the_best_rows_are_chosen_and_ties_settled_by_the_hash_of_the_id(clean):
     assert len(choose(scores, 0.01, keys)) == 1
 
 
-def test_every_seed_draws_anew_and_a_scorer_keeps_its_choice():
+def test_random_differs_between_seeds_and_a_scorer_selects_the_same_rows():
     keys = np.array([f"{n:032x}" for n in range(40)])
     scores = {"gate": np.arange(40.0), "length": -np.arange(40.0)}
     settings = WorthSettings(seeds=(0, 1, 2), only={0.20: ("gate",)})
@@ -81,10 +83,10 @@ def test_every_seed_draws_anew_and_a_scorer_keeps_its_choice():
     assert all(len(rows) == 8 for rows in chosen[RANDOM, 0.20])
 
 
-def test_a_difference_is_of_all_answer_tokens_alike():
+def test_all_answer_tokens_have_the_same_weight_in_a_difference():
     # Two seeds, three rows of 1, 4 and 5 tokens: 1 nat less on the first, 2 more on the last.
     difference_SR = np.array([[-1.0, 0.0, 1.5], [-1.0, 0.0, 2.5]])
-    found = comparison(difference_SR, np.array([1, 4, 5]), np.array(["a", "a", "b"]))
+    found = compare_with_random(difference_SR, np.array([1, 4, 5]), np.array(["a", "a", "b"]))
     assert found["difference"] == pytest.approx(0.1)
     assert found["difference_by_dataset"] == pytest.approx({"a": -0.2, "b": 0.4})
     # Of eight combinations of signs four are as far from 0 as 1 is: those where the 2 is alone or
@@ -94,7 +96,7 @@ def test_a_difference_is_of_all_answer_tokens_alike():
     assert found["p_seeds"] == pytest.approx(1 - 2 / np.pi * np.arctan(2))
 
 
-def test_a_row_of_the_table_says_what_was_learned_from():
+def test_a_row_of_the_table_describes_its_training_rows():
     pool = Pool(
         positions=np.arange(3), samples=[], row_keys=np.empty(0),
         num_answer_tokens=np.array([10, 20, 30]), corrupted=np.array([True, False, False]),
@@ -116,11 +118,11 @@ def test_a_row_of_the_table_says_what_was_learned_from():
     assert (base.p_seeds, random.p_seeds, gate.p_seeds) == (None, None, 0.0)
 
 
-@pytest.mark.timeout(300)  # a process that imports torch, and four finetunings of a second or two
-def test_real_answers_teach_the_target_more_than_letters_by_chance(clean, caplog):
+@pytest.mark.timeout(300)  # imports torch, then four finetuning runs of a second or two
+def test_finetuning_on_original_answers_is_better_than_on_random_letters(clean, caplog):
     short = [row for row in clean if sum(len(turn.content) for turn in row.messages) < 600]
     held_out, real = short[:8], short[8:32]
-    pool, corrupted = corrupted_pool(real, share=0.5, seed=0, kinds=["gibberish"])
+    pool, corrupted = corrupted_pool(real, fraction=0.5, seed=0, kinds=["gibberish"])
     question = Message("user", "word " * 400)
     unanswered = dataclasses.replace(real[0], messages=(question, real[0].messages[-1]))
     settings = WorthSettings(
@@ -136,7 +138,7 @@ def test_real_answers_teach_the_target_more_than_letters_by_chance(clean, caplog
         )  # fmt: skip
     base, random, best, worst = rows
     assert [row.scorer for row in rows] == [NO_FINETUNING, RANDOM, "real", "worse"]
-    # The row without an answer in 256 tokens is neither learned from nor asked.
+    # The row without an answer in 256 tokens is used neither for training nor for evaluation.
     assert [row.num_rows for row in rows] == [0, 12, 12, 12]
     assert (best.corrupted_share, worst.corrupted_share) == (0.0, 1.0)
     assert best.loss < min(base.loss, random.loss)
@@ -145,7 +147,7 @@ def test_real_answers_teach_the_target_more_than_letters_by_chance(clean, caplog
     assert "worth 4/4: " in caplog.text
 
 
-def test_a_pool_or_a_test_without_answers_is_refused(clean):
+def test_a_pool_without_answers_is_rejected(clean):
     unanswered = dataclasses.replace(clean[0], messages=(Message("user", "word " * 400),))
-    with pytest.raises(DataError, match="max_sequence_length=256 must leave rows to learn from"):
+    with pytest.raises(DataError, match="max_sequence_length=256 must leave rows for training"):
         measure_worth([unanswered], clean[:3], {}, WorthSettings())

@@ -1,16 +1,16 @@
-"""How nested results look."""
+"""How nested results are formatted."""
 
 from benchmarks.result_text import as_text
 
 
-def test_numbers_stand_in_lines_and_groups_of_groups_in_tables():
+def test_numbers_are_lines_and_groups_of_groups_are_tables():
     result = {
         "command": "python a.py",
         "num_rows": 1_200,
         "seconds": [0.5, 12_345.678912],
-        "differences": {"plain": 0.0, "engine": 1.78e-07},
-        "ways": {
-            "plain": {"tokens": 6_017, "exact": True},
+        "differences": {"naive": 0.0, "engine": 1.78e-07},
+        "implementations": {
+            "naive": {"tokens": 6_017, "exact": True},
             "engine": {"tokens": 32_416, "exact": False},
             "none": {"tokens": None},
         },
@@ -20,17 +20,17 @@ def test_numbers_stand_in_lines_and_groups_of_groups_in_tables():
         "num rows  1,200",
         "seconds   0.5, 12,345.6789",
         "differences:",
-        "  plain   0.0",
+        "  naive   0.0",
         "  engine  1.8e-07",
-        "ways:",
+        "implementations:",
         "          tokens  exact",
-        "  plain    6,017    yes",
+        "  naive    6,017    yes",
         "  engine  32,416     no",
         "  none         -",
     ]
 
 
-def test_the_longer_side_of_a_table_goes_downwards_whatever_is_nested():
+def test_the_longer_side_of_a_table_becomes_its_rows():
     parts = {"seconds": 1, "peak": {"driver": 2, "all": 3}}
     assert as_text({"sizes": {"5": parts, "10": {"failure": "killed"}}}).splitlines() == [
         "sizes:",
@@ -42,7 +42,7 @@ def test_the_longer_side_of_a_table_goes_downwards_whatever_is_nested():
     ]
 
 
-def test_empty_groups_are_named():
+def test_an_empty_group_is_a_line():
     assert as_text({"found": {}}) == "found:"
 
 

@@ -1,4 +1,4 @@
-"""What bench_scoring.py says of a shape before it scores with it."""
+"""Models and rows of bench_scoring.py."""
 
 import pytest
 
@@ -7,22 +7,24 @@ from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 
 
-def test_the_floor_of_olmoe_1b_7b_is_that_of_the_cost_model():
+def test_flop_per_token_of_olmoe_1b_7b_agree_with_the_cost_model():
     config = SelectMoeConfig(**OLMOE_1B_7B)
     # 16 x (33.55 M of projections + 0.27 M of router and gate) + 15 x 100.66 M of experts
     assert flop_per_token(config, [1]) == pytest.approx(2.051e9, rel=1e-3)
-    # A row of 371 tokens: each sees 186 on average, in 16 layers, for 4 x 2,048 FLOP.
+    # In a row of 371 tokens, each attends to 186 on average, in 16 layers, for 4 x 2,048 FLOP.
     more = flop_per_token(config, [371]) - flop_per_token(config, [1])
     assert more == pytest.approx(16 * 4 * 2_048 * 185)
 
 
-def test_a_shape_that_memory_cannot_hold_is_refused_in_one_line():
+def test_a_model_that_does_not_fit_in_memory_is_rejected_in_one_line():
     config = SelectMoeConfig(**{**OLMOE_1B_7B, "vocab_size": 10**9})
-    with pytest.raises(SystemExit, match=r"^--shape huge needs \d+\.\d GB .*cpu has .* GB free$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: --shape huge needs \d+\.\d GB .*cpu has .* GB free$"
+    ):
         require_memory("huge", config, "cpu")
 
 
-def test_random_weights_of_the_tiny_shape_read_the_rows_of_the_corpus():
+def test_the_tiny_shape_has_random_weights_and_rows_of_the_corpus():
     subject = load_subject(
         "tiny", data=str(DEMO_CORPUS), num_rows=3, device="cpu", model=EMBEDDED_SELECTOR
     )

@@ -1,4 +1,4 @@
-"""Kinds that nothing is trained on: worse, and only in what the assistant says."""
+"""Kinds of corruption that nothing is trained on: they change only the answer."""
 
 import pytest
 
@@ -24,13 +24,13 @@ def worse(kind: str, answer: str = ANSWER) -> str | None:
 
 
 @pytest.mark.parametrize("kind", UNSEEN_CORRUPTIONS)
-def test_a_copy_says_something_else(kind):
+def test_a_copy_has_another_answer(kind):
     assert worse(kind).split()
     assert worse(kind).split() != ANSWER.split()
 
 
 @pytest.mark.parametrize("kind", UNSEEN_CORRUPTIONS)
-def test_what_cannot_be_made_worse_is_none_or_another_text(kind):
+def test_a_corruption_never_returns_the_answer_itself(kind):
     for answer in ("Seventeen", "B", "- a\n- b", "河水在冬天结冰。"):
         assert worse(kind, answer) != answer
 
@@ -48,9 +48,9 @@ def test_what_each_kind_does():
     assert worse("negated", "It is not cold there.") is None
 
 
-def test_nothing_can_be_trained_on_them():
+def test_the_warm_up_does_not_know_these_kinds():
     assert not set(UNSEEN_CORRUPTIONS) & set(CORRUPTIONS)
 
 
-def test_every_known_kind_is_left_out_once():
+def test_every_kind_of_the_warm_up_is_left_out_once():
     assert sorted(kind for kinds in LEFT_OUT.values() for kind in kinds) == sorted(CORRUPTIONS)

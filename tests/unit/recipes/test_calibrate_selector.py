@@ -1,4 +1,4 @@
-"""A selector without a calibration gets one, of the rows that recipes train on."""
+"""Calibration of a selector on the rows that the recipes train on."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from recipes.calibrate_selector import calibrate_selector, training_rows
-from recipes.train_tiny_base import is_held_out
+from recipes.held_out_rows import is_held_out
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.scoring.engine import ScoringEngine
@@ -31,7 +31,7 @@ def training(tmp_path_factory):
     return rows
 
 
-def test_a_selector_gets_a_calibration_that_is_its_own(selector, training):
+def test_a_selector_is_calibrated_for_its_weights(selector, training):
     assert ScoringEngine.from_pretrained(selector, device="cpu").calibration is None
     file = calibrate_selector(selector, training, seed=0)
     assert file.parent == selector
@@ -39,7 +39,7 @@ def test_a_selector_gets_a_calibration_that_is_its_own(selector, training):
     assert calibration.corpus == {"demo": len(training)}
 
 
-def test_weights_of_stage_1_get_it_beside_them_and_for_any_formula(training, tmp_path):
+def test_stage_1_weights_are_calibrated_for_any_formula(training, tmp_path):
     engine = ScoringEngine.from_pretrained(device="cpu")
     gates = save_gate_weights(engine.model, tmp_path)
     calibrate_selector(EMBEDDED_SELECTOR, training, seed=0, weights=tmp_path, formula="original")
