@@ -7,7 +7,7 @@ import pytest
 
 from selectmoe.records import Message
 from serve.error_responses import RequestError
-from serve.schemas import parse_request
+from serve.request_parsing import parse_request
 
 GOOD = {"prompt": "a question", "response": "an answer"}
 
