@@ -98,7 +98,7 @@ def _describe(engine: "ScoringEngine", settings: ServeSettings) -> ModelDescript
         num_layers=engine.model.config.num_hidden_layers,
         max_sequence_length=engine.tokenizer.max_sequence_length,
         max_tokens_per_batch=engine.max_tokens_per_batch,
-        rows_end_to_end=engine.packed is not None,
+        is_packed=engine.packed is not None,
         calibration=engine.calibration,
     )
 

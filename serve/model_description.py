@@ -18,5 +18,5 @@ class ModelDescription:
     num_layers: int
     max_sequence_length: int  # the setting, or the model's limit if it is lower
     max_tokens_per_batch: int
-    rows_end_to_end: bool  # without padding, as on a GPU
+    is_packed: bool  # batches are packed (variable length) without padding, as on a GPU
     calibration: Calibration | None

@@ -27,7 +27,7 @@ from serve.schemas import (
 )
 from serve.settings import ServeSettings
 
-HEALTH_CHECK_SECONDS = 1.0  # between two
+HEALTH_CHECK_SECONDS = 1.0  # wait between two health checks
 HEALTH_CHECK_TIMEOUT_SECONDS = 5.0  # longer than a batch on a CPU, which may delay the answer
 NUM_TOKENIZER_THREADS = 2  # a long text occupies one for a second
 DRAIN_POLL_SECONDS = 0.2
@@ -204,6 +204,7 @@ class ScoringService:
         request: ParsedRequest,
         outcomes: Sequence[Outcome],
     ) -> list[SampleResult | SampleError]:
+        loop = asyncio.get_running_loop()
         results: list[SampleResult | SampleError] = []
         percentiles = iter(_percentiles(calibration, outcomes))
         for parsed, outcome in zip(request.samples, outcomes, strict=True):
@@ -215,26 +216,11 @@ class ScoringService:
             if request.detail == "layers":
                 result.layers = scored.layer_scores.tolist()
             if isinstance(outcome, ScoredTokens):
-                result.tokens = await self._token_results(tokenizer, parsed, outcome)
+                result.tokens = await loop.run_in_executor(
+                    self._threads, _token_results, tokenizer, parsed, outcome
+                )
             results.append(result)
         return results
-
-    async def _token_results(
-        self, tokenizer: ChatTokenizer, parsed: ParsedSample, scored: ScoredTokens
-    ) -> list[TokenResult]:
-        assert parsed.sample is not None
-        loop = asyncio.get_running_loop()
-        texts = await loop.run_in_executor(self._threads, tokenizer.token_texts, parsed.sample)
-        return [
-            TokenResult(
-                text=token.text,
-                start=token.start,
-                end=token.end,
-                is_answer=token.is_answer,
-                score=score,
-            )
-            for token, score in zip(texts, scored.token_scores.tolist(), strict=True)
-        ]
 
     async def _run(self) -> None:
         description = await self._scorers.describe()
@@ -247,7 +233,7 @@ class ScoringService:
             max_tokens_per_batch=description.max_tokens_per_batch,
             max_wait_seconds=self.settings.max_wait_milliseconds / 1_000,
             max_queued_samples=self.settings.max_queued_samples,
-            packer=pack_samples if description.rows_end_to_end else pad_samples,
+            packer=pack_samples if description.is_packed else pad_samples,
             observer=self.metrics,
         )
         self.description = description
@@ -310,6 +296,23 @@ def _sample_error(parsed: ParsedSample, outcome: UnscoredSample) -> SampleError:
         error_type=_error_type(outcome),
         reason=outcome.reason,
     )
+
+
+def _token_results(
+    tokenizer: ChatTokenizer, parsed: ParsedSample, scored: ScoredTokens
+) -> list[TokenResult]:
+    assert parsed.sample is not None
+    texts = tokenizer.token_texts(parsed.sample)
+    return [
+        TokenResult(
+            text=token.text,
+            start=token.start,
+            end=token.end,
+            is_answer=token.is_answer,
+            score=score,
+        )
+        for token, score in zip(texts, scored.token_scores.tolist(), strict=True)
+    ]
 
 
 def _error_type(outcome: UnscoredSample) -> SampleErrorType:

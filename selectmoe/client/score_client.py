@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from selectmoe.client.requests import (
     Answer,
@@ -40,6 +40,8 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 class _Client:
     """Common to both clients: the arguments, the dialogues, and the server's limits once known."""
 
+    http_class: ClassVar[str]  # name of the client in httpx
+
     def __init__(
         self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_seconds: float = 60.0
     ) -> None:
@@ -47,15 +49,17 @@ class _Client:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"the server's URL must begin with http:// or https://, got {url!r}")
         self.url = url.rstrip("/")
-        self._headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"}
         if api_key is not None:
             if not is_valid_api_key(api_key):
                 raise ConfigError(f"api_key must be {API_KEY_RULE}")  # without showing the key
-            self._headers["Authorization"] = f"Bearer {api_key}"
+            headers["Authorization"] = f"Bearer {api_key}"
         policy = RetryPolicy(timeout_seconds)
         self._dialogues = ScoreDialogues(self.url, has_key=api_key is not None, policy=policy)
         self._server_info: ServerInfo | None = None
         self._httpx = import_httpx()
+        new_http_client = getattr(self._httpx, self.http_class)
+        self._http = new_http_client(base_url=self.url, headers=headers)
 
     @classmethod
     def from_environment(cls, url: str = DEFAULT_URL, *, timeout_seconds: float = 60.0) -> Self:
@@ -104,11 +108,7 @@ class _Client:
 class ScoreClient(_Client):
     """Scores samples on a server; reuses its connections, and is safe to share between threads."""
 
-    def __init__(
-        self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_seconds: float = 60.0
-    ) -> None:
-        super().__init__(url, api_key=api_key, timeout_seconds=timeout_seconds)
-        self._http = self._httpx.Client(base_url=self.url, headers=self._headers)
+    http_class = "Client"
 
     def info(self) -> ServerInfo:
         """The server's model and limits; requested once."""
@@ -166,6 +166,8 @@ class ScoreClient(_Client):
 class AsyncScoreClient(_Client):
     """ScoreClient for asyncio; a split list has up to `max_in_flight` concurrent requests."""
 
+    http_class = "AsyncClient"
+
     def __init__(
         self,
         url: str = DEFAULT_URL,
@@ -178,7 +180,6 @@ class AsyncScoreClient(_Client):
         if max_in_flight < 1:
             raise ConfigError(f"max_in_flight must be at least 1, got {max_in_flight}")
         self.max_in_flight = max_in_flight
-        self._http = self._httpx.AsyncClient(base_url=self.url, headers=self._headers)
 
     async def info(self) -> ServerInfo:
         """The server's model and limits; requested once."""
