@@ -1,24 +1,38 @@
 """Parses the body of POST /score into samples; a refusal names the invalid field."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from selectmoe.client.wire import Batching, Detail
-from selectmoe.data.rows import ROLES, RowLocation, parse_row
-from selectmoe.records import RejectedRow, Sample
+from selectmoe.data.rows import RowLocation, parse_row
+from selectmoe.records import RejectedRow, Sample, UnscoredSample
 from serve.error_responses import RequestError
-from serve.schemas import MessagesSample, PromptSample, TextSample, WireModel
+from serve.schemas import (
+    MessagesSample,
+    NamedSample,
+    PromptSample,
+    ScoreOptions,
+    ScoreRequest,
+    TextSample,
+    WireModel,
+)
 
 PAIR_FIELDS = ("text_1", "text_2", "query", "documents")
 PAIR_HINT = (
     "this endpoint scores single samples, each an instruction with its answer; it does not compare "
     'pairs of texts: send {"samples": [{"prompt": "…", "response": "…"}]}'
 )
-MAX_FIELD_CHARACTERS = 60  # of an unknown field's name, in a message
+SAMPLE_KINDS: dict[str, type[NamedSample]] = {
+    "messages": MessagesSample,
+    "text": TextSample,
+    "prompt": PromptSample,
+    "response": PromptSample,
+}
+Model = TypeVar("Model", bound=WireModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +40,13 @@ class ParsedSample:
     """One sample of a request, or why it is invalid."""
 
     wire_id: str | None  # the client's identifier
-    sample: Sample | None
-    error: str = ""
+    sample: Sample | UnscoredSample
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
     samples: tuple[ParsedSample, ...]
-    detail: Detail
-    batching: Batching
+    options: ScoreOptions
     is_list: bool
 
 
@@ -47,12 +59,11 @@ def parse_request(body: bytes, *, max_samples: int) -> ParsedRequest:
     content = _json(body)
     if not isinstance(content, dict):
         raise _invalid(f"the body must be a JSON object with 'samples', got {_type_of(content)}")
-    _refuse_unknown_fields(content, ("samples", "detail", "batching"), prefix="")
-    detail = _choice(content, "detail", get_args(Detail))
-    batching = _choice(content, "batching", get_args(Batching))
+    given = {key: value for key, value in content.items() if key != "samples"}
+    options = _validate(ScoreOptions, given, "", known=ScoreRequest.model_fields)
     samples = content.get("samples")
     if isinstance(samples, dict):
-        return ParsedRequest((_parse_single(samples),), detail, batching, is_list=False)
+        return ParsedRequest((_parse_single(samples),), options, is_list=False)
     if not isinstance(samples, list):
         got = "nothing" if "samples" not in content else _type_of(samples)
         raise _invalid(f"samples must be a sample or a list of samples, got {got}")
@@ -63,15 +74,7 @@ def parse_request(body: bytes, *, max_samples: int) -> ParsedRequest:
             "too_large",
             f"samples must be at most {max_samples:,} in one request, got {len(samples):,}",
         )
-    return ParsedRequest(_parse_list(samples), detail, batching, is_list=True)
-
-
-def _choice(content: Mapping[str, Any], key: str, choices: Sequence[str]) -> Any:  # noqa: ANN401 (a Literal)
-    """The value of `key`; the first choice is the default."""
-    value = content.get(key, choices[0])
-    if value not in choices:
-        raise _invalid(f"{key} must be one of {', '.join(choices)}")
-    return value
+    return ParsedRequest(_parse_list(samples), options, is_list=True)
 
 
 def _parse_list(samples: Sequence[object]) -> tuple[ParsedSample, ...]:
@@ -81,7 +84,7 @@ def _parse_list(samples: Sequence[object]) -> tuple[ParsedSample, ...]:
             _check_form(entry, f"samples[{index}]")
         except RequestError as error:
             malformed.append(str(error))
-            parsed.append(ParsedSample(_id_of(entry), None, str(error)))
+            parsed.append(_as_invalid(entry, str(error)))
         else:
             parsed.append(_as_sample(entry, f"samples[{index}]"))
     if len(malformed) == len(samples):
@@ -92,8 +95,8 @@ def _parse_list(samples: Sequence[object]) -> tuple[ParsedSample, ...]:
 def _parse_single(sample: dict[str, Any]) -> ParsedSample:
     _check_form(sample, "samples")
     parsed = _as_sample(sample, "samples")
-    if parsed.sample is None:
-        raise _invalid(parsed.error)
+    if isinstance(parsed.sample, UnscoredSample):
+        raise _invalid(parsed.sample.detail)
     return parsed
 
 
@@ -101,40 +104,43 @@ def _check_form(entry: object, location: str) -> None:
     """Raises RequestError unless `entry` has the fields of one kind of sample, of their types."""
     if not isinstance(entry, dict):
         raise _invalid(f"{location} must be an object, got {_type_of(entry)}")
-    kinds: dict[str, type[WireModel]] = {
-        "messages": MessagesSample, "text": TextSample,
-        "prompt": PromptSample, "response": PromptSample,
-    }  # fmt: skip
-    kind = next((kinds[key] for key in kinds if key in entry), None)
-    _refuse_unknown_fields(entry, (*kinds, "id", "dataset"), prefix=f"{location}.")
-    if kind is None:
+    kind = next((SAMPLE_KINDS[key] for key in SAMPLE_KINDS if key in entry), NamedSample)
+    _validate(kind, entry, f"{location}.", known=(*SAMPLE_KINDS, *NamedSample.model_fields))
+    if kind is NamedSample:
         raise _invalid(f"{location} must have 'messages', 'text', or 'prompt' and 'response'")
-    try:
-        kind.model_validate(entry)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _invalid(f"{location}{_path(first['loc'])}: {_sentence(first)}") from None
 
 
 def _as_sample(entry: Any, location: str) -> ParsedSample:  # noqa: ANN401 (JSON, checked in form)
     # The select job parses its rows with the same function, so both reject the same samples.
     row = parse_row(entry, RowLocation(file=location, row=1, dataset=""))
     if isinstance(row, RejectedRow):
-        return ParsedSample(_id_of(entry), None, f"{location}: {row.detail}")
+        return _as_invalid(entry, f"{location}: {row.detail}")
     return ParsedSample(_id_of(entry), row)
 
 
-def _refuse_unknown_fields(
-    content: Mapping[str, object], known: Sequence[str], *, prefix: str
-) -> None:
-    unknown = [key for key in content if key not in known]
-    if not unknown:
-        return
-    for key in unknown:
-        if key in PAIR_FIELDS:
-            raise _invalid(f"{prefix}{key} is not a field here: {PAIR_HINT}")
-    name = ascii(unknown[0][:MAX_FIELD_CHARACTERS])[1:-1]
-    raise _invalid(f"{prefix}{name} is not a field here; known are {', '.join(known)}")
+def _as_invalid(entry: object, detail: str) -> ParsedSample:
+    return ParsedSample(_id_of(entry), UnscoredSample("", "validation", detail))
+
+
+def _validate(model: type[Model], content: object, prefix: str, *, known: Iterable[str]) -> Model:
+    """Raises RequestError for an invalid field; `known` are the fields that a message lists."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        # Unknown fields first: one is often the misspelt name of a field that is missing.
+        errors = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+        rule = _rule(errors[0], known)
+        raise _invalid(f"{prefix}{_path(errors[0]['loc'])}: {rule}") from None
+
+
+def _rule(error: ErrorDetails, known: Iterable[str]) -> str:
+    if error["type"] == "extra_forbidden":
+        if error["loc"][0] in PAIR_FIELDS:
+            return f"is not a field here: {PAIR_HINT}"
+        return f"is not a field here; known are {', '.join(known)}"
+    if error["type"] == "literal_error":
+        return f"must be {error['ctx']['expected']}"
+    return "must not be empty" if error["type"] == "too_short" else error["msg"].lower()
 
 
 def _json(body: bytes) -> object:
@@ -145,19 +151,9 @@ def _json(body: bytes) -> object:
         raise _invalid(f"the body must be JSON in UTF-8: {reason}") from None
 
 
-def _sentence(error: Any) -> str:  # noqa: ANN401 (pydantic's description of an error)
-    if error["type"] == "literal_error" and error["loc"][-1] == "role":
-        return f"must be one of {', '.join(ROLES)}"
-    if error["type"] == "extra_forbidden":
-        return "is not a field here"
-    if error["type"] == "too_short":
-        return "must not be empty"
-    return str(error["msg"]).lower()
-
-
 def _path(location: Sequence[int | str]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
-    return ascii("".join(parts))[1:-1]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part[:60]}" for part in location]
+    return ascii("".join(parts).removeprefix("."))[1:-1]
 
 
 def _id_of(entry: object) -> str | None:

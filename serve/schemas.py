@@ -22,27 +22,27 @@ class WireMessage(WireModel):
     content: str
 
 
-class _NamedSample(WireModel):
+class NamedSample(WireModel):
     id: str | None = Field(default=None, description="Identifier that the result repeats.")
     dataset: str | None = Field(
         default=None, description="Source of the sample; does not affect scores."
     )
 
 
-class MessagesSample(_NamedSample):
+class MessagesSample(NamedSample):
     """A conversation; all of its assistant turns are scored."""
 
     messages: Annotated[list[WireMessage], Field(min_length=1)]
 
 
-class PromptSample(_NamedSample):
+class PromptSample(NamedSample):
     """An instruction with its answer."""
 
     prompt: str
     response: str
 
 
-class TextSample(_NamedSample):
+class TextSample(NamedSample):
     """A text, scored as one assistant turn."""
 
     text: str
@@ -51,18 +51,24 @@ class TextSample(_NamedSample):
 WireSample = MessagesSample | PromptSample | TextSample
 
 
-class ScoreRequest(WireModel):
-    """One sample or a list of them."""
+class ScoreOptions(WireModel):
+    """What to compute for all samples of a request."""
 
-    samples: WireSample | Annotated[list[WireSample], Field(min_length=1)]
     detail: Detail = Field(
-        "sample", description="layers or tokens adds the scores of each layer or token to results."
+        default="sample",
+        description="layers or tokens adds the scores of each layer or token to results.",
     )
     batching: Batching = Field(
-        "shared",
+        default="shared",
         description="own keeps the samples of other requests out of this request's forward passes: "
         "its scores are then reproducible to the last digit, and short lists take longer.",
     )
+
+
+class ScoreRequest(ScoreOptions):
+    """One sample or a list of them."""
+
+    samples: WireSample | Annotated[list[WireSample], Field(min_length=1)]
 
 
 class TokenResult(WireModel):

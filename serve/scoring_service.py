@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from selectmoe.client.wire import SampleErrorType
 from selectmoe.data.chat import ChatTokenizer
@@ -21,6 +20,7 @@ from serve.schemas import (
     CalibrationInfo,
     SampleError,
     SampleResult,
+    ScoreOptions,
     ScoreResponse,
     TokenResult,
     Usage,
@@ -33,7 +33,7 @@ NUM_TOKENIZER_THREADS = 2  # a long text occupies one for a second
 DRAIN_POLL_SECONDS = 0.2
 SHUTTING_DOWN = "the server is shutting down"
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Scorers(Protocol):
@@ -131,15 +131,14 @@ class ScoringService:
     async def score_samples(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One outcome for each sample, in batches of their own: for jobs on this cluster."""
         parsed = tuple(ParsedSample(None, sample) for sample in samples)
-        return await self._score(ParsedRequest(parsed, "sample", "own", is_list=True))
+        return await self._score(ParsedRequest(parsed, ScoreOptions(batching="own"), is_list=True))
 
     async def _score(self, request: ParsedRequest) -> list[Outcome]:
         batcher, tokenizer, _ = self.warm_parts()
         with batcher.accepted(len(request.samples)):
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
-                    tokenized = await self._tokenize(tokenizer, request)
-                    outcomes = await self._outcomes(batcher, tokenized, request)
+                    outcomes = await self._outcomes(batcher, tokenizer, request)
             except TimeoutError:
                 seconds = self.settings.request_timeout_seconds
                 raise RequestError(
@@ -171,31 +170,20 @@ class ScoringService:
             raise RequestError("unavailable", "no scorer is warm yet", retry_after_seconds=2)
         return self._batcher, self._tokenizer, self.description
 
-    async def _tokenize(
-        self, tokenizer: ChatTokenizer, request: ParsedRequest
-    ) -> list[TokenizedSample | UnscoredSample]:
-        samples = [parsed.sample for parsed in request.samples if parsed.sample is not None]
-        loop = asyncio.get_running_loop()
-        tokenized = iter(
-            await loop.run_in_executor(self._threads, tokenizer.tokenize_each, samples)
-        )
-        return [
-            next(tokenized)
-            if parsed.sample is not None
-            else UnscoredSample("", "validation", parsed.error)
-            for parsed in request.samples
-        ]
-
     async def _outcomes(
-        self,
-        batcher: Batcher,
-        tokenized: Sequence[TokenizedSample | UnscoredSample],
-        request: ParsedRequest,
+        self, batcher: Batcher, tokenizer: ChatTokenizer, request: ParsedRequest
     ) -> list[Outcome]:
-        good = [entry for entry in tokenized if isinstance(entry, TokenizedSample)]
-        with_tokens = request.detail == "tokens"
-        scored = iter(await batcher.score(good, with_tokens=with_tokens, batching=request.batching))
-        return [entry if isinstance(entry, UnscoredSample) else next(scored) for entry in tokenized]
+        parsed = [entry.sample for entry in request.samples]
+        samples = [entry for entry in parsed if isinstance(entry, Sample)]
+        loop = asyncio.get_running_loop()
+        outcomes = await loop.run_in_executor(self._threads, tokenizer.tokenize_each, samples)
+        tokenized = _merge(parsed, outcomes)
+        scored = await batcher.score(
+            [entry for entry in tokenized if isinstance(entry, TokenizedSample)],
+            with_tokens=request.options.detail == "tokens",
+            batching=request.options.batching,
+        )
+        return _merge(tokenized, scored)
 
     async def _results(
         self,
@@ -213,7 +201,7 @@ class ScoringService:
                 continue
             scored = _sample_of(outcome)
             result = _sample_result(parsed, scored, next(percentiles))
-            if request.detail == "layers":
+            if request.options.detail == "layers":
                 result.layers = scored.layer_scores.tolist()
             if isinstance(outcome, ScoredTokens):
                 result.tokens = await loop.run_in_executor(
@@ -250,6 +238,12 @@ class ScoringService:
             # replaced, and the other scorers must still get their own.
             batcher.set_num_replicas(max(self.num_ready, self.settings.num_replicas))
             await asyncio.sleep(HEALTH_CHECK_SECONDS)
+
+
+def _merge(entries: Sequence[object], outcomes: Sequence[T]) -> list[T | UnscoredSample]:
+    """Replaces each entry by the next outcome, except those that are unscored already."""
+    remaining = iter(outcomes)
+    return [entry if isinstance(entry, UnscoredSample) else next(remaining) for entry in entries]
 
 
 def _calibration_info(calibration: Calibration | None) -> CalibrationInfo | None:
@@ -301,7 +295,7 @@ def _sample_error(parsed: ParsedSample, outcome: UnscoredSample) -> SampleError:
 def _token_results(
     tokenizer: ChatTokenizer, parsed: ParsedSample, scored: ScoredTokens
 ) -> list[TokenResult]:
-    assert parsed.sample is not None
+    assert isinstance(parsed.sample, Sample)
     texts = tokenizer.token_texts(parsed.sample)
     return [
         TokenResult(

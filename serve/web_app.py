@@ -6,6 +6,7 @@ import hmac
 import logging
 import platform
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -204,20 +205,12 @@ class RequestMiddleware:
 
 def _error_response(error: Exception) -> Response:
     if not isinstance(error, RequestError):
-        # The type alone: messages and frames may hold the text of a sample, or the key.
-        logger.error("a request failed: %s%s", type(error).__name__, _location(error))
+        # Only type and line: messages and frames may hold the text of a sample, or the key.
+        [frame] = traceback.extract_tb(error.__traceback__, limit=-1)
+        line = f"{Path(frame.filename).name}:{frame.lineno}"
+        logger.error("a request failed: %s at %s", type(error).__name__, line)
         error = RequestError("internal", "the server failed on this request")
     return error.response()
-
-
-def _location(error: BaseException) -> str:
-    """File and line of the innermost frame."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

@@ -100,10 +100,10 @@ def test_a_batch_whose_scorer_is_lost_goes_to_another_as_it_was():
 
 def test_the_request_says_it_and_says_what_it_may_say():
     body = b'{"samples": {"text": "Hi"}%s}'
-    assert parse_request(body % b"", max_samples=1).batching == "shared"
-    assert parse_request(body % b', "batching": "own"', max_samples=1).batching == "own"
+    assert parse_request(body % b"", max_samples=1).options.batching == "shared"
+    assert parse_request(body % b', "batching": "own"', max_samples=1).options.batching == "own"
     for wrong in (b'"alone"', b"null", b"[]", b"{}", b"1"):
-        with pytest.raises(RequestError, match="batching must be one of shared, own"):
+        with pytest.raises(RequestError, match="batching: must be 'shared' or 'own'"):
             parse_request(body % (b', "batching": ' + wrong), max_samples=1)
 
 

@@ -321,7 +321,7 @@ def test_no_log_holds_a_sample_or_a_key(scorers, caplog, monkeypatch):
     with local_server(ServeSettings(api_key="open-sesame"), scorers) as running:
         headers = {"Authorization": "Bearer open-sesame"}
         body = {"samples": {"prompt": "the secret text", "response": "of a sample"}}
-        monkeypatch.setattr(running.service, "_tokenize", fail)
+        monkeypatch.setattr(running.service, "_outcomes", fail)
         answer = httpx.post(running.url + "/score", json=body, headers=headers)
         monkeypatch.setattr(scorers.scorer, "_engine", None)  # the model fails
         monkeypatch.undo()
