@@ -90,10 +90,10 @@ def _protected_routes(service: ScoringService, read_metrics: ReadMetrics) -> API
         "/score",
         summary="Score samples",
         responses=error_responses(413, 422, 429, 503),
-        response_model_exclude_unset=True,
+        response_model=ScoreResponse,
         openapi_extra=SCORE_REQUEST,
     )
-    async def score(request: Request) -> ScoreResponse:
+    async def score(request: Request) -> Response:
         """One sample or a list. Results are in the order of the samples; in a list, a sample
         without a score has an error instead. Only a list in which no sample is well-formed is
         refused as a whole."""
@@ -101,7 +101,9 @@ def _protected_routes(service: ScoringService, read_metrics: ReadMetrics) -> API
         with service.answering():
             body = await _read_body(request, service.settings.max_body_bytes)
             parsed = parse_request(body, max_samples=service.settings.max_samples_per_request)
-            return await _while_connected(request, service.score(parsed))
+            response = await _while_connected(request, service.score(parsed))
+            # Rendered here, not by FastAPI: drain() must not end while a long list is rendered.
+            return WireResponse(response.model_dump(exclude_unset=True))
 
     @router.get("/info", summary="Model and limits", responses=error_responses(503))
     async def info() -> Info:

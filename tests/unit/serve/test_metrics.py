@@ -37,7 +37,7 @@ def test_counters_and_histograms_of_two_replicas_sum_snapshots():
     assert values["request_seconds_count", (route,)] == 2
     assert values["request_seconds_sum", (route,)] == 100.003
     assert values["queue_samples", ()] == 10
-    assert values["scorers_ready", ()] == 2  # both replicas call the roll of the same scorers
+    assert values["scorers_ready", ()] == 2  # both replicas count the same scorers
 
 
 def test_large_counters_keep_every_digit():

@@ -76,7 +76,7 @@ def scores_of(scorers, *calls, packer=pad_samples):
     return asyncio.run(score())
 
 
-def rectangles(samples):
+def padded_batches(samples):
     batches = pad_samples(samples, max_tokens_per_batch=MAX_BATCH_TOKENS)
     return [tuple(samples[n].sample_id for n in batch.positions) for batch in batches]
 
@@ -84,7 +84,7 @@ def rectangles(samples):
 def test_the_batches_are_those_of_the_select_job_whoever_else_asks():
     scorers, own = Scorers(), samples("own")
     answers = scores_of(scorers, (samples("a"), "shared"), (own, "own"), (samples("b"), "shared"))
-    assert scorers.names(in_one_pass=True) == rectangles(own)
+    assert scorers.names(in_one_pass=True) == padded_batches(own)
     assert not any("own" in name for batch in scorers.names(in_one_pass=False) for name in batch)
     for outcomes in answers:
         assert [outcome.score for outcome in outcomes] == list(LENGTHS)
@@ -95,7 +95,7 @@ def test_a_batch_whose_scorer_is_lost_goes_to_another_as_it_was():
     [outcomes] = scores_of(scorers, (own, "own"))
     assert [outcome.score for outcome in outcomes] == list(LENGTHS)
     sent = scorers.names(in_one_pass=True)
-    assert sorted(sent) == sorted([*rectangles(own), sent[0]])
+    assert sorted(sent) == sorted([*padded_batches(own), sent[0]])
 
 
 def test_the_request_says_it_and_says_what_it_may_say():
@@ -107,10 +107,10 @@ def test_the_request_says_it_and_says_what_it_may_say():
             parse_request(body % (b', "batching": ' + wrong), max_samples=1)
 
 
-def test_they_are_so_where_rows_lie_end_to_end():
+def test_a_packed_request_has_the_batches_of_the_select_job_too():
     scorers, own = Scorers(), samples("own")
     scores_of(scorers, (own, "own"), packer=pack_samples)
     batches = pack_samples(own, max_tokens_per_batch=MAX_BATCH_TOKENS)
     expected = [tuple(sample.sample_id for sample in batch.samples) for batch in batches]
     assert scorers.names(in_one_pass=True) == expected
-    assert expected != rectangles(own)
+    assert expected != padded_batches(own)
