@@ -1,1 +1,1 @@
-"""POST /score on Ray Serve."""
+"""The scoring service on Ray Serve."""

@@ -1,6 +1,7 @@
-"""POST /score on Ray Serve: `serve run serve.app:app` from the repository's root.
+"""The Ray Serve application: `serve run serve.app:app` from the root of the repository.
 
-Settings are SELECTMOE_* variables, which settings.py lists; serve.yaml is the production form.
+Its settings are SELECTMOE_* environment variables, listed in settings.py; serve.yaml is the
+configuration for production.
 """
 
 import sys
@@ -18,17 +19,17 @@ from serve.settings import ServeSettings
 OPTIONS: dict[str, Any] = {
     "health_check_period_s": 2,
     "health_check_timeout_s": 10,
-    # Asked to end, a replica answers what it has accepted, for at most so long.
+    # A replica that is told to stop first answers what it has accepted, for at most this long.
     "graceful_shutdown_timeout_s": 60,
     "graceful_shutdown_wait_loop_s": 0.2,
-    # Requests are counted in /metrics, not written down one by one.
+    # /metrics counts requests; nothing logs them one by one.
     "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
 }
-CALLS_PER_INGRESS = CALLS_PER_REPLICA + 2  # roll calls, which count as well
+CALLS_PER_INGRESS = CALLS_PER_REPLICA + 2  # health checks count, too
 
 
 def build(settings: ServeSettings) -> serve.Application:
-    """The application: ingress replicas before scorer replicas."""
+    """The application: ingress replicas that send batches to scorer replicas."""
     scorer = serve.deployment(
         name="Scorer",
         max_ongoing_requests=settings.num_ingress_replicas * CALLS_PER_INGRESS,
@@ -36,25 +37,25 @@ def build(settings: ServeSettings) -> serve.Application:
             "num_cpus": settings.num_cpus_per_replica,
             "num_gpus": settings.num_gpus_per_replica,
         },
-        **_scale(settings),
+        **_scaling(settings),
         **OPTIONS,
     )(Scorer)
     ingress = serve.deployment(
         name="Ingress",
         num_replicas=settings.num_ingress_replicas,
-        # The queue has its own bound, which answers with 429; none of Serve's may come before it.
+        # Our queue has its own limit, which answers with 429; Serve's limits must not come first.
         max_ongoing_requests=100_000,
         max_queued_requests=-1,
-        ray_actor_options={"num_cpus": 0},  # so that a machine's CPUs are the scorers'
+        ray_actor_options={"num_cpus": 0},  # leaves all CPUs of a machine to the scorers
         **OPTIONS,
     )(serve.ingress()(Ingress))
     return ingress.bind(settings, scorer.bind(settings))
 
 
-def _scale(settings: ServeSettings) -> dict[str, Any]:
+def _scaling(settings: ServeSettings) -> dict[str, Any]:
     if settings.max_replicas is None:
         return {"num_replicas": settings.num_replicas}
-    # An ingress keeps two batches at each busy scorer: both there means that there is more to do.
+    # A busy scorer has two batches in flight: above 1.5 on average, more scorers would help.
     autoscaling = {
         "min_replicas": settings.num_replicas,
         "max_replicas": settings.max_replicas,
@@ -63,17 +64,18 @@ def _scale(settings: ServeSettings) -> dict[str, Any]:
     return {"autoscaling_config": autoscaling}
 
 
-def settings_of_environment() -> ServeSettings:
-    """A wrong one is one line, in the terminal of `serve run` or in `serve status`."""
+def load_settings() -> ServeSettings:
+    """An invalid setting is reported in one line, by `serve run` or in `serve status`."""
     try:
         settings = ServeSettings.from_environment()
         settings.require_key_for(served_host())
     except ConfigError as error:
         if is_serve_run():
             sys.exit(f"error: {error}")
-        raise RayServeException(str(error)) from error  # of no other does Serve leave out the trace
+        # Serve reports every other exception with its traceback.
+        raise RayServeException(str(error)) from error
     return settings
 
 
 prepare_local_ray()
-app = build(settings_of_environment())
+app = build(load_settings())

@@ -1,8 +1,8 @@
-"""Samples of many requests wait here and leave in batches, for whichever scorer is free.
+"""The queue: batches the samples of many requests for the scorer that is free next.
 
-Batches are made where requests arrive and not where they are scored: a sample that waits can still
-leave with others, or not at all when its client is gone, and one call of a scorer serves many
-requests. This file knows no Ray: it is given `send`, which scores one batch somewhere.
+Batches are made where requests arrive and not where they are scored: a queued sample can still join
+a batch, or leave when its client disconnects, and one call of a scorer serves many requests. This
+module does not use Ray: `send` scores one batch.
 """
 
 import asyncio
@@ -25,27 +25,27 @@ from selectmoe.records import (
 from serve.error_responses import RequestError
 
 Outcome = ScoredSample | ScoredTokens | UnscoredSample
-CALLS_PER_REPLICA = 2  # one is scored while the next one is already on its way
+CALLS_PER_REPLICA = 2  # one batch is scored while the next one is being sent
 MAX_ATTEMPTS = 3
 MAX_RETRY_AFTER_SECONDS = 30
 
 
 class ScorerLostError(Exception):
-    """The batch has no answer since its replica died or is stuck; another one may have it."""
+    """The batch has no answer because its replica died or is stuck; it can be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """What a scorer is sent."""
+    """A batch for a scorer."""
 
     samples: tuple[TokenizedSample, ...]
-    with_tokens: tuple[bool, ...]  # whose scores of single tokens are wanted
-    is_rectangle: bool = False  # to be scored in one forward pass, as it is
+    with_tokens: tuple[bool, ...]  # for each sample, whether to score its tokens too
+    in_one_pass: bool = False  # score it in a single forward pass, not repacked
 
 
 @dataclass(frozen=True, slots=True)
 class BatchAnswer:
-    """What comes back: one outcome a sample, and how long the model took."""
+    """One outcome for each sample, and the time of the model."""
 
     outcomes: tuple[Outcome, ...]
     seconds: float
@@ -53,18 +53,18 @@ class BatchAnswer:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """One sample in the queue; its client is gone when `answer` is cancelled."""
+    """One sample in the queue; `answer` is cancelled when its client disconnects."""
 
     sample: TokenizedSample
     with_tokens: bool
     answer: asyncio.Future[Outcome]
-    rectangle: object | None = None  # the batch of its request's own that it belongs to
+    own_batch: object | None = None  # with batching="own": equal for the samples of one batch
     arrived: float = field(default_factory=time.monotonic)
     num_failures: int = 0
 
 
 class BatchObserver:
-    """Told of what happens, for metrics; this one does not care."""
+    """The events of a Batcher; subclasses override them, for example to keep metrics."""
 
     def batch_sent(self, *, num_samples: int, num_tokens: int, waits: Sequence[float]) -> None: ...
 
@@ -74,21 +74,21 @@ class BatchObserver:
 
 
 class Batcher:
-    """Owned by one event loop; `run` sends batches until it is cancelled."""
+    """Belongs to one event loop; `run` sends batches until it is cancelled."""
 
     def __init__(
         self,
         send: Callable[[BatchRequest], Awaitable[BatchAnswer]],
         *,
-        max_batch_tokens: int,
+        max_tokens_per_batch: int,
         max_wait_seconds: float,
         max_queued_samples: int,
         packer: Callable[..., Iterator[PaddedBatch] | Iterator[PackedBatch]] = pad_samples,
         observer: BatchObserver | None = None,
     ) -> None:
-        """packer: the scorers', which makes the batches of the select job."""
+        """packer: the function with which the select job makes its batches, on the scorers."""
         self.send = send
-        self.max_batch_tokens = max_batch_tokens
+        self.max_tokens_per_batch = max_tokens_per_batch
         self.max_wait_seconds = max_wait_seconds
         self.max_queued_samples = max_queued_samples
         self.packer = packer
@@ -106,16 +106,16 @@ class Batcher:
         return len(self._waiting)
 
     def set_num_replicas(self, num_replicas: int) -> None:
-        """How many scorers there are now; each is sent two batches at a time."""
+        """Sets the number of scorers; each has at most two batches in flight."""
         self.num_replicas = num_replicas
         self._changed.set()
 
     @contextlib.contextmanager
     def accepted(self, num_samples: int) -> Iterator[None]:
-        """Holds the samples' place in the queue; raises RequestError where it is full.
+        """Counts the samples as accepted inside this context; raises RequestError if it is full.
 
-        Only what is there already counts, not the request's own size: a long list is refused at
-        the same moment as a single sample.
+        The request's own size does not count: a full queue refuses a list and a single sample
+        alike.
         """
         if self.num_accepted >= self.max_queued_samples:
             raise RequestError(
@@ -132,37 +132,37 @@ class Batcher:
     async def score(
         self, samples: Sequence[TokenizedSample], *, with_tokens: bool, batching: str = "shared"
     ) -> list[Outcome]:
-        """One outcome a sample, in order; when the caller is cancelled, they leave the queue.
+        """One outcome for each sample, in order; cancelling the caller removes them from the queue.
 
-        batching: "own" makes the batches that the select job makes of these samples, and lets no
-        others into them. A score depends on its batch mates in the last digit.
-        Raises RequestError("unavailable") where no scorer answered.
+        batching: "own" makes the same batches of these samples as the select job, without samples
+        of other requests. A score depends on the rest of its batch in the last digit.
+        Raises RequestError("unavailable") if no scorer answered.
         """
         loop = asyncio.get_running_loop()
         entries = [_Waiting(sample, with_tokens, loop.create_future()) for sample in samples]
-        self._waiting.extend(entries if batching == "shared" else self._in_rectangles(entries))
+        self._waiting.extend(entries if batching == "shared" else self._in_own_batches(entries))
         self._changed.set()
         try:
             return await asyncio.gather(*(entry.answer for entry in entries))
-        except BaseException:  # of which a client that has gone is the usual one
-            self._leave(entries)
+        except BaseException:  # usually CancelledError, because the client disconnected
+            self._remove(entries)
             raise
 
-    def _leave(self, entries: Sequence[_Waiting]) -> None:
+    def _remove(self, entries: Sequence[_Waiting]) -> None:
         for entry in entries:
             entry.answer.cancel()
         self._waiting = deque(entry for entry in self._waiting if not entry.answer.done())
 
-    def _in_rectangles(self, entries: Sequence[_Waiting]) -> Iterator[_Waiting]:
+    def _in_own_batches(self, entries: Sequence[_Waiting]) -> Iterator[_Waiting]:
         samples = [entry.sample for entry in entries]
-        for batch in self.packer(samples, max_tokens_per_batch=self.max_batch_tokens):
-            rectangle = object()
+        for batch in self.packer(samples, max_tokens_per_batch=self.max_tokens_per_batch):
+            own_batch = object()
             for position in batch.positions:
-                entries[position].rectangle = rectangle
+                entries[position].own_batch = own_batch
                 yield entries[position]
 
     async def run(self) -> None:
-        """Sends batches as scorers are free for them."""
+        """Sends a batch whenever a scorer can take one."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -175,7 +175,7 @@ class Batcher:
                 self._start(self._take_batch())
 
     def _seconds_until_next(self) -> float | None:
-        """How long the next batch waits for company; None: nothing can be sent now."""
+        """How long the next batch waits for more samples; None if nothing can be sent now."""
         if not self._waiting or self.num_in_flight >= CALLS_PER_REPLICA * self.num_replicas:
             return None
         if self.num_in_flight < self.num_replicas:
@@ -183,23 +183,23 @@ class Batcher:
         queued = 0
         for entry in self._waiting:
             queued += len(entry.sample.token_ids)
-            if queued >= self.max_batch_tokens:
+            if queued >= self.max_tokens_per_batch:
                 return 0.0
         return self._waiting[0].arrived + self.max_wait_seconds - time.monotonic()
 
     def _take_batch(self) -> list[_Waiting]:
-        """The longest waiting samples that the token budget holds, at least one.
+        """The oldest samples within the token limit, at least one.
 
-        A sample whose scorer was lost travels alone: were it the reason, it takes no others along.
+        A sample whose scorer was lost is sent alone: if it is the cause, no other sample suffers.
         """
         batch: list[_Waiting] = []
         num_tokens = 0
         while self._waiting:
             entry = self._waiting[0]
             num_tokens += len(entry.sample.token_ids)
-            alone = entry.num_failures > 0 and entry.rectangle is None
-            is_other = bool(batch) and entry.rectangle is not batch[0].rectangle
-            if batch and (alone or is_other or num_tokens > self.max_batch_tokens):
+            alone = entry.num_failures > 0 and entry.own_batch is None
+            is_other = bool(batch) and entry.own_batch is not batch[0].own_batch
+            if batch and (alone or is_other or num_tokens > self.max_tokens_per_batch):
                 break
             batch.append(self._waiting.popleft())
             if alone:
@@ -209,7 +209,7 @@ class Batcher:
     def _start(self, batch: list[_Waiting]) -> None:
         self.num_in_flight += 1
         call = asyncio.create_task(self._answer(batch))
-        self._calls.add(call)  # the loop itself holds tasks only weakly
+        self._calls.add(call)  # the event loop keeps only weak references to tasks
         call.add_done_callback(self._finish)
 
     def _finish(self, call: asyncio.Task[None]) -> None:
@@ -222,9 +222,9 @@ class Batcher:
             await self._score_batch(batch)
         except ScorerLostError:
             self.observer.batch_lost()
-            self._try_again(batch)
+            self._requeue(batch)
         except Exception as error:
-            # A bug of ours: heard of by who asked, who would wait for nothing otherwise.
+            # A bug of ours: without this, the callers would wait until their requests time out.
             for entry in batch:
                 if not entry.answer.done():
                     entry.answer.set_exception(error)
@@ -240,10 +240,10 @@ class Batcher:
         request = BatchRequest(
             tuple(entry.sample for entry in batch),
             tuple(entry.with_tokens for entry in batch),
-            is_rectangle=batch[0].rectangle is not None,
+            in_one_pass=batch[0].own_batch is not None,
         )
         answer = await self.send(request)
-        self._note_speed(len(batch), time.monotonic() - now)
+        self._update_speed(len(batch), time.monotonic() - now)
         self.observer.batch_scored(
             num_samples=len(batch), num_tokens=num_tokens, seconds=answer.seconds
         )
@@ -251,8 +251,8 @@ class Batcher:
             if not entry.answer.done():
                 entry.answer.set_result(outcome)
 
-    def _try_again(self, batch: list[_Waiting]) -> None:
-        """Back to the front, in order; samples that had their chances fail."""
+    def _requeue(self, batch: list[_Waiting]) -> None:
+        """Puts samples back at the front, in order; after MAX_ATTEMPTS they fail."""
         for entry in reversed(batch):
             entry.num_failures += 1
             if entry.answer.done():
@@ -266,11 +266,11 @@ class Batcher:
                     )
                 )
 
-    def _note_speed(self, num_samples: int, seconds: float) -> None:
+    def _update_speed(self, num_samples: int, seconds: float) -> None:
         speed = num_samples / max(seconds, 1e-3)
         self._samples_per_second += 0.1 * (speed - self._samples_per_second)
 
     def _retry_after_seconds(self) -> int:
-        """When half of the queue will be done, at the speed of late."""
+        """Time in which half of the queue is scored, at the moving average of the speed."""
         speed = max(self._samples_per_second * self.num_replicas, 1e-3)
         return max(1, min(MAX_RETRY_AFTER_SECONDS, math.ceil(self.num_accepted / 2 / speed)))

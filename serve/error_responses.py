@@ -1,89 +1,66 @@
-"""One shape for everything that is not a 200, and one table of statuses."""
+"""One shape for every response that is not a 200; selectmoe/client/wire.py has the statuses."""
 
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from pydantic import BaseModel, Field
-from starlette.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-STATUS_BY_ERROR_TYPE = {
-    "unauthorized": 401,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "too_large": 413,
-    "validation": 422,
-    "overloaded": 429,
-    "internal": 500,
-    "unavailable": 503,
-}
+from selectmoe.client.wire import STATUS_BY_ERROR_TYPE
+from serve.schemas import ErrorResponse
+
 ERROR_TYPE_BY_STATUS = {status: key for key, status in STATUS_BY_ERROR_TYPE.items()}
+MESSAGES = {
+    "not_found": "there is no such path; GET /docs lists all of them",
+    "method_not_allowed": "this path does not take this method; the Allow header lists its methods",
+}
 
 
-class ErrorResponse(BaseModel):
-    """The body of every answer that is not a 200."""
+class WireResponse(JSONResponse):
+    """JSON in which lone surrogates stay escaped.
 
-    error: str = Field(description="What is wrong, in a sentence for a person.")
-    error_type: str = Field(
-        description="The same as a key for a program.",
-        json_schema_extra={"enum": list(STATUS_BY_ERROR_TYPE)},
-    )
+    A request may hold half of an emoji as an escape, \\udXXX, which the response repeats. It has no
+    UTF-8; what "backslashreplace" writes for it is also its escape in JSON.
+    """
+
+    def render(self, content: Any) -> bytes:  # noqa: ANN401 (anything that JSON can hold)
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")
 
 
 class RequestError(Exception):
-    """Ends a request with the status that the table has for its type."""
+    """Ends a request with the status of its error type."""
 
     def __init__(
-        self, error_type: str, error: str, *, retry_after_seconds: int | None = None
+        self,
+        error_type: str,
+        error: str,
+        *,
+        retry_after_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(error)
-        assert error_type in STATUS_BY_ERROR_TYPE
         self.error_type = error_type
+        self.status = STATUS_BY_ERROR_TYPE[error_type]
         self.retry_after_seconds = retry_after_seconds
+        self.headers = dict(headers or {})
 
     def response(self) -> Response:
-        headers = {}
+        headers = self.headers
         if self.retry_after_seconds is not None:
-            headers["Retry-After"] = str(self.retry_after_seconds)
+            headers = {**headers, "Retry-After": str(self.retry_after_seconds)}
         if self.error_type == "unauthorized":
-            headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 asks for it beside a 401
-        return error_response(self.error_type, str(self), headers=headers)
+            headers = {**headers, "WWW-Authenticate": "Bearer"}  # RFC 9110 requires it with a 401
+        body = ErrorResponse(error=str(self), error_type=self.error_type)
+        return WireResponse(body.model_dump(), status_code=self.status, headers=headers)
 
 
-def error_response(
-    error_type: str, error: str, *, headers: Mapping[str, str] | None = None
-) -> Response:
-    return json_response(
-        {"error": error, "error_type": error_type},
-        status=STATUS_BY_ERROR_TYPE[error_type],
-        headers=headers,
-    )
-
-
-def http_error_response(status: int, *, headers: Mapping[str, str] | None = None) -> Response:
+async def on_http_error(_: Request, error: Exception) -> Response:
     """For what the web framework refuses by itself: unknown paths and methods."""
-    error_type = ERROR_TYPE_BY_STATUS.get(status, "internal")
-    sentences = {
-        "not_found": "there is no such path; GET /docs lists what there is",
-        "method_not_allowed": "this path does not take this method; the Allow header has its own",
-    }
-    sentence = sentences.get(error_type, HTTPStatus(status).phrase.lower())
-    return error_response(error_type, sentence, headers=headers)
-
-
-def json_response(
-    content: Any,  # noqa: ANN401 (whatever JSON can hold)
-    *,
-    status: int = 200,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    # backslashreplace: half of an emoji, which a request may hold as an escape, has no UTF-8; in
-    # JSON its escape is what Python writes for it here, \udXXX.
-    body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(
-        body.encode("utf-8", "backslashreplace"),
-        status_code=status,
-        headers=dict(headers or {}),
-        media_type="application/json",
-    )
+    assert isinstance(error, HTTPException)
+    error_type = ERROR_TYPE_BY_STATUS.get(error.status_code, "internal")
+    message = MESSAGES.get(error_type, HTTPStatus(error.status_code).phrase.lower())
+    return RequestError(error_type, message, headers=error.headers).response()

@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms as plain numbers, so that those of several replicas add up."""
+"""Counters, gauges and histograms as plain numbers, which can be summed over replicas."""
 
 import threading
 from bisect import bisect_left
@@ -14,13 +14,13 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 TOKENS = (64, 256, 1_024, 2_048, 4_096, 8_192, 16_384, 32_768, 65_536)
 
 Labels = tuple[tuple[str, str], ...]
-# (name of the line, labels) -> value; one replica's numbers, or the sum of several.
+# (name of the series, labels) -> value; of one replica, or summed over several.
 Snapshot = dict[tuple[str, Labels], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What a metric is; `buckets` makes it a histogram."""
+    """The description of a metric; one with `buckets` is a histogram."""
 
     kind: str
     help_text: str
@@ -28,27 +28,27 @@ class Metric:
 
 
 METRICS = {
-    "requests_total": Metric("counter", "Requests answered, by route and status."),
-    "request_seconds": Metric("histogram", "Time from request to answer, by route.", SECONDS),
+    "requests_total": Metric("counter", "Requests, by route and status."),
+    "request_seconds": Metric("histogram", "Latency of a request, by route.", SECONDS),
     "samples_total": Metric("counter", "Samples of requests, by outcome."),
-    "tokens_total": Metric("counter", "Tokens that the model has read."),
-    "queue_samples": Metric("gauge", "Samples that wait for a scorer now."),
-    "accepted_samples": Metric("gauge", "Samples accepted and not yet answered."),
-    "queue_wait_seconds": Metric("histogram", "Time of a sample in the queue.", SECONDS),
-    "batch_samples": Metric("histogram", "Samples of a batch.", SIZES),
-    "batch_tokens": Metric("histogram", "Tokens of a batch.", TOKENS),
-    "batch_seconds": Metric("histogram", "Time of the model for a batch.", SECONDS),
+    "tokens_total": Metric("counter", "Tokens processed by the model."),
+    "queue_samples": Metric("gauge", "Samples that wait for a scorer."),
+    "accepted_samples": Metric("gauge", "Samples accepted and not answered yet."),
+    "queue_wait_seconds": Metric("histogram", "Waiting time of a sample in the queue.", SECONDS),
+    "batch_samples": Metric("histogram", "Samples per batch.", SIZES),
+    "batch_tokens": Metric("histogram", "Tokens per batch.", TOKENS),
+    "batch_seconds": Metric("histogram", "Time that the model takes for a batch.", SECONDS),
     "batches_lost_total": Metric("counter", "Batches whose scorer died or was stuck."),
-    "scorers_ready": Metric("gauge", "Scorer replicas that answered the last call of the roll."),
+    "scorers_ready": Metric("gauge", "Scorer replicas that passed the last health check."),
 }
 
 
 class MetricStore(BatchObserver):
-    """The numbers of one ingress replica."""
+    """The metrics of one ingress replica."""
 
     def __init__(self) -> None:
         self._values: defaultdict[tuple[str, Labels], float] = defaultdict(float)
-        # /metrics reads on another thread than requests write where Serve runs two loops.
+        # With a separate loop for user code, Serve reads /metrics on another thread.
         self._lock = threading.Lock()
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
@@ -62,12 +62,12 @@ class MetricStore(BatchObserver):
     def observe(self, name: str, value: float, **labels: str) -> None:
         buckets = METRICS[name].buckets
         position = bisect_left(buckets, value)
-        edge = str(buckets[position]) if position < len(buckets) else "+Inf"
-        own = tuple(labels.items())
+        bound = str(buckets[position]) if position < len(buckets) else "+Inf"
+        key = tuple(labels.items())
         with self._lock:
-            self._values[f"{name}_bucket", (*own, ("le", edge))] += 1
-            self._values[f"{name}_sum", own] += value
-            self._values[f"{name}_count", own] += 1
+            self._values[f"{name}_bucket", (*key, ("le", bound))] += 1
+            self._values[f"{name}_sum", key] += value
+            self._values[f"{name}_count", key] += 1
 
     def snapshot(self) -> Snapshot:
         with self._lock:
@@ -87,8 +87,8 @@ class MetricStore(BatchObserver):
         self.count("batches_lost_total")
 
 
-def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """The sum over replicas; every ingress replica calls the same roll of scorers."""
+def sum_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """The sum over replicas; of scorers_ready the maximum, since all count the same scorers."""
     total: Snapshot = {}
     for snapshot in snapshots:
         for key, value in snapshot.items():
@@ -100,31 +100,30 @@ def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
 
 
 def prometheus_text(snapshot: Snapshot) -> str:
-    """In Prometheus' text format 0.0.4; a metric without a value yet is only announced."""
+    """Prometheus' text format 0.0.4; a metric without a value yet has only its two comments."""
     lines = []
     for name, metric in METRICS.items():
         lines += [
             f"# HELP {PREFIX}{name} {metric.help_text}",
             f"# TYPE {PREFIX}{name} {metric.kind}",
         ]
-        values = _of_histogram(name, metric, snapshot) if metric.buckets else _of(name, snapshot)
-        lines += [f"{PREFIX}{line}" for line in values]
+        format_series = _histogram_lines if metric.buckets else _value_lines
+        lines += [f"{PREFIX}{line}" for line in format_series(name, snapshot)]
     return "\n".join(lines) + "\n"
 
 
-def _of(name: str, snapshot: Snapshot) -> list[str]:
-    found = {labels: value for (line, labels), value in snapshot.items() if line == name}
-    return [f"{name}{_braces(labels)} {value:.15g}" for labels, value in sorted(found.items())]
+def _value_lines(name: str, snapshot: Snapshot) -> list[str]:
+    values = {labels: value for (series, labels), value in snapshot.items() if series == name}
+    return [f"{name}{_braces(labels)} {value:.15g}" for labels, value in sorted(values.items())]
 
 
-def _of_histogram(name: str, metric: Metric, snapshot: Snapshot) -> list[str]:
+def _histogram_lines(name: str, snapshot: Snapshot) -> list[str]:
     lines = []
-    owners = sorted(labels for line, labels in snapshot if line == f"{name}_count")
-    for labels in owners:
-        below = 0.0  # buckets are cumulative
-        for edge in (*map(str, metric.buckets), "+Inf"):
-            below += snapshot.get((f"{name}_bucket", (*labels, ("le", edge))), 0)
-            lines.append(f"{name}_bucket{_braces((*labels, ('le', edge)))} {below:.15g}")
+    for labels in sorted(labels for series, labels in snapshot if series == f"{name}_count"):
+        total = 0.0  # buckets are cumulative
+        for bound in (*map(str, METRICS[name].buckets), "+Inf"):
+            total += snapshot.get((f"{name}_bucket", (*labels, ("le", bound))), 0)
+            lines.append(f"{name}_bucket{_braces((*labels, ('le', bound)))} {total:.15g}")
         lines.append(f"{name}_sum{_braces(labels)} {snapshot[f'{name}_sum', labels]:.6f}")
         lines.append(f"{name}_count{_braces(labels)} {snapshot[f'{name}_count', labels]:.15g}")
     return lines

@@ -1,4 +1,4 @@
-"""What an ingress has to know of the model that the scorers hold."""
+"""What an ingress needs to know about the scorers' model."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from selectmoe.scoring.calibration import Calibration
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelDescription:
-    """Told by a scorer once it is warm; the same for all of one deployment."""
+    """Reported by a scorer once it is warm; equal for all scorers of a deployment."""
 
     model: str
     revision: str | None
@@ -16,7 +16,7 @@ class ModelDescription:
     device: str
     dtype: str
     num_layers: int
-    max_sequence_length: int  # the setting's, or the model's where it is less
-    max_batch_tokens: int
-    rows_end_to_end: bool  # without padding, as on a GPU
+    max_sequence_length: int  # the setting, or the model's limit if it is lower
+    max_tokens_per_batch: int
+    is_packed: bool  # batches are packed (variable length) without padding, as on a GPU
     calibration: Calibration | None

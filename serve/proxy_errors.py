@@ -1,19 +1,22 @@
-"""Around Serve's own HTTP proxy: its refusals, which are plain text, in the one error shape.
+"""A middleware around Serve's own HTTP proxy: its plain-text errors as JSON, in our one shape.
 
-Nothing but Serve itself answers an error without JSON: the web app catches everything. All of
-them are a 503 then: a 500 is a replica that was lost with the request, which can be sent again, and
-a 404 is an application that is not there yet or no more, since ours takes every path.
+Only Serve itself answers an error without JSON, since the web app catches every exception. Each of
+these becomes a 503: a 500 is a replica that died with the request, which can be sent again, and a
+404 is an application that is not deployed yet or no longer, since ours handles every path.
 """
 
 from starlette.middleware import Middleware
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.error_responses import error_response
+from serve.error_responses import RequestError
+
+UNAVAILABLE = RequestError(
+    "unavailable", "no replica could answer; try again", retry_after_seconds=1
+)
 
 
-class ErrorShape:
-    """Replaces the text of an error by JSON; everything else passes as it is."""
+class JsonErrorMiddleware:
+    """Replaces plain-text errors; everything else passes unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -22,35 +25,29 @@ class ErrorShape:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self.app(scope, receive, send)
             return
-        begun = replaced = False
+        has_started = is_replaced = False
 
-        async def send_in_shape(message: Message) -> None:
-            nonlocal begun, replaced
-            begun = True
-            if message["type"] == "http.response.start" and _is_serves_own(message):
-                replaced = True
-                await _unavailable()(scope, receive, send)
-            elif not replaced:
+        async def replace_plain_text(message: Message) -> None:
+            nonlocal has_started, is_replaced
+            has_started = True
+            if message["type"] == "http.response.start" and _is_plain_text_error(message):
+                is_replaced = True
+                await UNAVAILABLE.response()(scope, receive, send)
+            elif not is_replaced:
                 await send(message)
 
-        await self.app(scope, receive, send_in_shape)
-        if not begun:
-            # So it ends where a replica dies that is being asked; the HTTP server would make it a
-            # 500. A client that has gone does not hear this.
-            await _unavailable()(scope, receive, send)
+        await self.app(scope, receive, replace_plain_text)
+        if not has_started:
+            # A replica that dies while it handles the request ends it without a response, of which
+            # the HTTP server would make a 500. A client that has disconnected receives nothing.
+            await UNAVAILABLE.response()(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:
-    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH asks for."""
-    return [Middleware(ErrorShape)]
+    """The callback of RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+    return [Middleware(JsonErrorMiddleware)]
 
 
-def _is_serves_own(message: Message) -> bool:
+def _is_plain_text_error(message: Message) -> bool:
     content_type = dict(message.get("headers", ())).get(b"content-type", b"")
     return message["status"] >= 400 and not content_type.startswith(b"application/json")
-
-
-def _unavailable() -> Response:
-    return error_response(
-        "unavailable", "no replica could answer; try again", headers={"Retry-After": "1"}
-    )

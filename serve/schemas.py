@@ -1,24 +1,14 @@
-"""What travels over the wire, and how a request becomes samples: wire types never leak inwards."""
+"""The bodies of requests and responses, as the service returns and FastAPI documents them.
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+The values shared with clients (detail levels, error types, statuses) are in
+selectmoe/client/wire.py.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Annotated, Any, Literal
 
-from selectmoe.data.rows import ROLES, RowLocation, parse_row
-from selectmoe.records import RejectedRow, Sample
-from serve.error_responses import RequestError
+from pydantic import BaseModel, ConfigDict, Field
 
-Detail = Literal["sample", "layers", "tokens"]
-Batching = Literal["shared", "own"]
-PAIR_FIELDS = ("text_1", "text_2", "query", "documents")
-_PAIR_POINTER = (
-    "this endpoint scores single samples, each an instruction with its answer; it does not compare "
-    'pairs of texts: send {"samples": [{"prompt": "…", "response": "…"}]}'
-)
-_SHOWN_FIELD_CHARACTERS = 60
+from selectmoe.client.wire import STATUS_BY_ERROR_TYPE, Batching, Detail, SampleErrorType
 
 
 class WireModel(BaseModel):
@@ -32,26 +22,28 @@ class WireMessage(WireModel):
     content: str
 
 
-class _Named(WireModel):
-    id: str | None = Field(None, description="A name of yours; the result repeats it.")
-    dataset: str | None = Field(None, description="Where the sample is from; changes nothing.")
+class NamedSample(WireModel):
+    id: str | None = Field(default=None, description="Identifier that the result repeats.")
+    dataset: str | None = Field(
+        default=None, description="Source of the sample; does not affect scores."
+    )
 
 
-class MessagesSample(_Named):
-    """A conversation; all assistant turns are scored."""
+class MessagesSample(NamedSample):
+    """A conversation; all of its assistant turns are scored."""
 
     messages: Annotated[list[WireMessage], Field(min_length=1)]
 
 
-class PromptSample(_Named):
-    """An instruction and its answer."""
+class PromptSample(NamedSample):
+    """An instruction with its answer."""
 
     prompt: str
     response: str
 
 
-class TextSample(_Named):
-    """A text that is scored as one assistant turn."""
+class TextSample(NamedSample):
+    """A text, scored as one assistant turn."""
 
     text: str
 
@@ -59,59 +51,62 @@ class TextSample(_Named):
 WireSample = MessagesSample | PromptSample | TextSample
 
 
-class ScoreRequest(WireModel):
+class ScoreOptions(WireModel):
+    """What to compute for all samples of a request."""
+
+    detail: Detail = Field(
+        default="sample",
+        description="layers or tokens adds the scores of each layer or token to results.",
+    )
+    batching: Batching = Field(
+        default="shared",
+        description="own keeps the samples of other requests out of this request's forward passes: "
+        "its scores are then reproducible to the last digit, and short lists take longer.",
+    )
+
+
+class ScoreRequest(ScoreOptions):
     """One sample or a list of them."""
 
     samples: WireSample | Annotated[list[WireSample], Field(min_length=1)]
-    detail: Detail = Field(
-        "sample", description="Adds the scores of each layer, or of each token, to the results."
-    )
-    batching: Batching = Field(
-        "shared",
-        description="own keeps the samples of other requests out of this one's forward passes: "
-        "scores then repeat to the last digit, whatever the traffic, and short lists take longer.",
-    )
 
 
 class TokenResult(WireModel):
-    """One token of the conversation as the model reads it."""
+    """One token of the conversation as rendered by the chat template."""
 
     text: str
     start: int = Field(description="First character in the rendered conversation.")
     end: int
-    is_answer: bool = Field(description="Whether the assistant says it.")
+    is_answer: bool = Field(description="Whether it belongs to an assistant turn.")
     score: float = Field(ge=0, le=1)
 
 
 class SampleResult(WireModel):
-    """A sample with a score."""
+    """The score of a sample."""
 
     id: str | None
     score: float = Field(ge=0, le=1, description="Higher is better.")
     percentile: float | None = Field(
-        description="Share of the calibration corpus that scores below, in percent."
-    )
-    keep_at_pct: float | None = Field(
-        description="Smallest percentage of the calibration corpus that still holds this score."
+        description="Percentage of the calibration corpus that scores lower; null without one."
     )
     num_tokens: int
-    num_answer_tokens: int = Field(description="Of these, the assistant's.")
-    truncated: bool = Field(description="Whether the model read only the sample's beginning.")
-    layers: list[float] | None = Field(None, description='With "detail": "layers".')
-    tokens: list[TokenResult] | None = Field(None, description='With "detail": "tokens".')
+    num_answer_tokens: int = Field(description="Tokens of assistant turns.")
+    truncated: bool = Field(description="Whether the sample exceeded max_sequence_length.")
+    layers: list[float] | None = Field(default=None, description='With "detail": "layers".')
+    tokens: list[TokenResult] | None = Field(default=None, description='With "detail": "tokens".')
 
 
 class SampleError(WireModel):
-    """A sample of a list that has no score; its neighbours have theirs."""
+    """Why a sample of a list has no score; the other samples keep theirs."""
 
     id: str | None
     error: str
-    error_type: Literal["validation", "internal"]
+    error_type: SampleErrorType
     reason: str = Field(description="As in rejected.jsonl of the select job: chat_template, …")
 
 
 class CalibrationInfo(WireModel):
-    """The corpus by which percentiles are told."""
+    """The corpus that percentiles refer to."""
 
     formula: str
     num_samples: int
@@ -119,11 +114,11 @@ class CalibrationInfo(WireModel):
 
 
 class Usage(WireModel):
-    tokens: int = Field(description="Tokens that the model read for this request.")
+    tokens: int = Field(description="Tokens that the model processed for this request.")
 
 
 class ScoreResponse(WireModel):
-    """`results` has one entry a sample, in the order of the request."""
+    """`results` has one entry for each sample, in the order of the request."""
 
     results: list[SampleResult | SampleError]
     model: str
@@ -132,155 +127,41 @@ class ScoreResponse(WireModel):
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedSample:
-    """One sample of a request, or why it is none."""
+class Limits(WireModel):
+    """What one sample, batch or request may hold; see serve/settings.py."""
 
-    wire_id: str | None  # as the client named it
-    sample: Sample | None
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedRequest:
-    samples: tuple[ParsedSample, ...]
-    detail: Detail
-    batching: Batching
-    is_list: bool
+    max_sequence_length: int
+    max_tokens_per_batch: int
+    max_samples_per_request: int
+    max_body_bytes: int
+    max_queued_samples: int
+    request_timeout_seconds: float
 
 
-def parse_request(body: bytes, *, max_samples: int) -> ParsedRequest:
-    """Raises RequestError for what is wrong with the request as a whole.
+class Info(WireModel):
+    """The model that is served, its calibration, and the limits of the service."""
 
-    A sample of a list that is wrong carries its own error, unless none of the list is well-formed:
-    then it is the caller's program that is wrong, not the corpus.
-    """
-    content = _json(body)
-    if not isinstance(content, dict):
-        raise _invalid(f"the body must be a JSON object with 'samples', got {_type_of(content)}")
-    _refuse_unknown_fields(content, ("samples", "detail", "batching"), place="")
-    detail = _choice(content, "detail", get_args(Detail))
-    batching = _choice(content, "batching", get_args(Batching))
-    samples = content.get("samples")
-    if isinstance(samples, dict):
-        return ParsedRequest((_parse_single(samples),), detail, batching, is_list=False)
-    if not isinstance(samples, list):
-        got = "nothing" if "samples" not in content else _type_of(samples)
-        raise _invalid(f"samples must be a sample or a list of samples, got {got}")
-    if not samples:
-        raise _invalid("samples must not be empty")
-    if len(samples) > max_samples:
-        raise RequestError(
-            "too_large",
-            f"samples must be at most {max_samples:,} in one request, got {len(samples):,}",
-        )
-    return ParsedRequest(_parse_list(samples), detail, batching, is_list=True)
+    model: str
+    revision: str | None
+    weights_hash: str = Field(description="SHA-256 of the weights.")
+    formula: str
+    device: str
+    dtype: str
+    num_layers: int
+    calibration: dict[str, Any] | None = Field(description="Content of calibration.json.")
+    limits: Limits
+    versions: dict[str, str]
 
 
-def _choice(content: Mapping[str, Any], key: str, words: Sequence[str]) -> Any:  # noqa: ANN401 (a Literal)
-    """The first of the words where none is given."""
-    word = content.get(key, words[0])
-    if word not in words:
-        raise _invalid(f"{key} must be one of {', '.join(words)}")
-    return word
+class Health(WireModel):
+    status: Literal["live", "ready"]
 
 
-def _parse_list(samples: Sequence[object]) -> tuple[ParsedSample, ...]:
-    parsed, malformed = [], []
-    for index, entry in enumerate(samples):
-        try:
-            _check_form(entry, f"samples[{index}]")
-        except RequestError as error:
-            malformed.append(str(error))
-            parsed.append(ParsedSample(_id_of(entry), None, str(error)))
-        else:
-            parsed.append(_as_sample(entry, f"samples[{index}]"))
-    if len(malformed) == len(samples):
-        raise _invalid(malformed[0])
-    return tuple(parsed)
+class ErrorResponse(WireModel):
+    """The body of every response that is not a 200."""
 
-
-def _parse_single(sample: dict[str, Any]) -> ParsedSample:
-    _check_form(sample, "samples")
-    parsed = _as_sample(sample, "samples")
-    if parsed.sample is None:
-        raise _invalid(parsed.error)
-    return parsed
-
-
-def _check_form(entry: object, place: str) -> None:
-    """Raises RequestError unless `entry` has the fields of one kind of sample, of their types."""
-    if not isinstance(entry, dict):
-        raise _invalid(f"{place} must be an object, got {_type_of(entry)}")
-    kinds: dict[str, type[WireModel]] = {
-        "messages": MessagesSample, "text": TextSample,
-        "prompt": PromptSample, "response": PromptSample,
-    }  # fmt: skip
-    kind = next((kinds[key] for key in kinds if key in entry), None)
-    _refuse_unknown_fields(entry, (*kinds, "id", "dataset"), place=f"{place}.")
-    if kind is None:
-        raise _invalid(f"{place} must have 'messages', 'text', or 'prompt' and 'response'")
-    try:
-        kind.model_validate(entry)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _invalid(f"{place}{_path(first['loc'])}: {_sentence(first)}") from None
-
-
-def _as_sample(entry: Any, place: str) -> ParsedSample:  # noqa: ANN401 (JSON, checked in form)
-    # The same reader of rows as the select job's, so that both refuse the same.
-    row = parse_row(entry, RowLocation(file=place, row=1, dataset=""))
-    if isinstance(row, RejectedRow):
-        return ParsedSample(_id_of(entry), None, f"{place}: {row.detail}")
-    return ParsedSample(_id_of(entry), row)
-
-
-def _refuse_unknown_fields(
-    content: Mapping[str, object], known: Sequence[str], *, place: str
-) -> None:
-    unknown = [key for key in content if key not in known]
-    if not unknown:
-        return
-    name = ascii(unknown[0][:_SHOWN_FIELD_CHARACTERS])
-    if any(key in PAIR_FIELDS for key in unknown):
-        pair = next(key for key in unknown if key in PAIR_FIELDS)
-        raise _invalid(f"{place}{pair} is not a field here: {_PAIR_POINTER}")
-    raise _invalid(f"{place}{name[1:-1]} is not a field here; known are {', '.join(known)}")
-
-
-def _json(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise _invalid(f"the body must be JSON in UTF-8: {reason}") from None
-
-
-def _sentence(error: Any) -> str:  # noqa: ANN401 (pydantic's description of one error)
-    if error["type"] == "literal_error" and error["loc"][-1] == "role":
-        return f"must be one of {', '.join(ROLES)}"
-    if error["type"] == "extra_forbidden":
-        return "is not a field here"
-    if error["type"] == "too_short":
-        return "must not be empty"
-    return str(error["msg"]).lower()
-
-
-def _path(location: Sequence[int | str]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
-    return ascii("".join(parts))[1:-1]
-
-
-def _id_of(entry: object) -> str | None:
-    name = entry.get("id") if isinstance(entry, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def _type_of(content: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number",
-             float: "a number", type(None): "null"}  # fmt: skip
-    return names[type(content)]
-
-
-def _invalid(error: str) -> RequestError:
-    return RequestError("validation", error)
+    error: str = Field(description="What is wrong, as a sentence for people.")
+    error_type: str = Field(
+        description="The kind of error, as a key for programs.",
+        json_schema_extra={"enum": list(STATUS_BY_ERROR_TYPE)},
+    )

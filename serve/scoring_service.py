@@ -1,51 +1,59 @@
-"""Requests in, answers out, between the web app and the scorers: tokenises, queues, reports."""
+"""Between the web app and the scorers: tokenizes requests, queues samples, builds responses."""
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
+from selectmoe.client.wire import SampleErrorType
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pack_samples, pad_samples
 from selectmoe.records import Sample, ScoredSample, ScoredTokens, TokenizedSample, UnscoredSample
-from selectmoe.scoring.calibration import DECIMALS, Calibration
+from selectmoe.scoring.calibration import Calibration
 from serve.batching import BatchAnswer, Batcher, BatchRequest, Outcome
 from serve.error_responses import RequestError
 from serve.metrics import MetricStore, Snapshot
 from serve.model_description import ModelDescription
-from serve.schemas import ParsedRequest, ParsedSample
+from serve.request_parsing import ParsedRequest, ParsedSample
+from serve.schemas import (
+    CalibrationInfo,
+    SampleError,
+    SampleResult,
+    ScoreOptions,
+    ScoreResponse,
+    TokenResult,
+    Usage,
+)
 from serve.settings import ServeSettings
 
-ROLL_CALL_SECONDS = 1.0  # between two
-ROLL_CALL_TIMEOUT_SECONDS = 5.0  # longer than a batch on a CPU, behind which the answer may wait
-NUM_TOKENIZER_THREADS = 2  # a long text holds one up for a second
-
-DRAIN_LOOK_SECONDS = 0.2
+HEALTH_CHECK_SECONDS = 1.0  # wait between two health checks
+HEALTH_CHECK_TIMEOUT_SECONDS = 5.0  # longer than a batch on a CPU, which may delay the answer
+NUM_TOKENIZER_THREADS = 2  # a long text occupies one for a second
+DRAIN_POLL_SECONDS = 0.2
 SHUTTING_DOWN = "the server is shutting down"
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Scorers(Protocol):
-    """What the service needs of the scorers."""
+    """The scorer replicas."""
 
     async def score(self, request: BatchRequest) -> BatchAnswer: ...
 
     async def describe(self) -> ModelDescription: ...
 
-    async def call_the_roll(self, *, timeout_seconds: float) -> int: ...
+    async def count_healthy(self, *, timeout_seconds: float) -> int: ...
 
 
 class ScoringService:
-    """One for each ingress replica. Not ready before it has seen a warm scorer."""
+    """One in each ingress replica; not ready until a scorer is warm."""
 
     def __init__(self, settings: ServeSettings, scorers: Scorers) -> None:
         self.settings = settings
         self.metrics = MetricStore()
         self.description: ModelDescription | None = None
-        self.num_ready = 0  # scorers that answered the last roll call
+        self.num_ready = 0  # scorers that passed the last health check
         self._scorers = scorers
         self._threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._tokenizer: ChatTokenizer | None = None
@@ -56,7 +64,7 @@ class ScoringService:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """While it is entered, batches are sent and the roll is called."""
+        """Sends batches and checks the scorers' health inside this context."""
         self._task = asyncio.create_task(self._run())
         try:
             yield
@@ -66,7 +74,7 @@ class ScoringService:
                 await self._task
 
     def check_health(self) -> None:
-        """Raises where batches are no longer sent, which only a bug of ours can cause."""
+        """Raises if batches are no longer sent, which only a bug of ours can cause."""
         if self._has_ended():
             raise RuntimeError("the batcher has ended")
 
@@ -74,15 +82,15 @@ class ScoringService:
         return self._task is not None and self._task.done()
 
     async def drain(self) -> None:
-        """Refuses what comes, and returns when what was accepted is answered."""
+        """Refuses new requests, and returns when all accepted ones are answered."""
         self._draining = True
         while self._num_unanswered:
-            await asyncio.sleep(DRAIN_LOOK_SECONDS)
-        await asyncio.sleep(DRAIN_LOOK_SECONDS)  # the last answers are on their way
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+        await asyncio.sleep(DRAIN_POLL_SECONDS)  # the last responses are being sent
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """Around everything that is done for one request."""
+        """Counts a request as unanswered inside this context."""
         self._num_unanswered += 1
         try:
             yield
@@ -90,7 +98,7 @@ class ScoringService:
             self._num_unanswered -= 1
 
     def why_unready(self) -> str | None:
-        """None when every scorer has answered the last roll call."""
+        """None if every scorer passed the last health check."""
         if self._draining:
             return SHUTTING_DOWN
         if self.description is None:
@@ -99,50 +107,50 @@ class ScoringService:
             return "this replica no longer sends batches, and is being replaced"
         if self.num_ready < self.settings.num_replicas:
             return (
-                f"not all of {self.settings.num_replicas} scorers answer; the others start, are "
-                "stuck or are being replaced"
+                f"only {self.num_ready} of {self.settings.num_replicas} scorers are healthy; the "
+                "others are starting, stuck or being replaced"
             )
         return None
 
-    async def score(self, request: ParsedRequest) -> dict[str, Any]:
-        """The answer as JSON holds it; raises RequestError where there is none."""
-        _, tokenizer, description = self._ready_parts()
+    async def score(self, request: ParsedRequest) -> ScoreResponse:
+        """Raises RequestError if the request has no scores."""
+        _, tokenizer, description = self.warm_parts()
         outcomes = await self._score(request)
         if not request.is_list and isinstance(outcomes[0], UnscoredSample):
             raise RequestError(_error_type(outcomes[0]), f"samples: {outcomes[0].detail}")
-        results = await self._results(tokenizer, description, request, outcomes)
-        return {
-            "results": results,
-            "model": description.model,
-            "revision": description.revision,
-            "calibration": calibration_info(description),
-            "usage": {"tokens": sum(result.get("num_tokens", 0) for result in results)},
-        }
+        results = await self._results(tokenizer, description.calibration, request, outcomes)
+        num_tokens = sum(entry.num_tokens for entry in results if isinstance(entry, SampleResult))
+        return ScoreResponse(
+            results=results,
+            model=description.model,
+            revision=description.revision,
+            calibration=_calibration_info(description.calibration),
+            usage=Usage(tokens=num_tokens),
+        )
 
     async def score_samples(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One outcome a sample, by batches of their own: for jobs on this cluster."""
+        """One outcome for each sample, in batches of their own: for jobs on this cluster."""
         parsed = tuple(ParsedSample(None, sample) for sample in samples)
-        return await self._score(ParsedRequest(parsed, "sample", "own", is_list=True))
+        return await self._score(ParsedRequest(parsed, ScoreOptions(batching="own"), is_list=True))
 
     async def _score(self, request: ParsedRequest) -> list[Outcome]:
-        batcher, tokenizer, _ = self._ready_parts()
+        batcher, tokenizer, _ = self.warm_parts()
         with batcher.accepted(len(request.samples)):
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
-                    tokenized = await self._tokenize(tokenizer, request)
-                    outcomes = await self._outcomes(batcher, tokenized, request)
+                    outcomes = await self._outcomes(batcher, tokenizer, request)
             except TimeoutError:
                 seconds = self.settings.request_timeout_seconds
                 raise RequestError(
                     "unavailable", f"no answer within {seconds:g} s", retry_after_seconds=1
                 ) from None
         for outcome in outcomes:
-            kind = _error_type(outcome) if isinstance(outcome, UnscoredSample) else "scored"
-            self.metrics.count("samples_total", outcome=kind)
+            label = _error_type(outcome) if isinstance(outcome, UnscoredSample) else "scored"
+            self.metrics.count("samples_total", outcome=label)
         return outcomes
 
     def require_room(self) -> None:
-        """Raises RequestError where a request would be refused however small: before it is read."""
+        """Raises RequestError if any request would be refused; called before its body is read."""
         if self._draining:
             raise RequestError("unavailable", SHUTTING_DOWN, retry_after_seconds=5)
         if self._batcher is not None:
@@ -156,82 +164,51 @@ class ScoringService:
         self.metrics.set_gauge("scorers_ready", self.num_ready)
         return self.metrics.snapshot()
 
-    def _ready_parts(self) -> tuple[Batcher, ChatTokenizer, ModelDescription]:
+    def warm_parts(self) -> tuple[Batcher, ChatTokenizer, ModelDescription]:
+        """Raises RequestError until a scorer is warm."""
         if self._batcher is None or self._tokenizer is None or self.description is None:
             raise RequestError("unavailable", "no scorer is warm yet", retry_after_seconds=2)
         return self._batcher, self._tokenizer, self.description
 
-    async def _tokenize(
-        self, tokenizer: ChatTokenizer, request: ParsedRequest
-    ) -> list[TokenizedSample | UnscoredSample]:
-        samples = [parsed.sample for parsed in request.samples if parsed.sample is not None]
-        loop = asyncio.get_running_loop()
-        tokenized = iter(
-            await loop.run_in_executor(self._threads, tokenizer.tokenize_each, samples)
-        )
-        return [
-            next(tokenized)
-            if parsed.sample is not None
-            else UnscoredSample("", "validation", parsed.error)
-            for parsed in request.samples
-        ]
-
     async def _outcomes(
-        self,
-        batcher: Batcher,
-        tokenized: Sequence[TokenizedSample | UnscoredSample],
-        request: ParsedRequest,
+        self, batcher: Batcher, tokenizer: ChatTokenizer, request: ParsedRequest
     ) -> list[Outcome]:
-        good = [entry for entry in tokenized if isinstance(entry, TokenizedSample)]
-        with_tokens = request.detail == "tokens"
-        scored = iter(await batcher.score(good, with_tokens=with_tokens, batching=request.batching))
-        return [entry if isinstance(entry, UnscoredSample) else next(scored) for entry in tokenized]
+        parsed = [entry.sample for entry in request.samples]
+        samples = [entry for entry in parsed if isinstance(entry, Sample)]
+        loop = asyncio.get_running_loop()
+        outcomes = await loop.run_in_executor(self._threads, tokenizer.tokenize_each, samples)
+        tokenized = _merge(parsed, outcomes)
+        scored = await batcher.score(
+            [entry for entry in tokenized if isinstance(entry, TokenizedSample)],
+            with_tokens=request.options.detail == "tokens",
+            batching=request.options.batching,
+        )
+        return _merge(tokenized, scored)
 
     async def _results(
         self,
         tokenizer: ChatTokenizer,
-        description: ModelDescription,
+        calibration: Calibration | None,
         request: ParsedRequest,
         outcomes: Sequence[Outcome],
-    ) -> list[dict[str, Any]]:
-        results = []
-        percentiles = iter(_percentiles(description.calibration, outcomes))
+    ) -> list[SampleResult | SampleError]:
+        loop = asyncio.get_running_loop()
+        results: list[SampleResult | SampleError] = []
+        percentiles = iter(_percentiles(calibration, outcomes))
         for parsed, outcome in zip(request.samples, outcomes, strict=True):
             if isinstance(outcome, UnscoredSample):
-                results.append(
-                    {
-                        "id": parsed.wire_id,
-                        "error": outcome.detail,
-                        "error_type": _error_type(outcome),
-                        "reason": outcome.reason,
-                    }
-                )
+                results.append(_sample_error(parsed, outcome))
                 continue
             scored = _sample_of(outcome)
-            result = _scored_result(parsed, scored, next(percentiles))
-            if request.detail == "layers":
-                result["layers"] = scored.layer_scores.tolist()
+            result = _sample_result(parsed, scored, next(percentiles))
+            if request.options.detail == "layers":
+                result.layers = scored.layer_scores.tolist()
             if isinstance(outcome, ScoredTokens):
-                result["tokens"] = await self._token_results(tokenizer, parsed, outcome)
+                result.tokens = await loop.run_in_executor(
+                    self._threads, _token_results, tokenizer, parsed, outcome
+                )
             results.append(result)
         return results
-
-    async def _token_results(
-        self, tokenizer: ChatTokenizer, parsed: ParsedSample, scored: ScoredTokens
-    ) -> list[dict[str, Any]]:
-        assert parsed.sample is not None
-        loop = asyncio.get_running_loop()
-        texts = await loop.run_in_executor(self._threads, tokenizer.token_texts, parsed.sample)
-        return [
-            {
-                "text": token.text,
-                "start": token.start,
-                "end": token.end,
-                "is_answer": token.is_answer,
-                "score": score,
-            }
-            for token, score in zip(texts, scored.token_scores.tolist(), strict=True)
-        ]
 
     async def _run(self) -> None:
         description = await self._scorers.describe()
@@ -241,10 +218,10 @@ class ScoringService:
         )
         self._batcher = Batcher(
             self._scorers.score,
-            max_batch_tokens=description.max_batch_tokens,
+            max_tokens_per_batch=description.max_tokens_per_batch,
             max_wait_seconds=self.settings.max_wait_milliseconds / 1_000,
             max_queued_samples=self.settings.max_queued_samples,
-            packer=pack_samples if description.rows_end_to_end else pad_samples,
+            packer=pack_samples if description.is_packed else pad_samples,
             observer=self.metrics,
         )
         self.description = description
@@ -254,30 +231,35 @@ class ScoringService:
 
     async def _watch(self, batcher: Batcher) -> None:
         while True:
-            self.num_ready = await self._scorers.call_the_roll(
-                timeout_seconds=ROLL_CALL_TIMEOUT_SECONDS
+            self.num_ready = await self._scorers.count_healthy(
+                timeout_seconds=HEALTH_CHECK_TIMEOUT_SECONDS
             )
-            # Not less than there should be: a stuck scorer keeps its share of the batches until it
-            # is replaced, and the others go on with theirs.
+            # At least num_replicas: a stuck scorer keeps the batches that it was sent until it is
+            # replaced, and the other scorers must still get their own.
             batcher.set_num_replicas(max(self.num_ready, self.settings.num_replicas))
-            await asyncio.sleep(ROLL_CALL_SECONDS)
+            await asyncio.sleep(HEALTH_CHECK_SECONDS)
 
 
-def calibration_info(description: ModelDescription) -> dict[str, Any] | None:
-    calibration = description.calibration
+def _merge(entries: Sequence[object], outcomes: Sequence[T]) -> list[T | UnscoredSample]:
+    """Replaces each entry by the next outcome, except those that are unscored already."""
+    remaining = iter(outcomes)
+    return [entry if isinstance(entry, UnscoredSample) else next(remaining) for entry in entries]
+
+
+def _calibration_info(calibration: Calibration | None) -> CalibrationInfo | None:
     if calibration is None:
         return None
-    return {
-        "formula": calibration.formula,
-        "num_samples": calibration.num_samples,
-        "weights_hash": calibration.weights_hash,
-    }
+    return CalibrationInfo(
+        formula=calibration.formula,
+        num_samples=calibration.num_samples,
+        weights_hash=calibration.weights_hash,
+    )
 
 
 def _percentiles(
     calibration: Calibration | None, outcomes: Sequence[Outcome]
 ) -> Sequence[float | None]:
-    """One for each outcome with a score, by one look at the quantiles for all of them."""
+    """One percentile for each outcome that has a score."""
     scores = [
         _sample_of(outcome).score for outcome in outcomes if not isinstance(outcome, UnscoredSample)
     ]
@@ -288,22 +270,47 @@ def _sample_of(outcome: ScoredSample | ScoredTokens) -> ScoredSample:
     return outcome.sample if isinstance(outcome, ScoredTokens) else outcome
 
 
-def _scored_result(
+def _sample_result(
     parsed: ParsedSample, scored: ScoredSample, percentile: float | None
-) -> dict[str, Any]:
-    return {
-        "id": parsed.wire_id,
-        "score": scored.score,
-        "percentile": percentile,
-        "keep_at_pct": None if percentile is None else round(100 - percentile, DECIMALS),
-        "num_tokens": scored.num_tokens,
-        "num_answer_tokens": scored.num_answer_tokens,
-        "truncated": scored.truncated,
-    }
+) -> SampleResult:
+    return SampleResult(
+        id=parsed.wire_id,
+        score=scored.score,
+        percentile=percentile,
+        num_tokens=scored.num_tokens,
+        num_answer_tokens=scored.num_answer_tokens,
+        truncated=scored.truncated,
+    )
 
 
-def _error_type(outcome: UnscoredSample) -> str:
-    """A sample is at fault where the chat template refuses it, else the model is."""
+def _sample_error(parsed: ParsedSample, outcome: UnscoredSample) -> SampleError:
+    return SampleError(
+        id=parsed.wire_id,
+        error=outcome.detail,
+        error_type=_error_type(outcome),
+        reason=outcome.reason,
+    )
+
+
+def _token_results(
+    tokenizer: ChatTokenizer, parsed: ParsedSample, scored: ScoredTokens
+) -> list[TokenResult]:
+    assert isinstance(parsed.sample, Sample)
+    texts = tokenizer.token_texts(parsed.sample)
+    return [
+        TokenResult(
+            text=token.text,
+            start=token.start,
+            end=token.end,
+            is_answer=token.is_answer,
+            score=score,
+        )
+        for token, score in zip(texts, scored.token_scores.tolist(), strict=True)
+    ]
+
+
+def _error_type(outcome: UnscoredSample) -> SampleErrorType:
+    """validation if the parser or the chat template rejected the sample, internal otherwise."""
     return "validation" if outcome.reason in ("validation", "chat_template") else "internal"
 
 

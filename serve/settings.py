@@ -1,4 +1,4 @@
-"""The server's settings: one frozen dataclass, filled from SELECTMOE_* variables in one place."""
+"""The settings of the service: a frozen dataclass, filled from SELECTMOE_* variables."""
 
 import ipaddress
 import os
@@ -9,58 +9,60 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from selectmoe.client.wire import API_KEY_RULE, is_valid_api_key
 from selectmoe.config.checks import require
 from selectmoe.config.engine import EngineConfig
 from selectmoe.errors import ConfigError
 from selectmoe.paths import EMBEDDED_SELECTOR
 
 PREFIX = "SELECTMOE_"
-_RENAMED = {"WEIGHTS": "MODEL_CHECKPOINT_PATH", "MAX_BATCH_TOKENS": "MAX_TOKENS_PER_BATCH"}
+RENAMED = {"WEIGHTS": "MODEL_CHECKPOINT_PATH", "MAX_BATCH_TOKENS": "MAX_TOKENS_PER_BATCH"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeSettings:
-    """Each field `name` is set by the environment variable SELECTMOE_NAME."""
+    """The environment variable SELECTMOE_NAME sets the field `name`."""
 
     api_key: str | None = field(default=None, repr=False)  # no log shows it
-    """Bearer key that /score, /info and /metrics ask for; without one only a loopback address is
+    """Bearer key that /score, /info and /metrics require; without one, only a loopback address is
     served."""
     model: str = str(EMBEDDED_SELECTOR)
-    """Select-MoE folder or hub name; default the embedded selector."""
+    """Select-MoE folder or hub name; the embedded selector by default."""
     model_checkpoint_path: str | None = None
     """Stage 1's weights: the folder of its run, full_rank_weights.safetensors or an adapter."""
     revision: str | None = None
-    """A name of yours for what is served, such as a tag; answers repeat it."""
+    """Your name for what is served, such as a tag; responses repeat it."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """Settings of the engine; each of its fields has a variable of its own, SELECTMOE_FORMULA for
-    instance. max_tokens_per_batch also limits the tokens of one call of a scorer."""
+    """Settings of the engine. Each of its fields has its own variable, such as SELECTMOE_FORMULA;
+    max_tokens_per_batch also limits the tokens of one call of a scorer."""
     device: str | None = None
     """cpu or cuda; null is cuda for replicas with a share of a GPU, else cpu."""
 
     num_replicas: int = 1
-    """Scorer replicas, each with its own copy of the model."""
+    """Number of scorer replicas, each with its own copy of the model."""
     max_replicas: int | None = None
-    """Autoscale the scorers from num_replicas to so many; null is no autoscaling."""
+    """Autoscale the scorers between num_replicas and this number; null turns autoscaling off."""
     num_ingress_replicas: int = 1
-    """Processes that parse, tokenise and batch; each makes batches of its own."""
+    """Number of processes that parse, tokenize and batch; each has its own queue."""
     num_cpus_per_replica: int = 1
-    """CPUs that a scorer reserves, and without a GPU the threads that it computes on."""
+    """CPUs that a scorer reserves, and its number of threads when it has no GPU."""
     num_gpus_per_replica: float = 0.0
-    """GPUs that a scorer reserves; 0.5 puts two on one GPU."""
+    """GPUs that a scorer reserves; 0.5 puts two scorers on one GPU."""
 
     max_wait_milliseconds: float = 5.0
-    """How long a sample waits for company while every scorer is busy; an idle one gets it at
+    """How long a sample waits for others while every scorer is busy; an idle scorer gets it at
     once."""
     max_queued_samples: int = 2_048
-    """Samples accepted and not yet answered, of one ingress replica; above, requests get 429."""
+    """Maximum samples accepted and not yet answered, per ingress replica; above it, requests get
+    429."""
     max_samples_per_request: int = 512
-    """Samples in one request; above, 413."""
+    """Maximum samples per request; above it, 413."""
     max_body_bytes: int = 4 * 1024 * 1024
-    """Bytes of one request; above, 413."""
+    """Maximum bytes per request; above it, 413."""
     request_timeout_seconds: float = 60.0
-    """After which a request gets 503, and its samples leave the queue."""
+    """Time after which a request gets 503, and its samples leave the queue."""
     stall_timeout_seconds: float = 30.0
-    """After which a batch that is being scored counts as stuck and its replica is replaced."""
+    """Time after which a batch counts as stuck and its replica is replaced."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -77,21 +79,19 @@ class ServeSettings:
             most is None or most >= self.num_replicas, "max_replicas", "at least num_replicas"
         )
         self._require(self.device in (None, "cpu", "cuda"), "device", "cpu or cuda")
-        if self.api_key is not None and not _fits_a_header(self.api_key):
-            # Not through `require`, which would show it.
-            raise ConfigError(
-                f"{PREFIX}API_KEY must be printable ASCII, with no blank or line end in it"
-            )
+        if self.api_key is not None and not is_valid_api_key(self.api_key):
+            # Not through `require`, which would show the key.
+            raise ConfigError(f"{PREFIX}API_KEY must be {API_KEY_RULE}")
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
         require(condition, PREFIX + name.upper(), rule, getattr(self, name))
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ServeSettings":
-        """Empty variables count as unset. Raises ConfigError, naming variable, rule and value."""
-        for former, name in _RENAMED.items():
-            if environment.get(PREFIX + former):
-                raise ConfigError(f"{PREFIX}{former} is called {PREFIX}{name} now")
+        """Empty variables count as unset. Raises ConfigError with variable, rule and value."""
+        for old, new in RENAMED.items():
+            if environment.get(PREFIX + old):
+                raise ConfigError(f"{PREFIX}{old} is now called {PREFIX}{new}; set that instead")
         try:
             engine = EngineConfig(**_given(EngineConfig, environment))
         except ConfigError as error:  # begins with the field's name, or with the variable's
@@ -101,23 +101,19 @@ class ServeSettings:
 
     @property
     def model_name(self) -> str:
-        """What answers call the model: no folder of the server's is told."""
+        """The model's name in responses, which reveals no path of the server."""
         if self.model == str(EMBEDDED_SELECTOR):
             return "embedded"
         path = Path(self.model)
         return path.resolve().name if path.is_dir() else self.model
 
     def require_key_for(self, host: str) -> None:
-        """Raises ConfigError where `host` is reachable from other machines and no key is set."""
+        """Raises ConfigError if other machines can reach `host` and no key is set."""
         if self.api_key is None and not is_loopback(host):
             raise ConfigError(
                 f"{PREFIX}API_KEY must be set to serve on {host}, which other machines can reach; "
                 "without a key only a loopback address such as 127.0.0.1 is served"
             )
-
-
-def _fits_a_header(key: str) -> bool:
-    return key.isascii() and key.isprintable() and " " not in key and key != ""
 
 
 def is_loopback(host: str) -> bool:
@@ -141,7 +137,7 @@ def _given(config_class: type, environment: Mapping[str, str]) -> dict[str, Any]
 
 
 def _parsed(variable: str, text: str, hint: object) -> object:
-    """The text as the first type of the hint: `int | None` is int."""
+    """Converts the text to the first type of the hint: int for `int | None`."""
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if choices[0] is int or choices[0] is float:
         try:

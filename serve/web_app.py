@@ -1,4 +1,4 @@
-"""The routes, and what every request passes: a key, limits, one error shape, metrics."""
+"""The routes, and the middleware around them: API key, one error shape, metrics."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import hmac
 import logging
 import platform
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import fastapi
 import ray
 import torch
 import transformers
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Security
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -22,37 +24,35 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import selectmoe
 from selectmoe.scoring.calibration import as_json
-from serve.error_responses import (
-    RequestError,
-    error_response,
-    http_error_response,
-    json_response,
-)
-from serve.metrics import Snapshot, add_up, prometheus_text
-from serve.openapi import openapi_document
-from serve.schemas import parse_request
+from serve.error_responses import RequestError, WireResponse, on_http_error
+from serve.metrics import Snapshot, prometheus_text, sum_snapshots
+from serve.openapi import SCORE_REQUEST, document_referenced_bodies, error_responses
+from serve.request_parsing import parse_request
+from serve.schemas import Health, Info, Limits, ScoreResponse
 from serve.scoring_service import ScoringService
-from serve.settings import ServeSettings
 
+DESCRIPTION = (
+    "Scores instruction-tuning samples with the quality gates of a Mixture-of-Experts model: "
+    "higher is better to train on."
+)
 WEB_FOLDER = Path(__file__).resolve().parent / "web"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# The pages may talk to this server and to nobody else, whatever a sample's text says.
+# The pages may connect to this server only, whatever the text of a sample holds.
 PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; connect-src 'self'; img-src data:; "
         "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     )
 }
-CLIENT_GONE = 499  # as proxies count it; nobody is there to receive it
+CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody receives it
 
-Siblings = Callable[[], Awaitable[list[Snapshot]]]
+ReadMetrics = Callable[[], Awaitable[list[Snapshot]]]
 
 logger = logging.getLogger(__name__)
 
 
-def build_web_app(service: ScoringService, *, siblings: Siblings) -> FastAPI:
-    """siblings: the numbers of every ingress replica, this one's among them."""
-    settings = service.settings
+def build_web_app(service: ScoringService, *, read_metrics: ReadMetrics) -> FastAPI:
+    """read_metrics: returns the metrics of every ingress replica, this one included."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -60,72 +60,100 @@ def build_web_app(service: ScoringService, *, siblings: Siblings) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="Select-MoE", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+        title="Select-MoE",
+        version=selectmoe.__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        default_response_class=WireResponse,
+        exception_handlers={HTTPException: on_http_error},
+        generate_unique_id_function=lambda route: route.name,
+        responses=error_responses(500),
     )
-    app.add_exception_handler(RequestError, _on_request_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_middleware(Gate, service=service)
-    _add_scoring(app, service)
-    _add_reports(app, service, siblings)
-    _add_pages(app, settings)
+    app.add_middleware(RequestMiddleware, service=service)
+    app.include_router(_protected_routes(service, read_metrics))
+    _add_health(app, service)
+    _add_pages(app)
+    document_referenced_bodies(app)
     return app
 
 
-def _add_scoring(app: FastAPI, service: ScoringService) -> None:
-    @app.post("/score")
+def _protected_routes(service: ScoringService, read_metrics: ReadMetrics) -> APIRouter:
+    router = APIRouter()
+    if service.settings.api_key is not None:
+        # For the documentation alone: RequestMiddleware checks the key, before anything is read.
+        scheme = HTTPBearer(scheme_name="key", auto_error=False)
+        router = APIRouter(dependencies=[Security(scheme)], responses=error_responses(401))
+
+    @router.post(
+        "/score",
+        summary="Score samples",
+        responses=error_responses(413, 422, 429, 503),
+        response_model=ScoreResponse,
+        openapi_extra=SCORE_REQUEST,
+    )
     async def score(request: Request) -> Response:
+        """One sample or a list. Results are in the order of the samples; in a list, a sample
+        without a score has an error instead. Only a list in which no sample is well-formed is
+        refused as a whole."""
         service.require_room()
         with service.answering():
             body = await _read_body(request, service.settings.max_body_bytes)
             parsed = parse_request(body, max_samples=service.settings.max_samples_per_request)
-            return json_response(await _while_connected(request, service.score(parsed)))
+            response = await _while_connected(request, service.score(parsed))
+            # Rendered here, not by FastAPI: drain() must not end while a long list is rendered.
+            return WireResponse(response.model_dump(exclude_unset=True))
+
+    @router.get("/info", summary="Model and limits", responses=error_responses(503))
+    async def info() -> Info:
+        return service_info(service)
+
+    @router.get(
+        "/metrics",
+        summary="Prometheus metrics, summed over replicas",
+        responses=error_responses(503),
+        response_class=PlainTextResponse,
+    )
+    async def metrics() -> Response:
+        text = prometheus_text(sum_snapshots(await read_metrics()))
+        return PlainTextResponse(text, headers={"Content-Type": METRICS_TYPE})
+
+    return router
 
 
-def _add_reports(app: FastAPI, service: ScoringService, siblings: Siblings) -> None:
-    @app.get("/health/live")
-    async def live() -> Response:
-        return json_response({"status": "live"})
+def _add_health(app: FastAPI, service: ScoringService) -> None:
+    @app.get("/health/live", summary="Whether the server runs")
+    async def live() -> Health:
+        return Health(status="live")
 
-    @app.get("/health/ready")
-    async def ready() -> Response:
+    @app.get(
+        "/health/ready", summary="Whether every scorer answers", responses=error_responses(503)
+    )
+    async def ready() -> Health:
         reason = service.why_unready()
         if reason is not None:
             raise RequestError("unavailable", reason, retry_after_seconds=1)
-        return json_response({"status": "ready"})
-
-    @app.get("/info")
-    async def info() -> Response:
-        return json_response(information(service))
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return PlainTextResponse(
-            prometheus_text(add_up(await siblings())), headers={"Content-Type": METRICS_TYPE}
-        )
+        return Health(status="ready")
 
 
-def _add_pages(app: FastAPI, settings: ServeSettings) -> None:
-    document = openapi_document(needs_key=settings.api_key is not None)
+def _add_pages(app: FastAPI) -> None:
     pages = {name: (WEB_FOLDER / name).read_text("utf-8") for name in ("index.html", "docs.html")}
 
-    @app.get("/openapi.json")
-    async def openapi() -> Response:
-        return json_response(document)
-
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return HTMLResponse(pages["index.html"], headers=PAGE_HEADERS)
 
-    @app.get("/docs")
+    @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(pages["docs.html"], headers=PAGE_HEADERS)
 
 
-class Gate:
-    """Around every request: asks for the key, turns exceptions into answers, counts."""
+class RequestMiddleware:
+    """Around every request: checks the API key, turns exceptions into responses, counts."""
 
-    OPEN_ROUTES = ("/", "/docs", "/openapi.json", "/health/live", "/health/ready")
-    KEY_ROUTES = ("/score", "/info", "/metrics")
+    PUBLIC_ROUTES = ("/", "/docs", "/openapi.json", "/health/live", "/health/ready")
+    PROTECTED_ROUTES = ("/score", "/info", "/metrics")
 
     def __init__(self, app: ASGIApp, service: ScoringService) -> None:
         self.app = app
@@ -135,11 +163,9 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        known = scope["path"] in self.OPEN_ROUTES + self.KEY_ROUTES
-        route = scope["path"] if known else "other"  # a label for each path that is tried is a leak
-        status = CLIENT_GONE
+        status: int | None = None
 
-        async def send_and_note(message: Message) -> None:
+        async def send_and_record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -147,45 +173,46 @@ class Gate:
 
         started = time.perf_counter()
         try:
-            await self._answer(scope, receive, send_and_note)
-        finally:
-            metrics = self.service.metrics
-            metrics.count("requests_total", route=route, status=str(status))
-            metrics.observe("request_seconds", time.perf_counter() - started, route=route)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            if scope["path"] not in self.OPEN_ROUTES:
+            if scope["path"] not in self.PUBLIC_ROUTES:
                 self._require_key(dict(scope["headers"]).get(b"authorization", b""))
-            await self.app(scope, receive, send_and_note)
-        except RequestError as error:
-            await error.response()(scope, receive, send)
+            await self.app(scope, receive, send_and_record_status)
         except ClientDisconnect:
-            return
+            pass
         except Exception as error:
-            if begun:
-                raise
-            # The type alone: messages and frames may hold a sample's text, or the key.
-            logger.error("a request failed: %s%s", type(error).__name__, _where(error))
-            answer = error_response("internal", "the server failed on this request")
-            await answer(scope, receive, send)
+            if status is not None:
+                raise  # the response has begun already
+            await _error_response(error)(scope, receive, send_and_record_status)
+        finally:
+            self._count(scope["path"], status or CLIENT_CLOSED_REQUEST, started)
 
-    def _require_key(self, given: bytes) -> None:
+    def _count(self, path: str, status: int, started: float) -> None:
+        is_known = path in self.PUBLIC_ROUTES + self.PROTECTED_ROUTES
+        route = path if is_known else "other"  # arbitrary paths as labels would fill the memory
+        metrics = self.service.metrics
+        metrics.count("requests_total", route=route, status=str(status))
+        metrics.observe("request_seconds", time.perf_counter() - started, route=route)
+
+    def _require_key(self, header: bytes) -> None:
         key = self.service.settings.api_key
         if key is None:
             return
-        scheme, _, token = given.partition(b" ")
-        if not given:
-            raise RequestError("unauthorized", "this needs the header 'Authorization: Bearer KEY'")
+        scheme, _, token = header.partition(b" ")
+        if not header:
+            raise RequestError(
+                "unauthorized", "this request needs the header 'Authorization: Bearer KEY'"
+            )
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
             raise RequestError("unauthorized", "the key in the header Authorization is not valid")
+
+
+def _error_response(error: Exception) -> Response:
+    if not isinstance(error, RequestError):
+        # Only type and line: messages and frames may hold the text of a sample, or the key.
+        [frame] = traceback.extract_tb(error.__traceback__, limit=-1)
+        line = f"{Path(frame.filename).name}:{frame.lineno}"
+        logger.error("a request failed: %s at %s", type(error).__name__, line)
+        error = RequestError("internal", "the server failed on this request")
+    return error.response()
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
@@ -202,10 +229,10 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
 
 
 async def _while_connected(
-    request: Request, answer: Coroutine[Any, Any, dict[str, Any]]
-) -> dict[str, Any]:
-    """The answer; raises ClientDisconnect, and leaves the queue, once nobody waits for it."""
-    scoring = asyncio.ensure_future(answer)
+    request: Request, response: Coroutine[Any, Any, ScoreResponse]
+) -> ScoreResponse:
+    """Awaits the response; cancels it and raises ClientDisconnect once the client is gone."""
+    scoring = asyncio.ensure_future(response)
     leaving = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((scoring, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -222,55 +249,32 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def information(service: ScoringService) -> dict[str, Any]:
-    """What GET /info answers; raises RequestError before a scorer is warm."""
-    settings, description = service.settings, service.description
-    if description is None:
-        raise RequestError("unavailable", "no scorer is warm yet", retry_after_seconds=2)
+def service_info(service: ScoringService) -> Info:
+    """Raises RequestError until a scorer is warm."""
+    settings, (_, _, description) = service.settings, service.warm_parts()
     calibration = description.calibration
-    return {
-        "model": description.model,
-        "revision": description.revision,
-        "weights_hash": description.weights_hash,
-        "formula": description.formula,
-        "device": description.device,
-        "dtype": description.dtype,
-        "num_layers": description.num_layers,
-        "calibration": None if calibration is None else as_json(calibration),
-        "limits": {
-            "max_sequence_length": description.max_sequence_length,
-            "max_batch_tokens": description.max_batch_tokens,
-            "max_samples_per_request": settings.max_samples_per_request,
-            "max_body_bytes": settings.max_body_bytes,
-            "max_queued_samples": settings.max_queued_samples,
-            "request_timeout_seconds": settings.request_timeout_seconds,
-        },
-        "versions": {
-            "selectmoe": selectmoe.__version__,
+    return Info(
+        model=description.model,
+        revision=description.revision,
+        weights_hash=description.weights_hash,
+        formula=description.formula,
+        device=description.device,
+        dtype=description.dtype,
+        num_layers=description.num_layers,
+        calibration=None if calibration is None else as_json(calibration),
+        limits=Limits(
+            max_sequence_length=description.max_sequence_length,
+            max_tokens_per_batch=description.max_tokens_per_batch,
+            max_samples_per_request=settings.max_samples_per_request,
+            max_body_bytes=settings.max_body_bytes,
+            max_queued_samples=settings.max_queued_samples,
+            request_timeout_seconds=settings.request_timeout_seconds,
+        ),
+        versions={
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "ray": ray.__version__,
-            "fastapi": fastapi.__version__,
+            **{
+                module.__name__: module.__version__
+                for module in (selectmoe, torch, transformers, ray, fastapi)
+            },
         },
-    }
-
-
-def _where(error: BaseException) -> str:
-    """File and line of the innermost frame."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
-
-
-async def _on_request_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return error.response()
-
-
-async def _on_http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return http_error_response(error.status_code, headers=error.headers)
+    )

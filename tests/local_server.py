@@ -39,7 +39,7 @@ class LocalScorers:
     async def describe(self) -> ModelDescription:
         return self.scorer.describe()
 
-    async def call_the_roll(self, *, timeout_seconds: float) -> int:
+    async def count_healthy(self, *, timeout_seconds: float) -> int:
         return self.num_alive
 
     @contextlib.contextmanager
@@ -59,10 +59,10 @@ class LocalServer:
         self.scorers = scorers
         self.service = ScoringService(settings, scorers)
 
-        async def siblings() -> list[dict]:
+        async def read_metrics() -> list[dict]:
             return [self.service.metrics_snapshot()]
 
-        app = build_web_app(self.service, siblings=siblings)
+        app = build_web_app(self.service, read_metrics=read_metrics)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = uvicorn.Server(

@@ -54,7 +54,7 @@ class ScoreServer:
                 "max_samples_per_request": self.max_samples,
                 "max_body_bytes": self.max_body_bytes,
                 "max_sequence_length": self.engine.tokenizer.max_sequence_length,
-                "max_batch_tokens": self.engine.max_tokens_per_batch,
+                "max_tokens_per_batch": self.engine.max_tokens_per_batch,
             },
         }
 
@@ -78,7 +78,6 @@ class ScoreServer:
                 entry |= {
                     "score": outcome.score,
                     "percentile": None,
-                    "keep_at_pct": None,
                     "num_tokens": outcome.num_tokens,
                     "num_answer_tokens": outcome.num_answer_tokens,
                     "truncated": outcome.truncated,

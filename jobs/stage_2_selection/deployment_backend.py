@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.on_ray.session import ClusterError
-from selectmoe.client.requests import RETRIED_STATUSES, RetryPolicy, parse_info
+from selectmoe.client.requests import RetryPolicy, parse_info
+from selectmoe.client.wire import RETRIED_STATUSES
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ScoreRequestError, ServerUnavailableError
 from selectmoe.records import Sample, ScoredSample, UnscoredSample

@@ -1,10 +1,10 @@
-"""Scores from a server (`serve run serve.app:app`): ScoreClient, and AsyncScoreClient for asyncio.
+"""Clients of a score server (`serve run serve.app:app`): ScoreClient, and AsyncScoreClient.
 
 >>> with ScoreClient("http://127.0.0.1:8000") as client:
 ...     client.score({"prompt": "Why is the sky blue?", "response": "Air scatters blue."}).score
 0.73
 
-Needs httpx, the extra `client`.
+They need httpx, the extra `client`.
 """
 
 from selectmoe.client.requests import ScoreFailure, ScoreResult, ServerInfo, TokenScore

@@ -1,8 +1,8 @@
-"""What a client says to a score server, and how it reads the answer: no socket in sight.
+"""The client's protocol without its sockets: requests, retries and the parsing of responses.
 
-A dialogue is a generator. It yields what is to be done next, a `Request` or a `Wait`, is sent what
-came of it, and returns what the server said. `client.py` performs these steps, once with blocking
-calls and once with `await`; nothing else differs between its two classes.
+A dialogue is a generator. It yields its next step, a `Request` or a `Wait`, receives the outcome of
+that step through `send`, and returns the parsed response. `score_client.py` performs the steps,
+once with blocking calls and once with `await`.
 """
 
 import email.utils
@@ -14,8 +14,9 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from selectmoe.client.wire import RETRIED_STATUSES, Batching, Detail
 from selectmoe.errors import (
     ConfigError,
     DataError,
@@ -25,21 +26,16 @@ from selectmoe.errors import (
 )
 from selectmoe.records import Sample
 
-Detail: TypeAlias = Literal["sample", "layers", "tokens"]
-Batching: TypeAlias = Literal["shared", "own"]
-
-# Full queues and servers that start or stop, told by the server or by a proxy before it.
-RETRIED_STATUSES = frozenset({429, 502, 503, 504})
-FIRST_WAIT_SECONDS = 0.25  # before the second try; twice as long before each further one
-MAX_WAIT_SECONDS = 20.0  # of our own choice; a server's Retry-After may be longer
-_SHOWN_CHARACTERS = 200
+FIRST_WAIT_SECONDS = 0.25  # before the second attempt; it doubles before each further one
+MAX_WAIT_SECONDS = 20.0  # limit of our own waits; a server's Retry-After may be longer
+PREVIEW_CHARACTERS = 200
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
-    """One token of a sample, with the characters of the rendered text that it covers."""
+    """The score of one token, and the characters of the rendered conversation that it covers."""
 
     text: str
     start: int
@@ -49,12 +45,11 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """What the server says of one sample."""
+    """The server's result for one sample."""
 
     sample_id: str | None
     score: float  # in (0, 1), higher is better
-    percentile: float | None  # share of the server's calibration corpus that scores lower
-    keep_at_pct: float | None  # the least --pct at which that corpus would keep the sample
+    percentile: float | None  # percentage of the server's calibration corpus that scores lower
     num_tokens: int
     num_answer_tokens: int
     truncated: bool
@@ -64,17 +59,17 @@ class ScoreResult:
 
 @dataclass(frozen=True, slots=True)
 class ScoreFailure:
-    """Why one sample of a list has no score; its neighbours have theirs."""
+    """Why one sample of a list has no score; the other samples keep theirs."""
 
     sample_id: str | None
     error: str  # a sentence for people
-    error_type: str  # a key for programs: "validation", "internal", "too_large"
-    reason: str = ""  # a finer one, as in rejected.jsonl: "chat_template", "score_not_finite", …
+    error_type: str  # a key of STATUS_BY_ERROR_TYPE, for programs
+    reason: str = ""  # more precise, as in rejected.jsonl: "chat_template", "score_not_finite", …
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server scores with, and what it takes."""
+    """A server's model and limits."""
 
     model: str
     revision: str | None
@@ -82,16 +77,16 @@ class ServerInfo:
     formula: str
     dtype: str
     max_sequence_length: int
-    max_batch_tokens: int
-    max_samples: int  # of one request
+    max_tokens_per_batch: int
+    max_samples: int  # per request
     max_body_bytes: int
     calibration: Mapping[str, Any] | None = field(default=None, repr=False)
-    """As calibration.json has it; None where scores have no percentiles."""
+    """Content of calibration.json; None where scores have no percentiles."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Send this, and wait for the answer no longer than that."""
+    """A step: send this request; its response may take `timeout_seconds`."""
 
     method: str
     path: str
@@ -101,23 +96,23 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing for so long."""
+    """A step: sleep."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """A response of the server, or of a proxy in front of it."""
 
     status: int
     body: bytes
-    retry_after: str | None = None  # the header
+    retry_after: str | None = None  # the header Retry-After
 
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """What came instead of an answer: a refused or lost connection, or nothing in time."""
+    """No response: the connection was refused or lost, or the request timed out."""
 
     reason: str
 
@@ -130,24 +125,24 @@ Dialogue: TypeAlias = Generator[Step, Outcome, T]
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long a request is tried again, and how long between two tries."""
+    """How long a request is retried, and the waits between attempts."""
 
-    timeout_seconds: float  # for one request with all its tries
+    timeout_seconds: float  # of one request, with all its attempts
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_seconds < math.inf:
             raise ConfigError(f"timeout_seconds must be above 0, got {self.timeout_seconds!r}")
 
     def wait(self, num_tries: int, retry_after: float | None, draw: float) -> float:
-        """Seconds until the next try; `draw` in [0, 1) keeps clients from coming back together."""
-        own = float(min(FIRST_WAIT_SECONDS * 2 ** min(num_tries - 1, 30), MAX_WAIT_SECONDS))
-        # Never sooner than asked; otherwise anywhere in the second half of the wait.
-        return own * (1 + draw) / 2 if retry_after is None else retry_after + own * draw
+        """Seconds until the next attempt; `draw` in [0, 1) is the jitter that spreads clients."""
+        backoff = float(min(FIRST_WAIT_SECONDS * 2 ** min(num_tries - 1, 30), MAX_WAIT_SECONDS))
+        # Never before the server's Retry-After; without one, in the second half of the backoff.
+        return backoff * (1 + draw) / 2 if retry_after is None else retry_after + backoff * draw
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreDialogues:
-    """Every dialogue with one server."""
+    """The dialogues with one server."""
 
     url: str
     has_key: bool
@@ -156,74 +151,67 @@ class ScoreDialogues:
     draw: Callable[[], float] = random.random
 
     def info(self) -> Dialogue[ServerInfo]:
-        answer = yield from self._ask("GET", "/info", None)
-        return self._understood(parse_info, self._content("/info", answer))
+        answer = yield from self._request("GET", "/info", None)
+        return self._parsed(answer, "/info", parse_info)
 
     def score(self, batch: "EncodedBatch") -> Dialogue[list[ScoreResult | ScoreFailure]]:
-        answer = yield from self._ask("POST", "/score", batch.body)
+        answer = yield from self._request("POST", "/score", batch.body)
         num_samples = len(batch.sample_ids)
         if answer.status == 422 or (answer.status == 413 and num_samples == 1):
-            # None of these samples is well-formed, or the only one is too large. Others of the
-            # same list, which went in other requests, keep their scores.
+            # No sample of this request is valid, or its only one is too large. Samples of the same
+            # list that went in other requests keep their scores.
             return [ScoreFailure(name, *error_of(answer)) for name in batch.sample_ids]
-        content = self._content("/score", answer)
-        return self._understood(lambda found: parse_results(found, num_samples), content)
+        return self._parsed(answer, "/score", lambda content: parse_results(content, num_samples))
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> Dialogue[Answer]:
+    def _request(self, method: str, path: str, body: bytes | None) -> Dialogue[Answer]:
         deadline = self.clock() + self.policy.timeout_seconds
         for num_tries in itertools.count(1):
             left = max(deadline - self.clock(), 0.001)
             outcome = yield Request(method, path, body, timeout_seconds=left)
-            assert outcome is not None
-            if isinstance(outcome, Answer) and outcome.status not in RETRIED_STATUSES:
-                return outcome
-            problem = self._problem(outcome)
-            asked = retry_after_seconds(outcome) if isinstance(outcome, Answer) else None
-            seconds = self.policy.wait(num_tries, asked, self.draw())
+            if isinstance(outcome, Answer):
+                if outcome.status not in RETRIED_STATUSES:
+                    return outcome
+                status, retry_after = outcome.status, retry_after_seconds(outcome)
+                problem = f"{status}: {error_of(outcome)[0]}"
+            else:
+                assert outcome is not None
+                status, retry_after, problem = None, None, outcome.reason
+            seconds = self.policy.wait(num_tries, retry_after, self.draw())
             if self.clock() + seconds >= deadline:
                 raise ServerUnavailableError(
                     f"{self.url}: not available within {self.policy.timeout_seconds:g} s "
                     f"(tries: {num_tries}): {problem}",
-                    status=outcome.status if isinstance(outcome, Answer) else None,
+                    status=status,
                 )
             logger.info("%s: %s; trying again in %.1f s", self.url, problem, seconds)
             yield Wait(seconds)
-        raise AssertionError("the loop ends by itself")
+        raise AssertionError("unreachable: the loop has no end")
 
-    def _content(self, path: str, answer: Answer) -> dict[str, Any]:
-        """The JSON object of a good answer; raises for every other one."""
-        message, error_type = error_of(answer)
-        if answer.status in (401, 403):
-            hint = "the API key that was sent is not the server's"
-            if not self.has_key:
-                hint = "no API key was sent (api_key, or SELECTMOE_API_KEY in the environment)"
-            raise UnauthorizedError(
-                f"{self.url}: {message}; {hint}", status=answer.status, error_type=error_type
-            )
+    def _parsed(self, answer: Answer, path: str, parse: Callable[[dict[str, Any]], T]) -> T:
+        """Raises ScoreRequestError for a status other than 200, or an unexpected body."""
         if answer.status != 200:
-            raise ScoreRequestError(
-                f"{self.url}{path} answered {answer.status}: {message}",
-                status=answer.status,
-                error_type=error_type,
-            )
+            raise self._refusal(answer, path)
         content = json_object(answer.body)
-        if content is None:
-            raise self._misunderstood(f"no JSON object: {shown(answer.body)}")
-        return content
-
-    def _understood(self, parse: Callable[[dict[str, Any]], T], content: dict[str, Any]) -> T:
         try:
+            if content is None:
+                raise ValueError(f"no JSON object: {preview(answer.body)}")
             return parse(content)
         except (LookupError, TypeError, ValueError) as error:
-            raise self._misunderstood(f"{type(error).__name__}: {error}") from error
+            reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ScoreRequestError(
+                f"{self.url}: not the answer of a score server: {reason}"
+            ) from error
 
-    def _misunderstood(self, reason: str) -> ScoreRequestError:
-        return ScoreRequestError(f"{self.url}: not the answer of a score server: {reason}")
-
-    def _problem(self, outcome: Answer | NoAnswer) -> str:
-        if isinstance(outcome, NoAnswer):
-            return outcome.reason
-        return f"{outcome.status}: {error_of(outcome)[0]}"
+    def _refusal(self, answer: Answer, path: str) -> ScoreRequestError:
+        message, error_type = error_of(answer)
+        if answer.status not in (401, 403):
+            text = f"{self.url}{path} answered {answer.status}: {message}"
+            return ScoreRequestError(text, status=answer.status, error_type=error_type)
+        hint = "the API key that was sent is not the server's"
+        if not self.has_key:
+            hint = "no API key was sent (api_key, or SELECTMOE_API_KEY in the environment)"
+        text = f"{self.url}: {message}; {hint}"
+        return UnauthorizedError(text, status=answer.status, error_type=error_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +230,9 @@ def encode_batches(
     max_samples: int | None = None,
     max_body_bytes: int | None = None,
 ) -> Iterator[EncodedBatch]:
-    """The samples in order, in as few requests as the server's limits allow.
+    """Encodes the samples, in order, as few requests as the server's limits allow.
 
-    A sample that is too large by itself is a request of its own, which the server refuses.
+    A sample that exceeds `max_body_bytes` becomes a request of its own, which the server refuses.
     """
     options: dict[str, str] = {"detail": detail}
     if batching != "shared":
@@ -263,7 +251,7 @@ def _id_of(sample: Sample | Mapping[str, Any]) -> str | None:
 
 
 def encode_sample(sample: Sample | Mapping[str, Any], index: int) -> bytes:
-    """A sample as JSON; a mapping goes as it is, for the server to judge."""
+    """Encodes a sample as JSON; a mapping is sent unchanged, and the server validates it."""
     if isinstance(sample, Sample):
         turns = [{"role": turn.role, "content": turn.content} for turn in sample.messages]
         sample = {"id": sample.sample_id, "messages": turns}
@@ -278,14 +266,18 @@ def encode_sample(sample: Sample | Mapping[str, Any], index: int) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        # A lone surrogate: as an escape it reaches the server, which refuses this sample alone.
+        # A lone surrogate: sent as an escape, so that the server rejects only this sample.
         return json.dumps(dict(sample)).encode()
 
 
 def _grouped(
     entries: Sequence[bytes], max_samples: int | None, max_bytes: int | None, *, overhead: int
 ) -> Iterator[list[bytes]]:
-    """`overhead` and, for each entry, one byte more than it has: n - 1 commas and two brackets."""
+    """Groups entries by both limits.
+
+    A request has `overhead` bytes, and one more than its length for each entry: n entries need
+    n - 1 commas and two brackets.
+    """
     group: list[bytes] = []
     num_bytes = overhead
     for entry in entries:
@@ -309,7 +301,7 @@ def parse_info(content: Mapping[str, Any]) -> ServerInfo:
         formula=str(content["formula"]),
         dtype=str(content["dtype"]),
         max_sequence_length=int(limits["max_sequence_length"]),
-        max_batch_tokens=int(limits["max_batch_tokens"]),
+        max_tokens_per_batch=int(limits["max_tokens_per_batch"]),
         max_samples=int(limits["max_samples_per_request"]),
         max_body_bytes=int(limits["max_body_bytes"]),
         calibration=content.get("calibration"),
@@ -317,7 +309,7 @@ def parse_info(content: Mapping[str, Any]) -> ServerInfo:
 
 
 def parse_results(content: Mapping[str, Any], num_samples: int) -> list[ScoreResult | ScoreFailure]:
-    """One result a sample, in their order."""
+    """One result for each sample, in their order."""
     results = [parse_result(entry) for entry in content["results"]]
     if len(results) != num_samples:
         raise ValueError(f"{len(results)} results for {num_samples} samples")
@@ -333,7 +325,6 @@ def parse_result(entry: Mapping[str, Any]) -> ScoreResult | ScoreFailure:
         sample_id=entry.get("id"),
         score=float(entry["score"]),
         percentile=entry.get("percentile"),
-        keep_at_pct=entry.get("keep_at_pct"),
         num_tokens=int(entry["num_tokens"]),
         num_answer_tokens=int(entry["num_answer_tokens"]),
         truncated=bool(entry["truncated"]),
@@ -349,10 +340,10 @@ def parse_token(entry: Mapping[str, Any]) -> TokenScore:
 
 
 def retry_after_seconds(answer: Answer, now: Callable[[], float] = time.time) -> float | None:
-    """What the header Retry-After asks for: seconds, or a date; None where it has neither."""
+    """Parses the header Retry-After, a number of seconds or a date; None for anything else."""
     text = (answer.retry_after or "").strip()
     if text.isascii() and text.isdigit():
-        return float(text[:9])  # more is no number of seconds that anybody waits
+        return float(text)
     try:
         return max(email.utils.parsedate_to_datetime(text).timestamp() - now(), 0.0)
     except ValueError:
@@ -360,11 +351,11 @@ def retry_after_seconds(answer: Answer, now: Callable[[], float] = time.time) ->
 
 
 def error_of(answer: Answer) -> tuple[str, str]:
-    """The server's sentence and its error_type; what a proxy says instead is shown as it is."""
+    """The server's message and error_type; for a proxy's error, a preview of its body and ""."""
     content = json_object(answer.body) or {}
     if isinstance(content.get("error"), str):
         return content["error"], str(content.get("error_type", ""))
-    return shown(answer.body) or "no reason given", ""
+    return preview(answer.body) or "no reason given", ""
 
 
 def json_object(body: bytes) -> dict[str, Any] | None:
@@ -375,6 +366,6 @@ def json_object(body: bytes) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def shown(body: bytes) -> str:
+def preview(body: bytes) -> str:
     text = " ".join(body.decode("utf-8", "replace").split())
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+    return text if len(text) <= PREVIEW_CHARACTERS else text[:PREVIEW_CHARACTERS] + "…"

@@ -1,19 +1,14 @@
-"""ScoreClient and AsyncScoreClient: the sockets of a dialogue with a score server.
-
-What is said and how answers are read is in `requests.py`.
-"""
+"""ScoreClient and AsyncScoreClient: they perform the dialogues of `requests.py` with httpx."""
 
 import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from selectmoe.client.requests import (
     Answer,
-    Batching,
-    Detail,
     Dialogue,
     EncodedBatch,
     NoAnswer,
@@ -29,6 +24,7 @@ from selectmoe.client.requests import (
     Wait,
     encode_batches,
 )
+from selectmoe.client.wire import API_KEY_RULE, Batching, Detail, is_valid_api_key
 from selectmoe.errors import ConfigError, ScoreRejectedError
 from selectmoe.records import Sample
 
@@ -37,74 +33,92 @@ if TYPE_CHECKING:
 
 API_KEY_VARIABLE = "SELECTMOE_API_KEY"
 DEFAULT_URL = "http://127.0.0.1:8000"
-# A host that is there answers a connection at once, whatever it computes.
+# A running host accepts a connection at once, whatever it computes.
 CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 class _Client:
-    """What both clients know: the server, what to say to it, and its limits once it told them."""
+    """Common to both clients: the arguments, the dialogues, and the server's limits once known."""
+
+    http_class: ClassVar[str]  # name of the client in httpx
 
     def __init__(
         self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_seconds: float = 60.0
     ) -> None:
-        """url: the server's root. timeout_seconds: for one request, trying again included."""
-        self.url = checked_url(url)
-        self._headers = {"Content-Type": "application/json"}
+        """url: the server's root. timeout_seconds: of one request, with all its attempts."""
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"the server's URL must begin with http:// or https://, got {url!r}")
+        self.url = url.rstrip("/")
+        headers = {"Content-Type": "application/json"}
         if api_key is not None:
-            self._headers["Authorization"] = f"Bearer {checked_key(api_key)}"
+            if not is_valid_api_key(api_key):
+                raise ConfigError(f"api_key must be {API_KEY_RULE}")  # without showing the key
+            headers["Authorization"] = f"Bearer {api_key}"
         policy = RetryPolicy(timeout_seconds)
         self._dialogues = ScoreDialogues(self.url, has_key=api_key is not None, policy=policy)
-        self._info: ServerInfo | None = None
+        self._server_info: ServerInfo | None = None
         self._httpx = import_httpx()
+        new_http_client = getattr(self._httpx, self.http_class)
+        self._http = new_http_client(base_url=self.url, headers=headers)
 
     @classmethod
     def from_environment(cls, url: str = DEFAULT_URL, *, timeout_seconds: float = 60.0) -> Self:
-        """A client with the key in SELECTMOE_API_KEY, if there is one."""
+        """Creates a client with the API key of the environment variable SELECTMOE_API_KEY."""
         api_key = os.environ.get(API_KEY_VARIABLE) or None
         return cls(url, api_key=api_key, timeout_seconds=timeout_seconds)
 
-    def _batches(
-        self,
-        samples: Sequence[Sample | Mapping[str, Any]],
-        info: ServerInfo | None,
-        detail: Detail,
-        batching: Batching,
-    ) -> list[EncodedBatch]:
-        limits = {}
-        if info is not None:
-            limits = {"max_samples": info.max_samples, "max_body_bytes": info.max_body_bytes}
-        return list(encode_batches(samples, detail=detail, batching=batching, **limits))
+    def _info(self) -> Dialogue[ServerInfo]:
+        if self._server_info is None:
+            self._server_info = yield from self._dialogues.info()
+        return self._server_info
 
-    def _timeout(self, request: Request) -> "httpx.Timeout":
-        left = request.timeout_seconds
-        timeout: httpx.Timeout = self._httpx.Timeout(
-            left, connect=min(CONNECT_TIMEOUT_SECONDS, left)
+    def _score(self, sample: Sample | Mapping[str, Any], detail: Detail) -> Dialogue[ScoreResult]:
+        [batch] = encode_batches([sample], detail=detail)
+        [result] = yield from self._dialogues.score(batch)
+        if isinstance(result, ScoreFailure):
+            raise ScoreRejectedError(result.error, error_type=result.error_type)
+        return result
+
+    def _batches(
+        self, samples: Sequence[Sample | Mapping[str, Any]], detail: Detail, batching: Batching
+    ) -> Dialogue[list[EncodedBatch]]:
+        if not samples:
+            return []
+        info = yield from self._info()
+        return list(
+            encode_batches(
+                samples,
+                detail=detail,
+                batching=batching,
+                max_samples=info.max_samples,
+                max_body_bytes=info.max_body_bytes,
+            )
         )
-        return timeout
+
+    def _http_arguments(self, request: Request) -> dict[str, Any]:
+        left = request.timeout_seconds
+        return {
+            "method": request.method,
+            "url": request.path,
+            "content": request.body,
+            "timeout": self._httpx.Timeout(left, connect=min(CONNECT_TIMEOUT_SECONDS, left)),
+        }
 
 
 class ScoreClient(_Client):
-    """Scores samples through a server; keeps its connections, and may be used by many threads."""
+    """Scores samples on a server; reuses its connections, and is safe to share between threads."""
 
-    def __init__(
-        self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_seconds: float = 60.0
-    ) -> None:
-        super().__init__(url, api_key=api_key, timeout_seconds=timeout_seconds)
-        self._http = self._httpx.Client(base_url=self.url, headers=self._headers)
+    http_class = "Client"
 
     def info(self) -> ServerInfo:
-        """What the server scores with, and its limits; asked for once."""
-        if self._info is None:
-            self._info = self._run(self._dialogues.info())
-        return self._info
+        """The server's model and limits; requested once."""
+        return self._run(self._info())
 
     def score(
         self, sample: Sample | Mapping[str, Any], *, detail: Detail = "sample"
     ) -> ScoreResult:
-        """The score of one sample. Raises ScoreRejectedError where the server has none for it."""
-        [batch] = self._batches([sample], None, detail, "shared")
-        [result] = self._run(self._dialogues.score(batch))
-        return scored(result)
+        """Scores one sample. Raises ScoreRejectedError if the server has no score for it."""
+        return self._run(self._score(sample, detail))
 
     def score_many(
         self,
@@ -113,13 +127,13 @@ class ScoreClient(_Client):
         detail: Detail = "sample",
         batching: Batching = "shared",
     ) -> list[ScoreResult | ScoreFailure]:
-        """One answer a sample, in their order, by as many requests as the server's limits ask for.
+        """Scores a list of samples, split into requests by the server's limits; keeps their order.
 
-        batching: "own" keeps the samples of a request from being packed with those of others.
-        Scores then repeat to the last digit; short lists take longer.
+        batching: "own" never batches the samples of a request with those of others. Scores are then
+        reproducible to the last digit; short lists take longer.
         """
-        batches = self._batches(samples, self.info(), detail, batching) if samples else []
-        return [answer for b in batches for answer in self._run(self._dialogues.score(b))]
+        batches = self._run(self._batches(samples, detail, batching))
+        return [result for batch in batches for result in self._run(self._dialogues.score(batch))]
 
     def close(self) -> None:
         self._http.close()
@@ -127,12 +141,7 @@ class ScoreClient(_Client):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _run(self, dialogue: Dialogue[T]) -> T:
@@ -149,16 +158,15 @@ class ScoreClient(_Client):
             time.sleep(step.seconds)
             return None
         try:
-            response = self._http.request(
-                step.method, step.path, content=step.body, timeout=self._timeout(step)
-            )
+            return answer_of(self._http.request(**self._http_arguments(step)))
         except self._httpx.TransportError as error:
             return no_answer(error)
-        return answer_of(response)
 
 
 class AsyncScoreClient(_Client):
-    """The same for asyncio; a list that is split has `max_in_flight` requests under way at once."""
+    """ScoreClient for asyncio; a split list has up to `max_in_flight` concurrent requests."""
+
+    http_class = "AsyncClient"
 
     def __init__(
         self,
@@ -172,21 +180,16 @@ class AsyncScoreClient(_Client):
         if max_in_flight < 1:
             raise ConfigError(f"max_in_flight must be at least 1, got {max_in_flight}")
         self.max_in_flight = max_in_flight
-        self._http = self._httpx.AsyncClient(base_url=self.url, headers=self._headers)
 
     async def info(self) -> ServerInfo:
-        """What the server scores with, and its limits; asked for once."""
-        if self._info is None:
-            self._info = await self._run(self._dialogues.info())
-        return self._info
+        """The server's model and limits; requested once."""
+        return await self._run(self._info())
 
     async def score(
         self, sample: Sample | Mapping[str, Any], *, detail: Detail = "sample"
     ) -> ScoreResult:
-        """The score of one sample. Raises ScoreRejectedError where the server has none for it."""
-        [batch] = self._batches([sample], None, detail, "shared")
-        [result] = await self._run(self._dialogues.score(batch))
-        return scored(result)
+        """Scores one sample. Raises ScoreRejectedError if the server has no score for it."""
+        return await self._run(self._score(sample, detail))
 
     async def score_many(
         self,
@@ -195,21 +198,21 @@ class AsyncScoreClient(_Client):
         detail: Detail = "sample",
         batching: Batching = "shared",
     ) -> list[ScoreResult | ScoreFailure]:
-        """One answer a sample, in their order; see ScoreClient.score_many."""
-        batches = self._batches(samples, await self.info(), detail, batching) if samples else []
+        """Scores a list of samples, in their order; see ScoreClient.score_many."""
+        batches = await self._run(self._batches(samples, detail, batching))
         free = asyncio.Semaphore(self.max_in_flight)
 
-        async def answers_to(batch: EncodedBatch) -> list[ScoreResult | ScoreFailure]:
+        async def results_of(batch: EncodedBatch) -> list[ScoreResult | ScoreFailure]:
             async with free:
                 return await self._run(self._dialogues.score(batch))
 
         try:
-            # The first failure ends the other requests, too: nobody would read their scores.
+            # The first failure cancels the other requests: nobody would read their scores.
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(answers_to(batch)) for batch in batches]
+                tasks = [group.create_task(results_of(batch)) for batch in batches]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return [answer for task in tasks for answer in task.result()]
+        return [result for task in tasks for result in task.result()]
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -217,12 +220,7 @@ class AsyncScoreClient(_Client):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def _run(self, dialogue: Dialogue[T]) -> T:
@@ -239,18 +237,9 @@ class AsyncScoreClient(_Client):
             await asyncio.sleep(step.seconds)
             return None
         try:
-            response = await self._http.request(
-                step.method, step.path, content=step.body, timeout=self._timeout(step)
-            )
+            return answer_of(await self._http.request(**self._http_arguments(step)))
         except self._httpx.TransportError as error:
             return no_answer(error)
-        return answer_of(response)
-
-
-def scored(result: ScoreResult | ScoreFailure) -> ScoreResult:
-    if isinstance(result, ScoreFailure):
-        raise ScoreRejectedError(result.error, error_type=result.error_type)
-    return result
 
 
 def answer_of(response: "httpx.Response") -> Answer:
@@ -259,19 +248,6 @@ def answer_of(response: "httpx.Response") -> Answer:
 
 def no_answer(error: "httpx.TransportError") -> NoAnswer:
     return NoAnswer(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-
-
-def checked_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"the server's URL must begin with http:// or https://, got {url!r}")
-    return url.rstrip("/")
-
-
-def checked_key(api_key: str) -> str:
-    """Raises ConfigError, without showing the key, for one that no header can hold."""
-    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
-        raise ConfigError("api_key must be printable ASCII without blanks, and not empty")
-    return api_key
 
 
 def import_httpx() -> ModuleType:

@@ -95,10 +95,6 @@ class Calibration:
         percentiles_N: np.ndarray = (100 * shares_N).round(DECIMALS)
         return percentiles_N
 
-    def keep_at_pct(self, score: float) -> float:
-        """The percentage of the calibration's samples that a threshold at `score` keeps."""
-        return round(100 - self.percentile(score), DECIMALS)
-
 
 def calibrate(
     scores: ArrayLike,

@@ -201,7 +201,7 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
     settings = (
         ("scoring.formula", info.formula),
         ("scoring.dtype", info.dtype),
-        ("scoring.max_tokens_per_batch", info.max_batch_tokens),
+        ("scoring.max_tokens_per_batch", info.max_tokens_per_batch),
         ("scoring.max_sequence_length", info.max_sequence_length),
     )
     for key, theirs in settings:

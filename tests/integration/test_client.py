@@ -79,7 +79,7 @@ def test_a_sample_has_the_score_that_the_engine_gives_it(server, connect, engine
     result = connect(server.url).score(samples[0])
     [expected] = engine.score(samples[:1])
     assert result == ScoreResult(
-        samples[0].sample_id, expected.score, None, None, expected.num_tokens,
+        samples[0].sample_id, expected.score, None, expected.num_tokens,
         expected.num_answer_tokens, expected.truncated,
     )  # fmt: skip
 

@@ -183,7 +183,7 @@ def test_a_killed_replica_costs_no_more_than_a_503_and_is_replaced(server, deplo
         killed = server.replicas(deployment)[0]
         killed.send_signal(signal.SIGKILL)
         deadline = time.monotonic() + 20
-        while server.is_ready():  # the truth, as soon as the next roll call
+        while server.is_ready():  # unready after the next health check
             assert time.monotonic() < deadline
             time.sleep(0.1)
         server.wait_until_ready(timeout_seconds=90)

@@ -181,13 +181,13 @@ def test_an_answer_without_scores_is_a_clear_error(body, reason):
 
 def test_a_result_has_what_its_detail_asked_for():
     entry = {
-        "id": None, "score": 0.1, "percentile": 20.0, "keep_at_pct": 0.8, "num_tokens": 3,
+        "id": None, "score": 0.1, "percentile": 20.0, "num_tokens": 3,
         "num_answer_tokens": 1, "truncated": True, "layers": [0.5, -1],
         "tokens": [{"text": "Hi", "start": 0, "end": 2, "score": 0.25}],
     }  # fmt: skip
     result = parse_result(entry)
     assert result == ScoreResult(
-        None, 0.1, 20.0, 0.8, 3, 1, True, (0.5, -1.0), (TokenScore("Hi", 0, 2, 0.25),)
+        None, 0.1, 20.0, 3, 1, True, (0.5, -1.0), (TokenScore("Hi", 0, 2, 0.25),)
     )
     failure = parse_result({"id": "x", "error": "no", "error_type": "validation"})
     assert failure == ScoreFailure("x", "no", "validation")

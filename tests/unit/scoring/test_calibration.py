@@ -102,13 +102,6 @@ def test_a_score_keeps_its_percentile_as_the_decimal_that_a_file_has():
     assert calibration.percentiles(written).tolist() == calibration.percentiles(scores).tolist()
 
 
-def test_a_threshold_keeps_what_does_not_lie_below_it():
-    calibration = calibration_of(np.arange(1_000) / 1_024)
-    score = 950.5 / 1_024
-    assert calibration.percentile(score) + calibration.keep_at_pct(score) == 100
-    assert calibration.keep_at_pct(score) == pytest.approx(4.9, abs=RESOLUTION)
-
-
 @pytest.mark.parametrize("scores", [[], [0.5, float("nan")], [float("inf")]])
 def test_scores_that_are_no_numbers_make_no_calibration(scores):
     with pytest.raises(DataError, match="a calibration needs finite scores, got"):

@@ -43,7 +43,7 @@ def run(test, **settings):
         scorer = Scorer()
         batcher = Batcher(
             scorer,
-            **{"max_batch_tokens": 40, "max_wait_seconds": 0.0, "max_queued_samples": 100}
+            **{"max_tokens_per_batch": 40, "max_wait_seconds": 0.0, "max_queued_samples": 100}
             | settings,
         )
         running = asyncio.create_task(batcher.run())

@@ -1,15 +1,13 @@
 """Every error has one shape; the table has a status for each type."""
 
+import asyncio
 import json
 
 import pytest
+from starlette.exceptions import HTTPException
 
-from serve.error_responses import (
-    STATUS_BY_ERROR_TYPE,
-    RequestError,
-    http_error_response,
-    json_response,
-)
+from selectmoe.client.wire import STATUS_BY_ERROR_TYPE
+from serve.error_responses import RequestError, WireResponse, on_http_error
 
 
 @pytest.mark.parametrize(("error_type", "status"), STATUS_BY_ERROR_TYPE.items())
@@ -27,16 +25,17 @@ def test_a_full_queue_says_when_to_come_back():
 
 @pytest.mark.parametrize("status", [404, 405])
 def test_what_the_framework_refuses_has_the_same_shape(status):
-    response = http_error_response(status, headers={"Allow": "POST"})
+    error = HTTPException(status, headers={"Allow": "POST"})
+    response = asyncio.run(on_http_error(None, error))
     assert response.status_code == status
     assert set(json.loads(response.body)) == {"error", "error_type"}
     assert response.headers["allow"] == "POST"
 
 
 def test_half_of_an_emoji_survives_the_way_back():
-    assert json.loads(json_response({"id": "\ud83d", "ü": "ü"}).body) == {"id": "\ud83d", "ü": "ü"}
+    assert json.loads(WireResponse({"id": "\ud83d", "ü": "ü"}).body) == {"id": "\ud83d", "ü": "ü"}
 
 
 def test_not_a_number_is_never_sent():
     with pytest.raises(ValueError, match="Out of range"):
-        json_response({"score": float("nan")})
+        WireResponse({"score": float("nan")})

@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.metrics import METRICS, PREFIX, MetricStore, add_up, prometheus_text
+from serve.metrics import METRICS, PREFIX, MetricStore, prometheus_text, sum_snapshots
 
 
 def read(text):
@@ -20,14 +20,14 @@ def test_an_idle_server_announces_every_metric():
     assert read(text) == {}
 
 
-def test_counters_and_histograms_of_two_replicas_add_up():
+def test_counters_and_histograms_of_two_replicas_sum_snapshots():
     stores = MetricStore(), MetricStore()
     for store, seconds in zip(stores, (0.003, 100.0), strict=True):
         store.count("requests_total", route="/score", status="200")
         store.observe("request_seconds", seconds, route="/score")
         store.set_gauge("scorers_ready", 2)
         store.set_gauge("queue_samples", 5)
-    values = read(prometheus_text(add_up(store.snapshot() for store in stores)))
+    values = read(prometheus_text(sum_snapshots(store.snapshot() for store in stores)))
     route = ("route", "/score")
     assert values["requests_total", (route, ("status", "200"))] == 2
     assert values["request_seconds_bucket", (("le", "0.0025"), route)] == 0
@@ -37,7 +37,7 @@ def test_counters_and_histograms_of_two_replicas_add_up():
     assert values["request_seconds_count", (route,)] == 2
     assert values["request_seconds_sum", (route,)] == 100.003
     assert values["queue_samples", ()] == 10
-    assert values["scorers_ready", ()] == 2  # both replicas call the roll of the same scorers
+    assert values["scorers_ready", ()] == 2  # both replicas count the same scorers
 
 
 def test_large_counters_keep_every_digit():

@@ -7,7 +7,7 @@ import pytest
 from ray.serve._private.http_util import validate_http_proxy_callback_return
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from serve.proxy_errors import ErrorShape, middlewares
+from serve.proxy_errors import JsonErrorMiddleware, middlewares
 
 
 def ask(app, *, path="/score"):
@@ -21,7 +21,7 @@ def ask(app, *, path="/score"):
         sent.append(message)
 
     scope = {"type": "http", "path": path, "method": "POST", "headers": []}
-    asyncio.run(ErrorShape(app)(scope, receive, send))
+    asyncio.run(JsonErrorMiddleware(app)(scope, receive, send))
     [start, *parts] = sent
     body = b"".join(part.get("body", b"") for part in parts)
     return start["status"], dict(start["headers"]), body

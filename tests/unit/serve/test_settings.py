@@ -37,7 +37,6 @@ def test_variables_become_values_of_the_field_s_type():
         ("MAX_REPLICAS", "0", "SELECTMOE_MAX_REPLICAS must be at least num_replicas, got 0"),
         ("MAX_TOKENS_PER_BATCH", "0", "SELECTMOE_MAX_TOKENS_PER_BATCH must be at least 1, got 0"),
         ("MAX_TOKENS_PER_BATCH", "x", "SELECTMOE_MAX_TOKENS_PER_BATCH must be a whole number"),
-        ("WEIGHTS", "x", "SELECTMOE_WEIGHTS is called SELECTMOE_MODEL_CHECKPOINT_PATH now"),
         ("REQUEST_TIMEOUT_SECONDS", "0", "must be more than 0, got 0.0"),
         ("MAX_WAIT_MILLISECONDS", "nan", "SELECTMOE_MAX_WAIT_MILLISECONDS must be at least 0"),
         ("DEVICE", "tpu", "SELECTMOE_DEVICE must be cpu or cuda, got 'tpu'"),
@@ -47,6 +46,16 @@ def test_variables_become_values_of_the_field_s_type():
 def test_a_wrong_variable_is_refused_by_name_rule_and_value(name, value, complaint):
     with pytest.raises(ConfigError, match=complaint):
         ServeSettings.from_environment({f"SELECTMOE_{name}": value})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("WEIGHTS", "MODEL_CHECKPOINT_PATH"), ("MAX_BATCH_TOKENS", "MAX_TOKENS_PER_BATCH")],
+)
+def test_a_renamed_variable_is_refused_with_its_new_name(old, new):
+    with pytest.raises(ConfigError, match=f"SELECTMOE_{old} is now called SELECTMOE_{new}"):
+        ServeSettings.from_environment({f"SELECTMOE_{old}": "8"})
+    assert ServeSettings.from_environment({f"SELECTMOE_{old}": ""}) == ServeSettings()
 
 
 def test_a_key_is_shown_by_no_message_and_no_repr():

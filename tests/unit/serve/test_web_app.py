@@ -95,11 +95,10 @@ def test_percentiles_are_the_calibration_s(client, server):
     calibration = server.service.description.calibration
     if calibration is None:
         assert content["calibration"] is None
-        assert (result["percentile"], result["keep_at_pct"]) == (None, None)
+        assert result["percentile"] is None
     else:
         assert content["calibration"]["weights_hash"] == calibration.weights_hash
         assert result["percentile"] == calibration.percentile(result["score"])
-        assert result["keep_at_pct"] == pytest.approx(100 - result["percentile"])
 
 
 def test_layers_are_those_of_the_scored_corpus(client, engine):
@@ -212,7 +211,7 @@ def test_a_stuck_scorer_leaves_the_others_to_their_work(scorers, monkeypatch):
             waiting = pool.submit(client.post, "/score", json={"samples": stuck})
             while running.service._batcher.num_in_flight < 2:
                 time.sleep(0.01)
-            scorers.num_alive = 0  # the roll call waits for the stuck one, and ends in time
+            scorers.num_alive = 0  # the health check waits for the stuck one, and times out
             while running.service.why_unready() is None:
                 time.sleep(0.01)
             assert client.get("/health/ready").status_code == 503
@@ -263,6 +262,17 @@ def test_answers_are_as_documented_and_every_example_works(client):
         validator.validate(answer.json())
 
 
+def test_every_documented_error_is_json_in_the_one_shape(client):
+    reference = {"$ref": "#/components/schemas/ErrorResponse"}
+    document = client.get("/openapi.json").json()
+    assert "ErrorResponse" in document["components"]["schemas"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if status != "200":
+                    assert response["content"] == {"application/json": {"schema": reference}}
+
+
 def test_pages_ask_nobody_else(client):
     for path in ("/", "/docs"):
         answer = client.get(path)
@@ -311,7 +321,7 @@ def test_no_log_holds_a_sample_or_a_key(scorers, caplog, monkeypatch):
     with local_server(ServeSettings(api_key="open-sesame"), scorers) as running:
         headers = {"Authorization": "Bearer open-sesame"}
         body = {"samples": {"prompt": "the secret text", "response": "of a sample"}}
-        monkeypatch.setattr(running.service, "_tokenize", fail)
+        monkeypatch.setattr(running.service, "_outcomes", fail)
         answer = httpx.post(running.url + "/score", json=body, headers=headers)
         monkeypatch.setattr(scorers.scorer, "_engine", None)  # the model fails
         monkeypatch.undo()

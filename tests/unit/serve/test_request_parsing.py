@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from selectmoe.records import Message
+from selectmoe.records import Message, UnscoredSample
 from serve.error_responses import RequestError
-from serve.schemas import parse_request
+from serve.request_parsing import parse_request
 
 GOOD = {"prompt": "a question", "response": "an answer"}
 
@@ -53,17 +53,17 @@ def test_a_list_keeps_its_order_and_its_bad_samples_beside_the_good():
             "detail": "tokens",
         }
     )
-    assert [entry.sample is None for entry in parsed.samples] == [
+    assert [isinstance(entry.sample, UnscoredSample) for entry in parsed.samples] == [
         False, True, True, True, True, True, False,
     ]  # fmt: skip
     assert [entry.wire_id for entry in parsed.samples] == ["0", "1", "2", "3", None, "5", "6"]
-    assert parsed.detail == "tokens"
-    errors = [entry.error for entry in parsed.samples]
+    assert parsed.options.detail == "tokens"
+    errors = [getattr(entry.sample, "detail", "") for entry in parsed.samples]
     assert "samples[1].text" in errors[1]
     assert errors[2] == "samples[2].messages: must not be empty"
     assert "samples[3]: 'messages' must have an assistant turn" in errors[3]
     assert errors[4] == "samples[4] must be an object, got a text"
-    assert "samples[5].nothing is not a field here" in errors[5]
+    assert "samples[5].nothing: is not a field here" in errors[5]
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,23 @@ def test_a_list_keeps_its_order_and_its_bad_samples_beside_the_good():
         ({}, "samples must be a sample or a list of samples, got nothing"),
         ({"samples": None}, "got null"),
         ({"samples": []}, "samples must not be empty"),
-        ({"samples": GOOD, "sample": 1}, "sample is not a field here; known are samples, detail"),
-        ({"samples": GOOD, "detail": "all"}, "detail must be one of sample, layers, tokens"),
-        ({"samples": GOOD, "detail": ["tokens"]}, "detail must be one of"),
-        ({"samples": {**GOOD, "promt": "x"}}, "samples.promt is not a field here"),
+        (
+            {"samples": GOOD, "sample": 1},
+            "sample: is not a field here; known are detail, batching, samples",
+        ),
+        ({"samples": GOOD, "detail": "all"}, "detail: must be 'sample', 'layers' or 'tokens'"),
+        ({"samples": GOOD, "detail": ["tokens"]}, "detail: must be"),
+        ({"samples": {**GOOD, "promt": "x"}}, "samples.promt: is not a field here"),
         ({"samples": {"prompt": "x"}}, "samples.response: field required"),
         ({"samples": {**GOOD, "text": "x"}}, "samples.prompt: is not a field here"),
         ({"samples": {**GOOD, "id": 5}}, "samples.id: input should be a valid string"),
         ({"samples": {"text": " "}}, "the assistant must say something"),
         ({"samples": {"text": "\ud83d"}}, "lone surrogate"),
         ({"samples": {**GOOD, "id": "\ud83d"}}, "'id' must be valid Unicode"),
-        ({"samples": [{"foo": 1}, {"bar": 2}]}, r"samples\[0\].foo is not a field here"),
+        ({"samples": [{"foo": 1}, {"bar": 2}]}, r"samples\[0\].foo: is not a field here"),
         (
             {"samples": {"messages": [{"role": "tool", "content": "x"}]}},
-            r"samples.messages\[0\].role: must be one of system, user, assistant",
+            r"samples.messages\[0\].role: must be 'system', 'user' or 'assistant'",
         ),
     ],
 )

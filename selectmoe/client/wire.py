@@ -1,0 +1,30 @@
+"""What the score server and its clients agree on: the values of fields, statuses and the API key.
+
+The bodies of requests and responses are pydantic models in serve/schemas.py.
+"""
+
+from typing import Literal, TypeAlias
+
+Detail: TypeAlias = Literal["sample", "layers", "tokens"]
+Batching: TypeAlias = Literal["shared", "own"]
+SampleErrorType: TypeAlias = Literal["validation", "internal"]
+
+STATUS_BY_ERROR_TYPE = {
+    "unauthorized": 401,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "too_large": 413,
+    "validation": 422,
+    "overloaded": 429,
+    "internal": 500,
+    "unavailable": 503,
+}
+# A full queue, and a server that starts or stops; 502 and 504 come from a proxy in front of it.
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+
+API_KEY_RULE = "printable ASCII without blanks, and not empty"
+
+
+def is_valid_api_key(api_key: str) -> bool:
+    """Whether an HTTP header can carry the key."""
+    return api_key != "" and api_key.isascii() and api_key.isprintable() and " " not in api_key
