@@ -38,11 +38,11 @@ def ray_head(
             line = process.stdout.readline()
             printed += line
             assert line, printed
+        # Tests that mean this head name its address. For all others there is no cluster here.
+        (Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster").unlink(missing_ok=True)
         yield process
     finally:
         stop(process)
-        # `ray start` writes it; a head that is killed cannot take it away.
-        (Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster").unlink(missing_ok=True)
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -1,0 +1,93 @@
+"""A command of jobs/ in the process of the tests, which has torch and Ray imported already."""
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from selectmoe.cli.command_line import run_command
+
+STAGES = {
+    "convert": "stage_0_convert", "pretrain": "stage_1_pretrain", "select": "stage_2_selection",
+    "finetune": "stage_3_finetune", "evaluate": "stage_4_eval",
+}  # fmt: skip
+
+
+class CommandHere:
+    """Runs what `python jobs/<name>.py` runs, in `folder`; `Job` does it in a process of its own.
+
+    Importing torch, transformers and Ray takes a process five CPU seconds, and starting a Ray
+    takes eight. With RAY_ADDRESS in the environment (the fixture `shared_ray`), neither is paid
+    here. At the end the command is disconnected from the cluster, as a process that ends is.
+    """
+
+    def __init__(self, folder: Path, name: str = "select") -> None:
+        command = importlib.import_module(f"jobs.{STAGES[name]}.command")
+        self.main: Callable[[list[str]], None] = command.main
+        self.folder = folder
+
+    def call(self, *arguments: str | Path) -> tuple[int, str]:
+        """Exit status, and what was printed on both streams."""
+        printed = io.StringIO()
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            _logs_to(printed),
+            _signals_restored(),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr("sys.argv", ["command", *map(str, arguments)])
+            try:
+                with pytest.raises(SystemExit) as left:
+                    run_command(self.main)
+            finally:
+                ray.shutdown()
+        return left.value.code, printed.getvalue()
+
+    def run(self, *arguments: str | Path) -> str:
+        status, printed = self.call(*arguments)
+        assert status == 0, printed
+        return printed
+
+    def refuse(self, *arguments: str | Path) -> str:
+        """What a run prints that ends with a mistake: one line, status 2."""
+        status, printed = self.call(*arguments)
+        assert status == 2, printed
+        return [line for line in printed.splitlines() if line.startswith("error: ")][-1]
+
+
+@contextlib.contextmanager
+def _logs_to(stream: io.StringIO) -> Iterator[None]:
+    """pytest has handlers of its own, so that `configure_logging` adds none."""
+    handler = logging.StreamHandler(stream)
+    loggers = [logging.getLogger(name) for name in ("selectmoe", "jobs")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _signals_restored() -> Iterator[None]:
+    """`start_ray` makes SIGTERM an interruption, which pytest must not inherit."""
+    before = signal.getsignal(signal.SIGTERM)
+    python_path = os.environ.get("PYTHONPATH")
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if python_path is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = python_path
