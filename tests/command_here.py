@@ -24,14 +24,17 @@ class CommandHere:
     """Runs what `python jobs/<name>.py` runs, in `folder`; `Job` does it in a process of its own.
 
     Importing torch, transformers and Ray takes a process five CPU seconds, and starting a Ray
-    takes eight. With RAY_ADDRESS in the environment (the fixture `shared_ray`), neither is paid
-    here. At the end the command is disconnected from the cluster, as a process that ends is.
+    takes eight. Here neither is paid, where there is a cluster: at `ray_address` or where the
+    environment says. At the end the command is disconnected from it, as a process that ends is.
     """
 
-    def __init__(self, folder: Path, name: str = "select") -> None:
+    def __init__(
+        self, folder: Path, name: str = "select", *, ray_address: str | None = None
+    ) -> None:
         command = importlib.import_module(f"jobs.{STAGES[name]}.command")
         self.main: Callable[[list[str]], None] = command.main
         self.folder = folder
+        self.environment = {"RAY_ADDRESS": ray_address} if ray_address else {}
 
     def call(self, *arguments: str | Path) -> tuple[int, str]:
         """Exit status, and what was printed on both streams."""
@@ -45,6 +48,8 @@ class CommandHere:
             pytest.MonkeyPatch.context() as patch,
         ):
             patch.setattr("sys.argv", ["command", *map(str, arguments)])
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
             try:
                 with pytest.raises(SystemExit) as left:
                     run_command(self.main)

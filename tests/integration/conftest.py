@@ -28,15 +28,15 @@ def head(repository, tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def shared_ray(head, monkeypatch) -> str:
-    """Commands of this test, in this process or another, connect to the shared head."""
+    """Processes of this test connect to the shared head."""
     monkeypatch.setenv("RAY_ADDRESS", head)
     return head
 
 
 @pytest.fixture
-def command_here(shared_ray, tmp_path):
+def command_here(head, tmp_path):
     """command_here("finetune"): that command in this process, on the shared head."""
-    return lambda name: CommandHere(tmp_path, name)
+    return lambda name: CommandHere(tmp_path, name, ray_address=head)
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def adapter(tmp_path):
     return tmp_path / "stage_3"
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_two_runs_and_a_table_of_them(command, evaluate_here, adapter, tmp_path):
     printed, told = command.run("--name", "random", "--output", "base_run", "--limit", "20")
     assert "demo_answer_loss: nll_per_token" in printed

@@ -103,6 +103,7 @@ def kept_checkpoints(output: Path) -> list[str]:
     return [folder.parent.name for folder in output.glob("checkpoint-*/finetune.json")]
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_killed_driver_resumes_to_the_adapter_of_an_undisturbed_run(
     command, finetune_here, selection, finished, tmp_path
 ):

@@ -96,6 +96,7 @@ def finished_shards(output: Path) -> list[str]:
     return [json.loads(line)["shard"] for line in lines]
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_killed_driver_resumes_to_the_same_bytes_and_scores_no_shard_twice(
     job, select_here, corpus, finished, tmp_path
 ):
