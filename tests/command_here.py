@@ -1,23 +1,19 @@
 """A command of jobs/ in the process of the tests, which has torch and Ray imported already."""
 
 import contextlib
-import importlib
 import io
 import logging
 import os
+import runpy
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 
-from selectmoe.cli.command_line import run_command
-
-STAGES = {
-    "convert": "stage_0_convert", "pretrain": "stage_1_pretrain", "select": "stage_2_selection",
-    "finetune": "stage_3_finetune", "evaluate": "stage_4_eval",
-}  # fmt: skip
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class CommandHere:
@@ -31,10 +27,9 @@ class CommandHere:
     def __init__(
         self, folder: Path, name: str = "select", *, ray_address: str | None = None
     ) -> None:
-        command = importlib.import_module(f"jobs.{STAGES[name]}.command")
-        self.main: Callable[[list[str]], None] = command.main
+        self.script = str(REPOSITORY / "jobs" / f"{name}.py")
         self.folder = folder
-        self.environment = {"RAY_ADDRESS": ray_address} if ray_address else {}
+        self.ray_address = ray_address
 
     def call(self, *arguments: str | Path) -> tuple[int, str]:
         """Exit status, and what was printed on both streams."""
@@ -44,15 +39,16 @@ class CommandHere:
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
             _logs_to(printed),
-            _signals_restored(),
+            _process_restored(),
             pytest.MonkeyPatch.context() as patch,
         ):
-            patch.setattr("sys.argv", ["command", *map(str, arguments)])
-            for name, value in self.environment.items():
-                patch.setenv(name, value)
+            patch.setattr("sys.argv", [self.script, *map(str, arguments)])
+            patch.setattr("sys.path", [*sys.path])
+            if self.ray_address is not None:
+                patch.setenv("RAY_ADDRESS", self.ray_address)
             try:
                 with pytest.raises(SystemExit) as left:
-                    run_command(self.main)
+                    runpy.run_path(self.script, run_name="__main__")
             finally:
                 ray.shutdown()
         return left.value.code, printed.getvalue()
@@ -84,8 +80,8 @@ def _logs_to(stream: io.StringIO) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_restored() -> Iterator[None]:
-    """`start_ray` makes SIGTERM an interruption, which pytest must not inherit."""
+def _process_restored() -> Iterator[None]:
+    """`start_ray` makes SIGTERM an interruption, which pytest must not inherit, and sets a path."""
     before = signal.getsignal(signal.SIGTERM)
     python_path = os.environ.get("PYTHONPATH")
     try:
