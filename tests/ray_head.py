@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,11 +39,21 @@ def ray_head(
             line = process.stdout.readline()
             printed += line
             assert line, printed
+        forget(port)
         yield process
     finally:
         stop(process)
-        # `ray start` writes it; a head that is killed cannot take it away.
-        (Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster").unlink(missing_ok=True)
+
+
+def forget(port: int) -> None:
+    """Takes away the note of `ray start`: tests that want this head name its address, and all
+    others start a Ray of their own. It is written after the line that tells of the start."""
+    note = Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster"
+    deadline = time.monotonic() + 30
+    while not note.is_file() or not note.read_text("utf-8").endswith(f":{port}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    note.unlink()
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -1,4 +1,4 @@
-"""One of several processes of a warm-up with gloo, as Ray would start them; run as a script."""
+"""One of several processes of warm-ups with gloo, as Ray would start them; run as a script."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def main(output: Path, rank: int, num_workers: int, port: str, settings: dict[str, object]) -> None:
+def main(rank: int, num_workers: int, port: str, runs: dict[str, dict[str, object]]) -> None:
+    """runs: settings by folder; one process does all, since importing torch is half of a run."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_workers),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
@@ -22,18 +23,20 @@ def main(output: Path, rank: int, num_workers: int, port: str, settings: dict[st
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=num_workers)
-    place = TrainingPlace(
-        output=output, scratch=output / f"scratch-{rank}", rank=rank, num_workers=num_workers
-    )
-    try:
-        run_warmup(from_values(WarmupConfig, settings), place)
-    except SelectMoeError as error:
-        sys.stdout.write(f"error: {error}\n")
+    for folder, settings in runs.items():
+        place = TrainingPlace(
+            output=Path(folder),
+            scratch=Path(folder, f"scratch-{rank}"),
+            rank=rank,
+            num_workers=num_workers,
+        )
+        try:
+            run_warmup(from_values(WarmupConfig, settings), place)
+        except SelectMoeError as error:
+            sys.stdout.write(f"error: {error}\n")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(REPOSITORY))
-    main(
-        Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], json.loads(sys.argv[5])
-    )
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]))

@@ -1,5 +1,7 @@
 """What the integration tests share: the command as a user runs it, a corpus, a finished run."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,18 +10,50 @@ import ray
 from selectmoe.cli.command_line import one_line
 from selectmoe.errors import SelectMoeError
 from selectmoe.paths import DEMO_CORPUS
+from tests.command_here import CommandHere
 from tests.job import Job
+from tests.ray_head import free_port, ray_head
+
+
+@pytest.fixture(scope="session")
+def head(repository, tmp_path_factory) -> Iterator[str]:
+    """The address of a Ray head with two CPUs, one for all tests of this process."""
+    port = free_port()
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    options = ("--include-dashboard=false", "--num-cpus=2")
+    folder = tmp_path_factory.mktemp("head")
+    with ray_head(folder, *options, port=port, environment=environment):
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture
+def shared_ray(head, monkeypatch) -> str:
+    """Processes of this test connect to the shared head."""
+    monkeypatch.setenv("RAY_ADDRESS", head)
+    return head
+
+
+@pytest.fixture
+def command_here(head, tmp_path):
+    """command_here("finetune"): that command in this process, on the shared head."""
+    return lambda name: CommandHere(tmp_path, name, ray_address=head)
 
 
 @pytest.fixture
 def make_job(repository, tmp_path):
-    """make_job("finetune"): that command, in a folder of the test's own."""
+    """make_job("finetune"): that command as a process, in a folder of the test's own. It starts a
+    Ray of its own unless the test takes `shared_ray` too."""
     return lambda name: Job(repository, tmp_path, name)
 
 
 @pytest.fixture
 def job(make_job):
     return make_job("select")
+
+
+@pytest.fixture
+def select_here(command_here):
+    return command_here("select")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selectmoe.cli.convert_command import main
+from tests.command_here import CommandHere
 from tests.tiny_olmoe import save_tiny_olmoe
 
 pytestmark = pytest.mark.timeout(120)
@@ -70,12 +71,14 @@ def test_it_converts_verifies_prints_and_stores_the_report(command, base, tmp_pa
     assert json.loads((new / "config.json").read_text())["model_type"] == "select_moe"
 
 
-def test_a_tampered_checkpoint_ends_with_another_status_and_a_report_of_it(command, base, tmp_path):
-    command.run("--base", base, "--save-path", "new")
+def test_a_tampered_checkpoint_ends_with_another_status_and_a_report_of_it(base, tmp_path):
+    convert_here = CommandHere(tmp_path, "convert")
+    convert_here.run("--base", base, "--save-path", "new")
     weights = load_file(tmp_path / "new" / "model.safetensors")
     weights[EXPERT] *= 2
     save_file(weights, tmp_path / "new" / "model.safetensors", metadata={"format": "pt"})
-    printed = command.run("--base", base, "--save-path", "new", "--verify-only", status=2)
+    status, printed = convert_here.call("--base", base, "--save-path", "new", "--verify-only")
+    assert status == 2
     assert "parity: NO" in printed
     assert f"1 of 45 tensors differ, the first is '{EXPERT}'" in printed.splitlines()[-1]
     assert report_of(tmp_path / "new")["different_tensors"] == [EXPERT]

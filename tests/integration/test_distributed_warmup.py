@@ -22,20 +22,24 @@ pytestmark = pytest.mark.timeout(180)
 # 5 pairs a step: two workers have unequal shares, and, at 300 tokens, unequal numbers of batches.
 SETTINGS = {
     "dataset.subset_ratio": 0.2, "dataset.max_sequence_length": 96, "max_rejected": 1.0,
-    "training.num_steps": 8, "training.effective_batch_size": 5,
-    "training.max_tokens_per_batch": 300, "training.logging_steps": 4,
+    "training.num_steps": 4, "training.effective_batch_size": 5,
+    "training.max_tokens_per_batch": 300, "training.logging_steps": 2,
 }  # fmt: skip
 
 
-def run_two(output: Path, repository: Path, **settings: object) -> list[str]:
-    """What each of two processes printed."""
+def run_two(repository: Path, runs: dict[Path, dict[str, object]]) -> list[str]:
+    """What each of two processes printed that did all `runs`: settings by folder."""
+    settings = {
+        str(folder): {**SETTINGS, "scaling.num_workers": 2, **changes}
+        for folder, changes in runs.items()
+    }
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     processes = [
         subprocess.Popen(
-            [sys.executable, repository / "tests" / "warmup_worker.py", output, str(rank), "2",
-             port, json.dumps({**SETTINGS, "scaling.num_workers": 2, **settings})],
+            [sys.executable, repository / "tests" / "warmup_worker.py", str(rank), "2", port,
+             json.dumps(settings)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
@@ -55,20 +59,37 @@ def run_one(output: Path, **settings: object) -> None:
     run_warmup(from_values(WarmupConfig, {**SETTINGS, **settings}), place)
 
 
+def gates(train_moe_gates: bool) -> dict[str, object]:
+    return {"training.train_moe_gates": train_moe_gates, "training.learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def finished(repository, tmp_path_factory):
+    """A folder with a run of one worker and runs of two; their strategies share the one."""
+    folder = tmp_path_factory.mktemp("finished")
+    for both in (False, True):
+        run_one(folder / f"one-{both}", **gates(both))
+    two = {
+        folder / f"{strategy}-{both}": {**gates(both), "training.strategy": strategy}
+        for strategy in ("ddp", "fsdp")
+        for both in (False, True)
+    }
+    run_two(repository, two)
+    return folder
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("train_moe_gates", [False, True])
-def test_two_workers_end_with_the_gates_of_one(tmp_path, repository, strategy, train_moe_gates):
-    settings = {"training.train_moe_gates": train_moe_gates, "training.learning_rate": 1e-3}
-    run_one(tmp_path / "one", **settings)
-    run_two(tmp_path / "two", repository, **settings, **{"training.strategy": strategy})
-    one, two = (load_file(tmp_path / n / "full_rank_weights.safetensors") for n in ("one", "two"))
+def test_two_workers_end_with_the_gates_of_one(finished, strategy, train_moe_gates):
+    folders = [finished / f"{name}-{train_moe_gates}" for name in ("one", strategy)]
+    one, two = (load_file(folder / "full_rank_weights.safetensors") for folder in folders)
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         # Ten thousand times what was seen (1e-8), and a hundredth of what training moves them by.
         assert (two[name] - tensor).abs().max() < 1e-5, name
     rows = [
-        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
-        for n in ("one", "two")
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in folders
     ]
     for ours, theirs in zip(*rows, strict=True):
         for key in ("loss", "label_loss", "good_probability", "margin_spread", "pairs_in_order"):
@@ -84,7 +105,7 @@ def test_a_bad_batch_of_one_worker_stops_both_in_the_same_words(tmp_path, reposi
     model.model.embed_tokens.weight.data[token] = float("nan")
     model.save_pretrained(broken)
     tokenizer.save_pretrained(broken)
-    printed = run_two(tmp_path / "run", repository, model=str(broken))
+    printed = run_two(repository, {tmp_path / "run": {"model": str(broken)}})
     lines = {line for text in printed for line in text.splitlines() if line.startswith("error: ")}
     assert len(lines) == 1
     assert "is not a finite number, in the batch of the samples 'demo-" in lines.pop()

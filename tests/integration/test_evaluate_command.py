@@ -49,6 +49,11 @@ def command(repository, tmp_path):
 
 
 @pytest.fixture
+def evaluate_here(command_here):
+    return command_here("evaluate")
+
+
+@pytest.fixture
 def adapter(tmp_path):
     register_select_moe()
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED_SELECTOR, dtype=torch.float32)
@@ -58,7 +63,8 @@ def adapter(tmp_path):
     return tmp_path / "stage_3"
 
 
-def test_two_runs_and_a_table_of_them(command, adapter, tmp_path):
+@pytest.mark.usefixtures("shared_ray")
+def test_two_runs_and_a_table_of_them(command, evaluate_here, adapter, tmp_path):
     printed, told = command.run("--name", "random", "--output", "base_run", "--limit", "20")
     assert "demo_answer_loss: nll_per_token" in printed
     assert "demo_choices: acc" in printed
@@ -66,7 +72,7 @@ def test_two_runs_and_a_table_of_them(command, adapter, tmp_path):
         "output", "Ray is ready", "evaluating demo_answer_loss, demo_choices on 1 CPU(s)"
     ]  # fmt: skip
     assert str(tmp_path / "base_run" / "results.json") in printed
-    command.run("--adapter", "stage_3", "--name", "selected", "--output", "new", "limit=20")
+    evaluate_here.run("--adapter", "stage_3", "--name", "selected", "--output", "new", "limit=20")
     content = json.loads((tmp_path / "new" / "results.json").read_text())
     assert content["adapter"] == str(adapter / "checkpoint-3")
     assert content["model"] == str(EMBEDDED_SELECTOR)
@@ -76,29 +82,30 @@ def test_two_runs_and_a_table_of_them(command, adapter, tmp_path):
     run = read_run(tmp_path / "new")
     assert len(run.samples("demo_answer_loss")) == 20
 
-    table, _ = command.run("--compare", "base_run", "new", "--output", "table")
-    assert table.splitlines()[1].startswith("random")
+    table = evaluate_here.run("--compare", "base_run", "new", "--output", "table")
+    assert "\nrandom " in table
     cells = json.loads((tmp_path / "table" / "results_table.json").read_text())["rows"][1]["cells"]
     assert [cell["difference"]["paired"] for cell in cells] == [True, True]
 
 
-def test_a_mistake_on_the_worker_is_one_line_too(command, adapter, tmp_path):
+def test_a_mistake_on_the_worker_is_one_line_too(evaluate_here, adapter, tmp_path):
     (tmp_path / "stage_3" / "checkpoint-3" / "adapter_model.safetensors").write_bytes(b"no weights")
-    _, told = command.run("--adapter", "stage_3", "--output", "run", status=2)
-    assert told.splitlines()[-1].startswith(f"error: {adapter / 'checkpoint-3'}: ")
+    line = evaluate_here.refuse("--adapter", "stage_3", "--output", "run")
+    assert line.startswith(f"error: {adapter / 'checkpoint-3'}: ")
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_more_than_the_cluster_has_is_refused_with_what_it_has(command):
-    _, told = command.run("num_cpus=10000", "--output", "run", status=2)
-    assert "no node has the num_cpus=10000 and num_gpus=0 of the run: the largest has" in told
+def test_more_than_the_cluster_has_is_refused_with_what_it_has(evaluate_here):
+    line = evaluate_here.refuse("num_cpus=10000", "--output", "run")
+    assert "no node has the num_cpus=10000 and num_gpus=0 of the run: the largest has 2" in line
 
 
-def test_an_unknown_task_is_refused_before_ray_starts_or_a_folder_is_made(command):
-    printed, told = command.run("--tasks", "helaswag", "--output", "run", status=2)
-    assert told.endswith("error: unknown task 'helaswag'; did you mean 'hellaswag'?\n")
-    assert "Ray" not in printed + told
-    assert not (command.folder / "run").exists()
+def test_an_unknown_task_is_refused_before_ray_starts_or_a_folder_is_made(evaluate_here, tmp_path):
+    status, printed = evaluate_here.call("--tasks", "helaswag", "--output", "run")
+    assert status == 2
+    assert printed.endswith("error: unknown task 'helaswag'; did you mean 'hellaswag'?\n")
+    assert "Ray" not in printed
+    assert not (tmp_path / "run").exists()
 
 
 def test_tasks_that_are_unknown_or_need_the_network_are_refused_by_name(tmp_path):

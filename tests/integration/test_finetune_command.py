@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -40,6 +39,11 @@ NUM_SELECTED, NUM_STEPS = 24, 12
 @pytest.fixture
 def command(make_job):
     return make_job("finetune")
+
+
+@pytest.fixture
+def finetune_here(command_here):
+    return command_here("finetune")
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +103,9 @@ def kept_checkpoints(output: Path) -> list[str]:
     return [folder.parent.name for folder in output.glob("checkpoint-*/finetune.json")]
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_killed_driver_resumes_to_the_adapter_of_an_undisturbed_run(
-    command, selection, finished, tmp_path
+    command, finetune_here, selection, finished, tmp_path
 ):
     output = tmp_path / "run"
     process = command.start("--data", selection, "--output", output, *SETTINGS)
@@ -108,7 +113,7 @@ def test_a_killed_driver_resumes_to_the_adapter_of_an_undisturbed_run(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     time.sleep(3)  # Ray notices that its driver is gone, and ends the workers
-    command.run("--resume", output)
+    finetune_here.run("--resume", output)
     assert metrics(output).keys() == metrics(finished[0]).keys()
     resumed, undisturbed = last_adapter(output), last_adapter(finished[0])
     for name, tensor in undisturbed.items():
@@ -159,8 +164,8 @@ def test_a_run_of_another_configuration_is_refused(complaint, selection, finishe
     assert "training.learning_rate is 0.001 there and 1.0 here" in line
 
 
-def test_more_workers_than_the_cluster_has_are_refused(command, selection, tmp_path):
-    line = command.refuse(
+def test_more_workers_than_the_cluster_has_are_refused(finetune_here, selection, tmp_path):
+    line = finetune_here.refuse(
         "--data", selection, "--output", tmp_path / "run", *SETTINGS, "--num-workers", "512",
         "training.effective_batch_size=1024",
     )  # fmt: skip
@@ -199,14 +204,6 @@ def test_a_mistake_is_one_line(complaint, tmp_path, arguments, message):
     assert message in complaint(main, *arguments, "--output", "run")
 
 
-def test_help_answers_within_a_second_and_loads_no_torch(command, repository):
+def test_help_answers_within_a_second(command):
     assert "training.lora.r=128" in command.run("--help")
     assert command.cpu_seconds_of_help() < 1
-    script = (
-        "import sys, jobs.stage_3_finetune.command as c; c.build_parser().format_help();"
-        "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True
-    )
-    assert printed.stdout.strip() == "[]"

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
+from tests.command_here import CommandHere
+
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -44,11 +46,10 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def test_two_workers_warm_up_and_score_where_only_one_was_running(
-    cluster, repository, corpus, tmp_path
+    cluster, repository, corpus, tmp_path, monkeypatch
 ):
-    jobs = repository / "jobs"
     process = start(
-        cluster, tmp_path, jobs / "pretrain.py", "--output", tmp_path / "warm",
+        cluster, tmp_path, repository / "jobs" / "pretrain.py", "--output", tmp_path / "warm",
         "--num-workers", "2", "scaling.wait_for_nodes=true", "dataset.subset_ratio=0.2",
         "max_rejected=1", "dataset.max_sequence_length=128", "training.num_steps=4",
         "training.effective_batch_size=4",
@@ -65,12 +66,12 @@ def test_two_workers_warm_up_and_score_where_only_one_was_running(
     manifest = json.loads((tmp_path / "warm" / "manifest.json").read_text("utf-8"))
     assert manifest["num_steps"] == 4
 
-    process = start(
-        cluster, tmp_path, jobs / "select.py", "--pct", "0.2", "--data", corpus,
-        "--num-actors", "2", "--output", tmp_path / "run", "rows_per_shard=15",
-        f"model_checkpoint_path={tmp_path / 'warm'}",
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    printed = CommandHere(tmp_path).run(
+        "--pct", "0.2", "--data", corpus, "--num-actors", "2", "--output", tmp_path / "run",
+        "rows_per_shard=15", f"model_checkpoint_path={tmp_path / 'warm'}",
     )  # fmt: skip
-    assert "2 CPUs, 0 GPUs on 3 node(s)" in finish(process)
+    assert "2 CPUs, 0 GPUs on 3 node(s)" in printed
     lines = (tmp_path / "run" / "scored" / "_finished.jsonl").read_text("utf-8").splitlines()
     assert len({json.loads(line)["process_id"] for line in lines}) == 2
     assert len((tmp_path / "run" / "selected_data.jsonl").read_text("utf-8").splitlines()) == 24

@@ -36,6 +36,11 @@ def pretrain(make_job):
     return make_job("pretrain")
 
 
+@pytest.fixture
+def pretrain_here(command_here):
+    return command_here("pretrain")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The same run in one process, without Ray."""
@@ -101,7 +106,7 @@ def test_two_workers_give_the_gates_of_one_and_lose_one_of_them_on_the_way(
     assert printed.count("calibrating: ") == 1
 
 
-def test_a_killed_run_is_resumed_to_the_same_gates(pretrain, undisturbed, tmp_path):
+def test_a_killed_run_is_resumed_to_the_same_gates(pretrain, pretrain_here, undisturbed, tmp_path):
     output = tmp_path / "run"
     process = pretrain.start("--output", output, *OVERRIDES)
     wait_for_step(output, 15, process)
@@ -109,25 +114,25 @@ def test_a_killed_run_is_resumed_to_the_same_gates(pretrain, undisturbed, tmp_pa
     process.communicate()
     assert not (output / GATES).exists()
     time.sleep(3)  # Ray notices that its driver is gone, and ends the worker
-    printed = pretrain.run("--resume", output)
+    printed = pretrain_here.run("--resume", output)
     require_same(output, undisturbed)
     # From a checkpoint: the last one, where the worker was quick enough to finish without a driver.
     assert "step 5 of 60" not in printed
 
 
-def test_a_loss_that_is_no_number_is_one_line_and_is_not_tried_again(pretrain, tmp_path):
+def test_a_loss_that_is_no_number_is_one_line_and_is_not_tried_again(pretrain_here, tmp_path):
     broken = tmp_path / "broken"
     model = SelectMoeForCausalLM.from_pretrained(EMBEDDED_SELECTOR)
     model.model.norm.weight.data[0] = float("nan")
     model.model.layers[0].input_layernorm.weight.data[0] = float("nan")
     model.save_pretrained(broken)
     AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR).save_pretrained(broken)
-    line = pretrain.refuse("--model", broken, "--output", tmp_path / "run", *OVERRIDES)
+    line = pretrain_here.refuse("--model", broken, "--output", tmp_path / "run", *OVERRIDES)
     assert "the loss of step 1 is not a finite number, in the batch of the samples 'demo-" in line
 
 
-def test_more_workers_than_the_cluster_has_are_refused(pretrain, tmp_path):
-    line = pretrain.refuse(
+def test_more_workers_than_the_cluster_has_are_refused(pretrain_here, tmp_path):
+    line = pretrain_here.refuse(
         "--output", tmp_path / "run", "training.effective_batch_size=9999", "--num-workers", "9999"
     )
     assert "scaling.num_workers must be at most" in line

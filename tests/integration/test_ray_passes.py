@@ -1,4 +1,4 @@
-"""What many workers share on a real local Ray: reading a corpus, and top-k of its scores."""
+"""What many workers share on a real Ray: reading a corpus, and top-k of its scores."""
 
 import functools
 import json
@@ -52,10 +52,12 @@ def shards(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    start_ray()
-    yield
-    ray.shutdown()
+def connected(head):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", head)
+        start_ray()
+        yield
+        ray.shutdown()
 
 
 def thresholds(
@@ -73,14 +75,14 @@ def thresholds(
     )
 
 
-def test_passes_on_ray_find_the_cut_that_threads_find(local_ray, shards):
+def test_passes_on_ray_find_the_cut_that_threads_find(connected, shards):
     for per_dataset in (False, True):
         assert thresholds(shards, MapOnRay(), per_dataset=per_dataset) == thresholds(
             shards, map_in_threads, per_dataset=per_dataset
         )
 
 
-def test_workers_write_the_selection_that_threads_write(local_ray, tmp_path):
+def test_workers_write_the_selection_that_threads_write(connected, tmp_path):
     folder = RunFolder(tmp_path)
     samples = [
         Sample("demo", str(n), (Message("assistant", f"{n} " * 9),), f"f:{n}") for n in range(300)
@@ -104,7 +106,7 @@ def test_workers_write_the_selection_that_threads_write(local_ray, tmp_path):
     assert written[0].count(b"\n") == 90
 
 
-def test_a_mistake_on_a_worker_is_told(local_ray, tmp_path):
+def test_a_mistake_on_a_worker_is_told(connected, tmp_path):
     with pytest.raises(FileNotFoundError):
         list(MapOnRay()(survey, [[tmp_path / "absent.parquet"]]))
 
@@ -130,7 +132,7 @@ def corpus(tmp_path, monkeypatch) -> Path:
     return file
 
 
-def test_workers_write_the_shards_that_one_process_writes(local_ray, corpus, tmp_path):
+def test_workers_write_the_shards_that_one_process_writes(connected, corpus, tmp_path):
     looks: list[int] = []
     tasks = MapOnRay(num_cpus=1, look=lambda: looks.append(1))
     read = write_corpus([str(corpus)], tmp_path / "a", rows_per_shard=10, map_items=tasks)
@@ -143,14 +145,14 @@ def test_workers_write_the_shards_that_one_process_writes(local_ray, corpus, tmp
     assert looks
 
 
-def test_answers_of_workers_are_in_the_order_of_the_items(local_ray):
+def test_answers_of_workers_are_in_the_order_of_the_items(connected):
     for num_cpus in (0, 1):
         tasks = MapOnRay(num_cpus=num_cpus, look=lambda: None)
         assert list(tasks(functools.partial(pow, 2), range(30))) == [2**n for n in range(30)]
     assert list(tasks(abs, [])) == []
 
 
-def test_what_a_lost_worker_was_at_is_done_again(local_ray, tmp_path):
+def test_what_a_lost_worker_was_at_is_done_again(connected, tmp_path):
     def lost_at_three(number: int) -> int:
         attempt = tmp_path / f"attempt-{number}"
         if number == 3 and not attempt.exists():
@@ -163,7 +165,7 @@ def test_what_a_lost_worker_was_at_is_done_again(local_ray, tmp_path):
     assert (tmp_path / "attempt-3").exists()
 
 
-def test_a_mistake_of_one_part_is_the_users_to_mend(local_ray, corpus, tmp_path):
+def test_a_mistake_of_one_part_is_the_users_to_mend(connected, corpus, tmp_path):
     (tmp_path / "z.parquet").write_bytes(b"no parquet")
     specs = [str(corpus), str(tmp_path / "z.parquet")]
     tasks = MapOnRay(num_cpus=1, look=lambda: None)

@@ -63,18 +63,20 @@ def test_exactly_k_are_kept_and_every_row_is_accounted_for(finished):
 
 
 def test_two_actors_and_a_corpus_in_other_files_give_the_same_bytes(
-    job, corpus, finished, tmp_path
+    select_here, corpus, finished, tmp_path
 ):
     folder = split(corpus, tmp_path / "parts", 7)
-    job.run(
+    select_here.run(
         "--pct", "0.2", "--data", folder, "--output", tmp_path / "run", "--num-actors", "2",
         "rows_per_shard=15",
     )  # fmt: skip
     assert selected(tmp_path / "run") == selected(finished[0])
 
 
-def test_scores_are_cut_again_without_scoring(job, finished, tmp_path):
-    job.run("--scored", finished[0], "--pct", "0.1", "--per-dataset", "--output", tmp_path / "cut")
+def test_scores_are_cut_again_without_scoring(select_here, finished, tmp_path):
+    select_here.run(
+        "--scored", finished[0], "--pct", "0.1", "--per-dataset", "--output", tmp_path / "cut"
+    )
     assert manifest(tmp_path / "cut")["calibration"] == manifest(finished[0])["calibration"]
     datasets = manifest(tmp_path / "cut")["datasets"]
     for counts in datasets.values():
@@ -94,8 +96,9 @@ def finished_shards(output: Path) -> list[str]:
     return [json.loads(line)["shard"] for line in lines]
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_killed_driver_resumes_to_the_same_bytes_and_scores_no_shard_twice(
-    job, corpus, finished, tmp_path
+    job, select_here, corpus, finished, tmp_path
 ):
     output = tmp_path / "run"
     process = job.start(
@@ -108,13 +111,14 @@ def test_a_killed_driver_resumes_to_the_same_bytes_and_scores_no_shard_twice(
     assert not (output / "selected_data.jsonl").exists()
     time.sleep(3)  # Ray notices that its driver is gone, and ends the actors
     num_before = len(list((output / "scored").glob("shard-*.parquet")))
-    printed = job.run("--resume", output)
+    printed = select_here.run("--resume", output)
     assert selected(output) == selected(finished[0])
     assert sorted(finished_shards(output)) == [f"shard-{n:06d}.parquet" for n in range(8)]
     assert manifest(output)["scoring"]["num_shards_reused"] == num_before >= 2
     assert "have scores already" in printed
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_run_that_is_told_to_stop_says_how_to_go_on(job, corpus, tmp_path):
     output = tmp_path / "run"
     process = job.start("--data", corpus, "--output", output, "--num-actors", "1")
@@ -130,6 +134,7 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on(job, corpus, tmp_path):
     assert "SIGTERM" not in printed
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_killed_actor_is_replaced_and_no_shard_is_scored_twice(job, corpus, finished, tmp_path):
     output = tmp_path / "run"
     process = job.start(
@@ -145,15 +150,17 @@ def test_a_killed_actor_is_replaced_and_no_shard_is_scored_twice(job, corpus, fi
     assert sorted(finished_shards(output)) == [f"shard-{n:06d}.parquet" for n in range(8)]
 
 
-def test_rejected_rows_stop_a_run_that_may_go_on_without_them(job, corpus, tmp_path):
+def test_rejected_rows_stop_a_run_that_may_go_on_without_them(select_here, corpus, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text(corpus.read_text("utf-8") + '{"messages": []}\n{"mess', "utf-8")
     output = tmp_path / "run"
-    line = job.refuse("--pct", "0.5", "--data", broken, "--output", output, "--num-actors", "1")
+    line = select_here.refuse(
+        "--pct", "0.5", "--data", broken, "--output", output, "--num-actors", "1"
+    )
     assert "2 of 122 rows are rejected, more than max_rejected=0.01 allows" in line
     assert f"first: {broken}:121: 'messages' must not be empty" in line
     assert line.endswith(f"--resume {output} --max-rejected 0.017")
-    job.run("--resume", output, "--max-rejected", "0.017")
+    select_here.run("--resume", output, "--max-rejected", "0.017")
     lines = (output / "rejected" / "rejected.jsonl").read_text("utf-8").splitlines()
     rejected = [json.loads(line) for line in lines]
     assert [(row["row"], row["reason"]) for row in rejected] == [
@@ -164,23 +171,22 @@ def test_rejected_rows_stop_a_run_that_may_go_on_without_them(job, corpus, tmp_p
     assert manifest(output)["total"]["num_read"] == 122
 
 
-def test_a_run_that_was_begun_with_other_weights_is_not_gone_on_with(job, corpus, tmp_path):
+def test_a_run_that_was_begun_with_other_weights_is_not_gone_on_with(select_here, corpus, tmp_path):
     selector = tmp_path / "selector"
     shutil.copytree(EMBEDDED_SELECTOR, selector)
     output = tmp_path / "run"
     arguments = ("--data", corpus, "--model", selector, "--output", output)
     (tmp_path / "empty.jsonl").touch()
-    job.refuse(*arguments, "--data", tmp_path / "empty.jsonl")
+    select_here.refuse(*arguments, "--data", tmp_path / "empty.jsonl")
     with (selector / "model.safetensors").open("r+b") as file:
         file.seek(-2, os.SEEK_END)
         file.write(b"\x00\x3f")
-    assert "started with other weights" in job.refuse("--resume", output)
+    assert "started with other weights" in select_here.refuse("--resume", output)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--pct", "5"), "selection_percentage (--pct) must be in (0, 1], got 5.0"),
         (("--pct", "abc"), "invalid float value: 'abc'"),
         (("selection_percentge=0.1",), "did you mean 'selection_percentage'?"),
         (("pct=0.1",), "did you mean 'selection_percentage'?"),
@@ -192,15 +198,19 @@ def test_a_run_that_was_begun_with_other_weights_is_not_gone_on_with(job, corpus
         (("scoring.attn_implementation=fast",), "is not supported"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(job, arguments, message):
-    assert message in job.refuse(*arguments)
+def test_a_mistake_is_one_line_and_status_2(select_here, arguments, message):
+    assert message in select_here.refuse(*arguments)
 
 
-def test_an_output_folder_of_another_run_is_refused(job, corpus, finished):
-    line = job.refuse("--pct", "0.3", "--data", corpus, "--output", finished[0])
+def test_a_mistake_ends_the_process_with_one_line_and_status_2(job):
+    assert "selection_percentage (--pct) must be in (0, 1], got 5.0" in job.refuse("--pct", "5")
+
+
+def test_an_output_folder_of_another_run_is_refused(select_here, corpus, finished):
+    line = select_here.refuse("--pct", "0.3", "--data", corpus, "--output", finished[0])
     assert "holds a run with another configuration" in line
 
 
-def test_help_answers_within_a_second_and_loads_no_torch(job):
+def test_help_answers_within_a_second(job):
     assert "selection_percentage" in job.run("--help")
     assert job.cpu_seconds_of_help() < 1

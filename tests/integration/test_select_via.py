@@ -29,7 +29,7 @@ from selectmoe.scoring.calibration import as_json
 from selectmoe.scoring.engine import ScoringEngine
 from selectmoe.selection.backends import HttpScorer, require_agreement
 from serve.settings import ServeSettings
-from tests.job import Job
+from tests.command_here import CommandHere
 from tests.local_server import LocalScorers, local_server
 from tests.ray_head import free_port, ray_head
 from tests.score_server import ScoreServer, Trouble, running
@@ -246,19 +246,19 @@ def cluster(repository, tmp_path_factory):
 
 
 @pytest.fixture
-def job_there(cluster, job, monkeypatch):
+def there(cluster, monkeypatch):
+    """Commands of this test find the cluster and its server."""
     for name, value in cluster.items():
         monkeypatch.setenv(name, value)
-    return job
 
 
 @pytest.fixture(scope="module")
-def by_actors(repository, corpus, cluster, tmp_path_factory):
+def by_actors(corpus, cluster, tmp_path_factory):
     """The run that every other one is held to."""
     output = tmp_path_factory.mktemp("actors") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", cluster["RAY_ADDRESS"])
-        Job(repository, output.parent).run(
+        CommandHere(output.parent).run(
             "--pct", "0.2", "--data", corpus, "--output", output, "--num-actors", "1",
             "rows_per_shard=15",
         )  # fmt: skip
@@ -284,9 +284,9 @@ def assert_same_run(output: Path, reference: Path) -> None:
 
 
 def test_the_handle_of_the_deployment_gives_the_bytes_of_actors(
-    job_there, corpus, by_actors, tmp_path
+    there, job, corpus, by_actors, tmp_path
 ):
-    job_there.run(
+    job.run(
         "--pct", "0.2", "--data", corpus, "--output", tmp_path / "run", "--via", "serve",
         "rows_per_shard=15",
     )  # fmt: skip
@@ -294,18 +294,19 @@ def test_the_handle_of_the_deployment_gives_the_bytes_of_actors(
 
 
 def test_a_run_that_its_server_ends_goes_on_with_another_to_the_bytes_of_actors(
-    cluster, job_there, corpus, by_actors, tmp_path
+    cluster, there, corpus, by_actors, tmp_path
 ):
+    select_here = CommandHere(tmp_path)
     output = tmp_path / "run"
     with running(ScoreServer(ScoringEngine.from_pretrained(), api_key="key-of-the-test")) as server:
         refusal = Trouble(500, body=b'{"error": "broken", "error_type": "internal"}')
         server.troubles = [Trouble(429), None, Trouble(0), Trouble(503), None, refusal]
-        line = job_there.refuse(
+        line = select_here.refuse(
             "--pct", "0.2", "--data", corpus, "--output", output, "--via", server.url,
             "rows_per_shard=15", "shards_in_flight=1",
         )  # fmt: skip
     assert f"answered 500: broken; resume with --resume {output}" in line
-    job_there.run("--resume", output, "--via", cluster["url"])
+    select_here.run("--resume", output, "--via", cluster["url"])
     # At least the two before the refusal; the actor may have begun another batch meanwhile.
     assert 2 <= manifest(output)["scoring"]["num_shards_reused"] < 8
     assert selected(output) == selected(by_actors)

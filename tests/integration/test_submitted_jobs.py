@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from selectmoe.cli.select_command import main
 from tests.ray_head import free_port, ray_head
 
 pytestmark = pytest.mark.timeout(300)
@@ -58,7 +59,7 @@ def selected(output: Path) -> bytes:
 
 
 def test_a_job_with_an_uploaded_folder_gives_the_bytes_of_a_local_run(
-    cluster, checkout, corpus, finished
+    cluster, checkout, corpus, tmp_path
 ):
     status, printed = submit(
         cluster, checkout, "--working-dir", ".", "--",
@@ -68,7 +69,11 @@ def test_a_job_with_an_uploaded_folder_gives_the_bytes_of_a_local_run(
     assert status == 0, printed
     [output] = (Path(cluster["HOME"]) / "selectmoe_outputs").glob("stage_2_selection/*/*")
     assert str(output) in printed
-    assert selected(output) == selected(finished[0])
+    main(
+        ["--pct", "0.2", "--data", str(corpus), "--output", str(tmp_path / "local"),
+         "rows_per_shard=15"]
+    )  # fmt: skip
+    assert selected(output) == selected(tmp_path / "local")
 
 
 def test_the_literal_command_works_where_the_head_was_started_in_the_checkout(cluster, checkout):
