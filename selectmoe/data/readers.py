@@ -1,6 +1,7 @@
 """A corpus as a stream of samples: files, folders and globs of them, object stores, the hub."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,15 @@ def require_readable(specs: Sequence[str]) -> None:
     for spec in specs:
         if not spec.startswith(HUB_PREFIX):
             list_files(*locate(spec), spec)
+        else:
+            _require_datasets(spec)
 
 
 def _read_hub(spec: str, max_row_bytes: int) -> Rows:
     name, _, split = spec.removeprefix(HUB_PREFIX).partition(":")
     if not name:
         raise DataError(f"{spec}: must be hub:NAME or hub:NAME:SPLIT")
+    _require_datasets(spec)
     complaint = f"{spec}: could not be downloaded from the hub"
     rows = translate_errors(_hub_rows(name, split or "train"), complaint)
     number = 0
@@ -75,11 +79,12 @@ def _read_hub(spec: str, max_row_bytes: int) -> Rows:
         raise DataError(f"{spec}: no rows: the split is empty")
 
 
+def _require_datasets(spec: str) -> None:
+    if find_spec("datasets") is None:
+        raise DataError(f"{spec}: needs the package `datasets`: pip install 'selectmoe[hub]'")
+
+
 def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"hub:{name}: needs the package `datasets`: pip install 'selectmoe[hub]'"
-        ) from error
+    import datasets
+
     yield from datasets.load_dataset(name, split=split, streaming=True)

@@ -84,7 +84,6 @@ def test_a_mistake_is_one_line_and_status_2(command, arguments, message):
     [
         ("datasets", ("select", "--data", "hub:org/name"), "selectmoe[hub]"),
         ("httpx", ("select", "--via", "http://127.0.0.1:9"), "selectmoe[client]"),
-        ("s3fs", ("select", "--data", "s3://bucket/corpus.jsonl"), "selectmoe[s3]"),
     ],
 )
 def test_what_is_not_installed_is_one_line_with_the_extra(command, missing, arguments, extra):
