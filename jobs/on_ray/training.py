@@ -6,7 +6,7 @@ the process group that Ray has set up (NCCL on GPUs, gloo on CPUs), with transfo
     def train(config: FinetuneConfig, worker: TrainingWorker) -> dict[str, object]:
         trainer = Trainer(
             args=TrainingArguments(output_dir=str(worker.scratch), save_steps=50, ...),
-            callbacks=[worker.report_checkpoints()],
+            callbacks=[..., *worker.callbacks],  # one of them hands each checkpoint to Ray
             ...
         )
         trainer.train(resume_from_checkpoint=worker.resume_from)
@@ -29,7 +29,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from selectmoe.config.scaling import ScalingConfig
 from selectmoe.errors import SelectMoeError
 from selectmoe.training.metrics_lines import METRICS_NAME
 from selectmoe.training.stopping import TrainingStoppedError
+from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)
 
@@ -48,21 +48,6 @@ RAY_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 Metrics = Mapping[str, Any]
 Resources = Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingWorker:
-    """What the training function is told of the worker that it runs on."""
-
-    rank: int
-    num_workers: int
-    uses_gpu: bool
-    scratch: Path  # a folder of this worker alone, for Trainer's output_dir; it does not last
-    resume_from: str | None  # folder of the checkpoint to go on from
-
-    def report_checkpoints(self) -> Any:  # noqa: ANN401 (a TrainerCallback: it would load torch)
-        """The callback that hands Trainer's checkpoints to Ray."""
-        return _checkpoint_callback()
 
 
 def train_on_ray(
@@ -95,7 +80,7 @@ def train_on_ray(
     trainer = TorchTrainer(
         _run_worker,  # type: ignore[arg-type]  # its annotation allows no returned value
         train_loop_config={
-            "train": train, "config": config, "uses_gpu": with_gpu,
+            "train": train, "config": config, "output": output, "uses_gpu": with_gpu,
             "num_threads": scaling.num_cpus_per_worker,
         },
         scaling_config=RayScalingConfig(
@@ -232,11 +217,14 @@ def _run_worker(settings: dict[str, Any]) -> object:
         checkpoint = ray.train.get_checkpoint()
         folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
         worker = TrainingWorker(
+            output=settings["output"],
+            scratch=scratch,
             rank=context.get_world_rank(),
             num_workers=context.get_world_size(),
+            num_sharing=context.get_local_world_size(),
             uses_gpu=settings["uses_gpu"],
-            scratch=scratch,
             resume_from=folder,
+            callbacks=(_checkpoint_callback(),),
         )
         try:
             return settings["train"](settings["config"], worker)

@@ -50,7 +50,7 @@ def read_summary(directory: Path) -> CorpusSummary | None:
 
 def read_shard(path: Path) -> list[KeyedSample]:
     """The samples of one shard with their keys, in their order."""
-    return _keyed_samples(pq.read_table(path))
+    return _keyed_samples(pq.read_table(path, columns=SHARD_SCHEMA.names))
 
 
 def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
@@ -62,7 +62,7 @@ def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
             wanted = row_numbers[(row_numbers >= first_row) & (row_numbers < end)] - first_row
             first_row = end
             if len(wanted):
-                table = file.read_row_group(number).take(wanted)
+                table = file.read_row_group(number, columns=SHARD_SCHEMA.names).take(wanted)
                 yield from (sample for _, sample in _keyed_samples(table))
 
 

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,9 @@ from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import RejectedRow, Sample
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.top_k import num_to_keep
+from selectmoe.training.tokenized_rows import ChosenRows
 
 SELECTED_NAME = "selected_data.jsonl"
-
-Rows = Iterator[Sample | RejectedRow]
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenRows:
-    """Rows that can be read as often as one likes."""
-
-    read: Callable[[], Rows]
-    num_rows: int | None  # None where they were not counted on the way here
-    described: str  # "76 of 380 rows at random"
 
 
 def choose_rows(dataset: FinetuneDatasetConfig, *, seed: int) -> ChosenRows:
@@ -123,7 +112,7 @@ def draw(
     # Stable: of rows that are the same in every letter the first ones are taken.
     chosen[np.argsort(keys, kind="stable")[:num_rows]] = True
 
-    def read() -> Rows:
+    def read() -> Iterator[Sample | RejectedRow]:
         position = 0
         for row in corpus.read():
             if isinstance(row, Sample):
@@ -131,8 +120,7 @@ def draw(
                     yield row
                 position += 1
 
-    described = f"{num_rows:,} of {len(keys):,} rows at random"
-    return ChosenRows(read, num_rows, described)
+    return ChosenRows(read, num_rows, f"{num_rows:,} of {len(keys):,} rows at random")
 
 
 def draw_key(sample: Sample, seed: int) -> int:
@@ -150,7 +138,7 @@ def _path(dataset: FinetuneDatasetConfig) -> str:
     return dataset.data_path or str(DEMO_CORPUS)
 
 
-def _of_shards(shards: list[Path]) -> Rows:
+def _of_shards(shards: list[Path]) -> Iterator[Sample | RejectedRow]:
     for shard in shards:
         for _, sample in read_shard(shard):
             yield sample

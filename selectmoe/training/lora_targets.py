@@ -1,12 +1,18 @@
 """Where an adapter goes: modules and fused experts found by the model's own names."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from selectmoe.config.lora import LoraSettings
 from selectmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _ATTENTION_MARKS = ("attn", "attention", "attend")
 _NUM_NAMED = 8  # of many names, as many are shown
@@ -18,6 +24,39 @@ class LoraTargets:
 
     modules: tuple[str, ...]  # linear modules
     parameters: tuple[str, ...] = ()  # 3-D weights of fused experts, which are no modules
+
+
+def add_adapter(
+    model: Any,  # noqa: ANN401 (a PreTrainedModel, which nn.Module's type does not say)
+    lora: LoraSettings,
+    *,
+    model_name: str,
+    modules_to_save: Sequence[str] = (),
+) -> "PeftModel":
+    """The model, frozen, with a new adapter, which at first changes nothing.
+
+    modules_to_save: ends of names of modules that are trained whole and saved with the adapter.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    targets = find_targets(
+        model, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model_name
+    )
+    settings = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
+        modules_to_save=list(modules_to_save) or None,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft reads a property that transformers has renamed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        adapted = get_peft_model(model, settings)
+    assert isinstance(adapted, PeftModel)
+    return adapted
 
 
 def find_targets(

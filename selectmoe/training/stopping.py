@@ -11,7 +11,7 @@ class TrainingStoppedError(SelectMoeError, RuntimeError):
     """Training cannot lead anywhere; raised on all workers in the same step."""
 
 
-def named(rows: Sequence[str]) -> str:
+def list_ids(rows: Sequence[str]) -> str:
     """'cot-17', 'cot-4' and 22 more"""
     more = f" and {len(rows) - NUM_NAMED} more" if len(rows) > NUM_NAMED else ""
     return ", ".join(map(repr, rows[:NUM_NAMED])) + more

@@ -1,6 +1,5 @@
 """The model of a warm-up: loaded, frozen but for its gates, with adapters where they are wanted."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from selectmoe.model.conversion import meta_tensors, read_config
 from selectmoe.model.devices import choose_dtype, choose_experts
 from selectmoe.model.modeling_select_moe import QualityGate, SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.quiet_loading import load_model
-from selectmoe.training.lora_targets import find_targets
+from selectmoe.training.lora_targets import add_adapter
 from selectmoe.training.memory_estimate import NotEnoughMemoryError, available_memory, in_words
 from selectmoe.warmup.gate_objectives import (
     ContrastiveObjective,
@@ -157,29 +156,11 @@ def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> None:
 
 
 def with_adapters(model: Any, training: TrainingConfig, *, name: str) -> Any:  # noqa: ANN401 (a PeftModel)
-    """LoRA on the named modules; the trained gates are whole copies inside the adapter."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = training.lora
-    targets = find_targets(
-        model, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=name
-    )
+    """LoRA on the named modules; the trained gates are saved as a whole with the adapter."""
     gates = ["quality_gate"] if training.train_quality_gates else []
-    # "gate" alone would take the quality gates too: names are matched by their ends.
+    # "gate" alone would match the quality gates too: peft compares the ends of names.
     gates += ["mlp.gate"] if training.train_moe_gates else []
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=list(targets.modules),
-        target_parameters=list(targets.parameters) or None,
-        modules_to_save=gates or None,
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft asks for a property that transformers has renamed.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted = get_peft_model(model, config)
+    adapted = add_adapter(model, training.lora, model_name=name, modules_to_save=gates)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from selectmoe.model.gate_weights import load_gate_weights, save_gate_weights
-from selectmoe.training.stopping import TrainingStoppedError, named
+from selectmoe.training.stopping import TrainingStoppedError, list_ids
 from selectmoe.warmup.gate_objectives import Objective
 from selectmoe.warmup.gate_statistics import CollapseWatch, GateStatistics
 from selectmoe.warmup.sharding import average_gradients
@@ -115,7 +115,7 @@ class GateTrainer(Trainer):
         ids = ids or gather_object([sample_id for b in batches for sample_id in b.sample_ids])
         raise TrainingStoppedError(
             f"the {what} of step {self.state.global_step + 1} is not a finite number, in the batch "
-            f"of the samples {named(ids)}; the gates are not saved"
+            f"of the samples {list_ids(ids)}; the gates are not saved"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from selectmoe.corruptions.kinds import corrupt
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import collate_padded
 from selectmoe.errors import DataError
 from selectmoe.records import Sample, TokenizedSample
-from selectmoe.warmup.contrastive_pairs import make_copy
 
 # Shape letters: B = rows of a batch (real ones first, then their copies), T = tokens.
 IGNORED_LABEL = -100
+NUM_DONORS = 64  # samples whose answers a corruption may use
+MAX_TRIES = 4
 Unit = tuple[TokenizedSample, ...]
 """What stays together on one worker: a sample, or a sample and its copy."""
 
@@ -180,6 +182,22 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
     @property
     def _predicts_all(self) -> bool:
         return self.settings.full_sequence_prediction
+
+
+def make_copy(
+    sample: Sample, samples: Sequence[Sample], *, kinds: Sequence[str], random: Random
+) -> Sample | None:
+    """A copy made worse by one of `kinds`, or None where a few of them, tried in turn, cannot.
+
+    samples: the corpus, from whose answers some kinds take.
+    """
+    for _ in range(MAX_TRIES):
+        kind = random.choice(kinds)
+        donors = random.sample(samples, min(NUM_DONORS, len(samples)))
+        copy = corrupt(sample, kind=kind, seed=random.getrandbits(32), donors=donors)
+        if copy is not None:
+            return copy
+    return None
 
 
 def groups_of_units(

@@ -18,7 +18,7 @@ from selectmoe.config.warmup import TrainingConfig, WarmupConfig, WarmupDatasetC
 from selectmoe.corpus.shards import row_key
 from selectmoe.errors import DataError
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.warmup.rows import read_warmup_rows
+from selectmoe.warmup.rows import choose_warmup_rows
 
 
 def config_of(*, subset_ratio: float = 0.5, **training) -> WarmupConfig:
@@ -64,14 +64,7 @@ def test_all_six_losses_are_known():
 
 def test_evaluation_rows_are_not_training_rows(held_out):
     config = config_of()
-    found = read_warmup_rows(
-        (),
-        load_engine(config, None).tokenizer,
-        subset_ratio=config.dataset.subset_ratio,
-        max_rejected=1.0,
-        full_sequence_prediction=False,
-    )
-    learned_from = {row_key(sample) for sample in found.rows.samples}
+    learned_from = {row_key(sample) for sample in choose_warmup_rows(config).read()}
     assert len(learned_from) > 100
     assert len(held_out.originals) == 8
     assert not learned_from & {row_key(sample) for sample in held_out.originals}

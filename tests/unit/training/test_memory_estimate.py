@@ -15,8 +15,9 @@ from transformers import (
 from selectmoe.config.finetune import FinetuneTrainingConfig
 from selectmoe.config.lora import LoraSettings
 from selectmoe.errors import ModelError
-from selectmoe.finetune.stage import checkpoint_layers, with_adapter
+from selectmoe.finetune.stage import checkpoint_layers
 from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.training.lora_targets import add_adapter
 from selectmoe.training.memory_estimate import (
     NotEnoughMemoryError,
     available_memory,
@@ -73,7 +74,7 @@ def test_parameters_are_counted_exactly_and_activations_from_below(
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert estimate.num_parameters == sum(p.numel() for p in model.parameters())
     assert estimate.weights == 4 * estimate.num_parameters
-    adapted = with_adapter(model, LORA, model_name=name).train()
+    adapted = add_adapter(model, LORA, model_name=name).train()
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert estimate.num_trained == trained
     if gradient_checkpointing:
