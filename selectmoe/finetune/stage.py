@@ -125,9 +125,9 @@ def require_fit(
     estimate = estimate_memory(
         model_name, training, dtype=dtype_of(training, worker), max_tokens=max_tokens
     )
-    available, what = available_memory(worker.device, num_sharing=worker.num_sharing)
+    available, kind = available_memory(worker.device, num_sharing=worker.num_sharing)
     logger.info("memory: at least %s; %s free", estimate, in_words(available))
-    require_memory(estimate, training, available=available, place=what, max_tokens=max_tokens)
+    require_memory(estimate, training, available=available, kind=kind, max_tokens=max_tokens)
     return estimate
 
 
@@ -301,7 +301,7 @@ class ClipOrStop(TrainerCallback):
         rows = names or gather_object(trainer.rows.ids_of(numbers.tolist()))
         raise TrainingStoppedError(
             f"step {state.global_step + 1}: {what} is not a finite number on the batch of the rows "
-            f"{list_ids(rows)}; lower training.learning_rate, or look at these rows"
+            f"{list_ids(rows)}; lower training.learning_rate or check these rows"
         )
 
 

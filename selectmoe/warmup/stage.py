@@ -1,6 +1,6 @@
-"""Warm-up of the gates: a few minutes that teach them to tell a sample from a worse copy.
+"""Gate warm-up: trains the quality gates to tell a sample from a corrupted copy of it.
 
-As a rule everything but the quality gates is frozen, and no gradient passes through what is
+By default everything except the quality gates is frozen, and no gradient flows through what is
 frozen: the gates learn from the contrastive loss on their own logits (`quality_losses.contrastive`)
 in little more than the time and memory of inference.
 """
@@ -33,16 +33,16 @@ from selectmoe.warmup.step_batches import StepBatches, StepSettings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmupReport:
-    """What came out of a warm-up."""
+    """What one worker reports of a warm-up."""
 
-    weights: str  # full_rank_weights.safetensors, or the folder of the adapter
+    weights: str  # path of full_rank_weights.safetensors, or the folder of the adapter
     num_steps: int
     num_parameters_trained: int
     last_metrics: dict[str, float]
 
 
 def run_warmup(config: WarmupConfig, worker: TrainingWorker) -> WarmupReport:
-    """One worker's part of stage 1, from the settings to the weights that rank 0 writes."""
+    """One worker's part of stage 1, on the tokenized rows in `worker.output`; rank 0 writes."""
     register_select_moe()
     name = model_or_embedded(config.model)
     folder = model_folder(name)
@@ -57,7 +57,7 @@ def run_warmup(config: WarmupConfig, worker: TrainingWorker) -> WarmupReport:
     chat = warmup_tokenizer(config)
     rows = load_training_rows(worker.output)
     if learns_detached(training):
-        model.model.skip_last_experts()  # after the last gate nothing is computed for anyone
+        model.model.skip_last_experts()  # no output after the last gate is used
     trainee = prepare_trainee(model, training, name=name, seed=config.seed)
     settings = step_settings(training, worker, seed=config.seed)
     trainer = train(trainee, StepBatches(rows, chat, settings), training, worker=worker)
@@ -85,7 +85,7 @@ def step_settings(training: TrainingConfig, worker: TrainingWorker, *, seed: int
 
 
 def steps_done(worker: TrainingWorker) -> int:
-    """Steps of the checkpoint to go on from."""
+    """Number of steps of the checkpoint to resume from; 0 without one."""
     if worker.resume_from is None:
         return 0
     state = json.loads((Path(worker.resume_from) / "trainer_state.json").read_text("utf-8"))
@@ -116,7 +116,7 @@ def train(
     trainer.remove_callback(ProgressCallback)
     if steps_done(worker) < training.num_steps:
         trainer.train(resume_from_checkpoint=worker.resume_from)
-    else:  # Trainer would do one step more
+    else:  # Trainer would train one step more
         trainer._load_from_checkpoint(str(worker.resume_from))
     return trainer
 
@@ -133,27 +133,27 @@ def training_arguments(
         warmup_steps=max(training.num_steps // 20, 1),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        per_device_train_batch_size=1,  # StepBatches makes whole steps
+        per_device_train_batch_size=1,  # an item of StepBatches is a worker's share of a step
         logging_steps=training.logging_steps,
         save_steps=training.save_steps,
         save_total_limit=1,
         report_to="none",
         seed=seed,
         bf16=dtype == torch.bfloat16,
-        # Of detached gates all are used in every step. Looking for those that are not, DDP takes
-        # the decoder's output apart, and cannot put it together again with the gates' logits in it.
+        # Detached gates are all used in every step. To find unused parameters DDP would rebuild the
+        # decoder's output, which it cannot do with the gates' logits in it.
         ddp_find_unused_parameters=not learns_detached(training),
         use_cpu=not worker.uses_gpu,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
         ignore_data_skip=True,
-        logging_nan_inf_filter=False,  # such a loss stops the run
+        logging_nan_inf_filter=False,  # GateTrainer ends the run first
         disable_tqdm=True,
     )
 
 
 def save_trained(trainer: GateTrainer, worker: TrainingWorker) -> Path:
-    """Writes what was trained into the run's folder, on rank 0; returns where."""
+    """Writes the trained weights into the run's folder on rank 0; returns their path."""
     model: Any = trainer.model
     if trainer.keeps_gates_alone:
         return save_gate_weights(model, worker.output) if worker.rank == 0 else worker.output
@@ -168,6 +168,6 @@ def num_trained(model: nn.Module) -> int:
 
 
 def last_metrics(trainer: GateTrainer) -> dict[str, float]:
-    """The newest line of metrics."""
+    """The last row of metrics."""
     rows = [row for row in trainer.state.log_history if "loss" in row]
     return dict(rows[-1]) if rows else {}

@@ -102,6 +102,6 @@ def test_names_are_files_or_folders_below_the_folder(tmp_path):
     )
     wrong = WarmupDatasetConfig(names=("oasst1",), folder=str(tmp_path))
     with pytest.raises(
-        DataError, match=r"'oasst1' must be a folder or a .* which holds cot, dolly"
+        DataError, match=r"'oasst1' must be a folder or a .* which contains cot, dolly"
     ):
         corpus_specs(wrong)

@@ -317,7 +317,7 @@ def test_gates_that_call_everything_good_stop_the_run(corpus, tmp_path):
         corpus, quality_loss_type="linear", quality_gate_init_bias=12.0, learning_rate=1e-6,
         num_steps=20, logging_steps=1,
     )  # fmt: skip
-    with pytest.raises(TrainingStoppedError, match="all is good to every layer"):
+    with pytest.raises(TrainingStoppedError, match="every layer keeps everything"):
         warm_up(config, worker_at(tmp_path))
     assert len(metrics(tmp_path)) == 3
 
