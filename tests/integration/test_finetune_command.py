@@ -190,7 +190,7 @@ def test_too_little_memory_is_said_with_numbers(selection, tmp_path):
         (("--data", "empty/selected_data.jsonl"), "the selection is empty"),
         (("--data", "questions.jsonl"), "must have an assistant turn"),
         (("--resume", "nowhere"), "no run to resume"),
-        (("dataset.mode=random",), "dataset.fraction must be given"),
+        (("dataset.mode=random",), "dataset.fraction must be set"),
         (("training.lora.rank=3",), "did you mean 'training.lora.r'?"),
         (("training.lora.target_modules=query",), "got 'query'"),
         (("--num-workers", "3"), "training.effective_batch_size must be a multiple of"),

@@ -104,7 +104,7 @@ def test_too_many_rejected_rows_stop_the_run_and_none_left_does_anyway(tmp_path)
         prepare_supervised_rows(settings(file, max_rejected=1.0), tiny_tokenizer(), tmp_path)
 
 
-def test_rows_are_tokenised_once_and_again_for_other_settings(file, tmp_path):
+def test_rows_are_tokenized_once_and_again_for_other_settings(file, tmp_path):
     folder = tmp_path / "run"
     summary = prepare_supervised_rows(settings(file), tiny_tokenizer(), folder)
     file.rename(tmp_path / "moved.jsonl")

@@ -89,7 +89,7 @@ def test_a_warm_up_that_collapses_is_evaluated_as_it_stopped(held_out, tmp_path)
         quality_gate_init_bias=-20.0,
     )  # fmt: skip
     row = measure_loss("linear", config, held_out, tmp_path)
-    assert row.note.startswith("stopped at step 3: the gates have collapsed: all is trash")
+    assert row.note.startswith("stopped at step 3: the gates have collapsed: every layer")
     assert "try another" not in row.note  # the remedy is for whoever started the warm-up
     assert row.num_steps == 3
     assert row.good_real < 0.001  # where a warm-up calls it trash

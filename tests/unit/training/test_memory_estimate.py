@@ -93,17 +93,15 @@ def test_what_cannot_fit_is_refused_with_numbers_and_a_remedy(tmp_path):
     folder = str(save_tiny_llama(tmp_path / "llama"))
     training = settings()
     estimate = estimate_memory(folder, training, dtype=torch.float32, max_tokens=64)
-    require_memory(estimate, training, available=estimate.total, place="GPU memory", max_tokens=64)
+    require_memory(estimate, training, available=estimate.total, kind="GPU memory", max_tokens=64)
     with pytest.raises(NotEnoughMemoryError) as refused:
         require_memory(
-            estimate, training, available=estimate.total - 1, place="GPU memory", max_tokens=64
+            estimate, training, available=estimate.total - 1, kind="GPU memory", max_tokens=64
         )
     for part in ("MB of GPU memory", "batch_size=4 of 64 tokens", "lower training.batch_size"):
         assert part in str(refused.value)
     with pytest.raises(NotEnoughMemoryError, match="smaller model"):
-        require_memory(
-            estimate, training, available=estimate.weights, place="memory", max_tokens=64
-        )
+        require_memory(estimate, training, available=estimate.weights, kind="memory", max_tokens=64)
 
 
 def test_no_weight_is_read(tmp_path):
