@@ -23,7 +23,13 @@ from transformers import PreTrainedTokenizerBase
 
 from selectmoe.corpus.shards import SHARD_SCHEMA, row_key, shard_table
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.rejected import describe, rejected_row, require_few_rejected, write_rejected
+from selectmoe.data.rejected import (
+    NO_ANSWER_TOKEN,
+    describe,
+    reject,
+    require_few_rejected,
+    write_rejected,
+)
 from selectmoe.data.writers import whole_file, write_json
 from selectmoe.errors import DataError
 from selectmoe.model.checkpoint import read_model_config
@@ -198,7 +204,7 @@ class _RowCounter:
         for sample, outcome in zip(samples, self.chat.tokenize_each(samples), strict=True):
             refusal = self._refusal(outcome)
             if refusal is not None:
-                self._reject(sample, refusal)
+                self.rejected.append(reject(sample, refusal))
             elif isinstance(outcome, TokenizedSample):
                 kept.append((sample, outcome))
                 self._count(outcome)
@@ -230,23 +236,13 @@ class _RowCounter:
         labels = outcome.answer_mask[1:] | self.full_sequence
         if labels.any():
             return None
-        detail = "no assistant token has another token before it that could predict it"
+        detail = NO_ANSWER_TOKEN
         if outcome.truncated:
             detail = (
                 f"none of its first {len(outcome.token_ids)} tokens is the assistant's; raise "
                 "dataset.max_sequence_length"
             )
         return UnscoredSample(outcome.sample_id, "no_answer_token", detail)
-
-    def _reject(self, sample: Sample, refusal: UnscoredSample) -> None:
-        row = rejected_row(
-            source=sample.source,
-            dataset=sample.dataset,
-            sample_id=sample.sample_id,
-            reason=refusal.reason,
-            detail=refusal.detail,
-        )
-        self.rejected.append(row)
 
     def _count(self, row: TokenizedSample) -> None:
         self.num_rows += 1
