@@ -13,14 +13,13 @@ from jobs.on_ray.training_run import (
     show_metrics,
     tokenize,
     train_in,
+    with_absolute_paths,
     write_manifest,
 )
 from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import (
     absolute_corpus,
-    absolute_model,
     absolute_path,
-    absolute_unless_url,
     values_given,
 )
 from selectmoe.cli.progress import format_seconds
@@ -74,7 +73,7 @@ def parse(arguments: Sequence[str]) -> WarmupConfig:
     has_preset = any(override.startswith("preset=") for override in overrides)
     if is_demo(config) and "resume" not in values and not has_preset:
         config = load_config(WarmupConfig, ["preset=demo", *overrides], values=values)
-    return with_absolute_paths(config)
+    return with_absolute_paths(with_absolute_data(config))
 
 
 def is_demo(config: WarmupConfig) -> bool:
@@ -83,21 +82,14 @@ def is_demo(config: WarmupConfig) -> bool:
     return config.model is None and not (config.dataset.paths or config.dataset.names)
 
 
-def with_absolute_paths(config: WarmupConfig) -> WarmupConfig:
-    """Workers may run in another directory than the driver, so no path stays relative."""
-    dataset, scaling = config.dataset, config.scaling
+def with_absolute_data(config: WarmupConfig) -> WarmupConfig:
+    dataset = config.dataset
     paths = tuple(absolute_corpus(path, "--data") for path in dataset.paths)
-    folder, storage = dataset.folder, scaling.storage_path
+    folder = dataset.folder
     if folder is not None:
         folder = str(absolute_path(folder, "dataset.folder"))
-    if storage is not None:
-        storage = absolute_unless_url(storage, "scaling.storage_path")
-    return dataclasses.replace(
-        config,
-        model=config.model and absolute_model(config.model, "--model"),
-        dataset=dataclasses.replace(dataset, paths=paths, folder=folder),
-        scaling=dataclasses.replace(scaling, storage_path=storage),
-    )
+    dataset = dataclasses.replace(dataset, paths=paths, folder=folder)
+    return dataclasses.replace(config, dataset=dataset)
 
 
 def require_inputs(config: WarmupConfig) -> None:

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from jobs.on_ray.training_run import claim_output, print_rows, tokenize, train_in, write_manifest
-from selectmoe.cli.command_line import parse_arguments, stage_parser
-from selectmoe.cli.output_folder import (
-    absolute_corpus,
-    absolute_model,
-    absolute_unless_url,
-    values_given,
+from jobs.on_ray.training_run import (
+    claim_output,
+    print_rows,
+    tokenize,
+    train_in,
+    with_absolute_paths,
+    write_manifest,
 )
+from selectmoe.cli.command_line import parse_arguments, stage_parser
+from selectmoe.cli.output_folder import absolute_corpus, values_given
 from selectmoe.cli.progress import format_seconds
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import load_config
@@ -60,22 +62,16 @@ def parse(arguments: Sequence[str]) -> FinetuneConfig:
     parser = stage_parser("jobs/finetune.py", description, FinetuneConfig, OPTIONS)
     options, overrides = parse_arguments(parser, arguments)
     values = values_given(vars(options))
-    return with_absolute_paths(load_config(FinetuneConfig, overrides, values=values))
+    config = load_config(FinetuneConfig, overrides, values=values)
+    return with_absolute_paths(with_absolute_data(config))
 
 
-def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
-    """Workers may run in another directory than the driver, so no path stays relative."""
-    data_path, storage = config.dataset.data_path, config.scaling.storage_path
-    if data_path is not None:
-        data_path = absolute_corpus(data_path, "dataset.data_path")
-    if storage is not None:
-        storage = absolute_unless_url(storage, "scaling.storage_path")
-    return dataclasses.replace(
-        config,
-        model=config.model and absolute_model(config.model, "--model"),
-        dataset=dataclasses.replace(config.dataset, data_path=data_path),
-        scaling=dataclasses.replace(config.scaling, storage_path=storage),
-    )
+def with_absolute_data(config: FinetuneConfig) -> FinetuneConfig:
+    if config.dataset.data_path is None:
+        return config
+    data_path = absolute_corpus(config.dataset.data_path, "dataset.data_path")
+    dataset = dataclasses.replace(config.dataset, data_path=data_path)
+    return dataclasses.replace(config, dataset=dataset)
 
 
 def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
