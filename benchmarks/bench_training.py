@@ -43,8 +43,9 @@ from selectmoe.model.registration import register_select_moe  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
+from selectmoe.training.worker import TrainingWorker  # noqa: E402
 from selectmoe.warmup.gate_model import Trainee, load_gated_model, prepare_trainee  # noqa: E402
-from selectmoe.warmup.stage import TrainingPlace, step_settings, train  # noqa: E402
+from selectmoe.warmup.stage import step_settings, train  # noqa: E402
 from selectmoe.warmup.step_batches import MicroBatch, StepBatches, TrainingRows  # noqa: E402
 
 MAX_TIME_RATIO = 2.2
@@ -204,12 +205,12 @@ def measure(
     meters: list[Meter] = [Clock() for _ in range(1 + repeats)]
     meters += [CudaPeak() if uses_gpu else CpuPeak() for _ in range(repeats)]
     with tempfile.TemporaryDirectory() as folder:
-        place = TrainingPlace(output=Path(folder), scratch=Path(folder), uses_gpu=uses_gpu)
+        worker = TrainingWorker(output=Path(folder), scratch=Path(folder), uses_gpu=uses_gpu)
         rows = TrainingRows(samples, engine.tokenizer.tokenize(samples))
-        batches = RepeatedStep(rows, engine.tokenizer, step_settings(training, place, seed=SEED))
+        batches = RepeatedStep(rows, engine.tokenizer, step_settings(training, worker, seed=SEED))
         step = batches.step(0)
         observer = InferenceBeforeStep(lambda: infer(engine, step), meters)
-        trainer = train(trainee, batches, training, place=replace(place, callbacks=(observer,)))
+        trainer = train(trainee, batches, training, worker=replace(worker, callbacks=(observer,)))
     assert trainer.optimizer is not None
     trained_bytes = num_bytes([*list_weights(trainee.model), *optimizer_states(trainer.optimizer)])
     return Costs(

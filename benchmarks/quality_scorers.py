@@ -29,7 +29,7 @@ from selectmoe.data.packing import pad_samples
 from selectmoe.evaluation.answer_loss import MAX_TOKENS_PER_BATCH
 from selectmoe.records import Message, Sample, ScoredSample, TokenizedSample
 from selectmoe.scoring.engine import ScoringEngine
-from selectmoe.warmup.contrastive_pairs import NUM_DONORS
+from selectmoe.warmup.step_batches import NUM_DONORS
 
 SCORERS = ("gate", "untrained gate", "-NLL", "IFD", "length", "linear probe", "random")
 FRESH_GATES = TrainingConfig(quality_gate_init_std=FRESH_GATES_STD)

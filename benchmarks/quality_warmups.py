@@ -11,11 +11,11 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.quality_scorers import FRESH_GATES, Selector, gate_scores
+from recipes.gate_warmup import GateWarmup, warm_up_gates
 from selectmoe.corruptions.kinds import CORRUPTIONS
 from selectmoe.model.registration import register_select_moe
 from selectmoe.records import Sample
 from selectmoe.warmup.gate_model import load_gated_model
-from selectmoe.warmup.stage import GateWarmup, warm_up_gates
 
 LEFT_OUT = {
     "order": ("shuffled_words", "shuffled_sentences"),

@@ -34,11 +34,12 @@ from selectmoe.data.writers import write_jsonl
 from selectmoe.errors import DataError
 from selectmoe.evaluation.answer_loss import AnswerLoss, answer_losses
 from selectmoe.evaluation.target_model import load_target
-from selectmoe.finetune.stage import TrainingPlace, finetune
-from selectmoe.finetune.supervised_data import SupervisedRows, load_target_tokenizer, prepare_rows
+from selectmoe.finetune.stage import finetune
+from selectmoe.finetune.supervised_data import load_target_tokenizer, prepare_supervised_rows
 from selectmoe.records import Sample, TokenizedSample
 from selectmoe.selection.top_k import descending_keys, num_to_keep
-from selectmoe.warmup.contrastive_pairs import NUM_DONORS
+from selectmoe.training.worker import TrainingWorker
+from selectmoe.warmup.step_batches import NUM_DONORS
 
 # Shape letters: S = seeds, R = held-out rows.
 RANDOM = "random"
@@ -290,11 +291,10 @@ def train_adapter(rows: Sequence[Sample], seed: int, settings: WorthSettings, fo
     write_jsonl(folder / "rows.jsonl", map(row_of, rows))
     config = settings.finetune_config(folder / "rows.jsonl", seed=seed)
     tokenizer = load_target_tokenizer(config)
-    prepare_rows(config, tokenizer, folder / "tokenized")
-    place = TrainingPlace(checkpoints=folder / "checkpoints")
-    prepared = SupervisedRows(folder / "tokenized")
-    report = finetune(config, prepared, tokenizer, place, output=folder / "run")
-    return str(place.checkpoints / report.checkpoint)
+    worker = TrainingWorker(output=folder / "run", scratch=folder / "checkpoints")
+    prepare_supervised_rows(config, tokenizer, worker.output)
+    report = finetune(config, tokenizer, worker)
+    return str(worker.scratch / report.checkpoint)
 
 
 def row_of(sample: Sample) -> dict[str, object]:

@@ -64,9 +64,14 @@ from selectmoe.paths import DEMO_CORPUS, model_or_embedded  # noqa: E402
 from selectmoe.records import Sample, TokenizedSample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
 from selectmoe.training.stopping import TrainingStoppedError  # noqa: E402
-from selectmoe.warmup.rows import CLEAN_DEMO  # noqa: E402
+from selectmoe.training.worker import TrainingWorker  # noqa: E402
+from selectmoe.warmup.rows import (  # noqa: E402
+    CLEAN_DEMO,
+    prepare_warmup_rows,
+    warmup_tokenizer,
+)
 from selectmoe.warmup.settings import corpus_specs  # noqa: E402
-from selectmoe.warmup.stage import TrainingPlace, run_warmup  # noqa: E402
+from selectmoe.warmup.stage import run_warmup  # noqa: E402
 
 LOSS_KEY = "training.quality_loss_type"
 LOSSES: tuple[str, ...] = get_args(get_type_hints(TrainingConfig)["quality_loss_type"])
@@ -176,14 +181,15 @@ def load_engine(
 
 def warm_up(config: WarmupConfig, output: Path) -> Warmup:
     observer = RunObserver()
-    place = TrainingPlace(
+    prepare_warmup_rows(config, warmup_tokenizer(config), output)
+    worker = TrainingWorker(
         output=output,
         scratch=output / "checkpoints",
         uses_gpu=torch.cuda.is_available(),
         callbacks=(observer,),
     )
     try:
-        run_warmup(config, place)
+        run_warmup(config, worker)
     except TrainingStoppedError as error:
         save_gate_weights(observer.model, output)
         reason = str(error).partition("; ")[0]  # without the remedy

@@ -39,6 +39,7 @@ from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from recipes.contrastive_pairs import ContrastivePairs  # noqa: E402
 from recipes.held_out_rows import is_held_out, read_samples  # noqa: E402
 from recipes.train_tiny_base import (  # noqa: E402
     new_optimizer,
@@ -53,7 +54,6 @@ from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E4
 from selectmoe.model.quality_losses import contrastive  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
 from selectmoe.scoring.formulas import good_margins, scored_tokens  # noqa: E402
-from selectmoe.warmup.contrastive_pairs import ContrastivePairs  # noqa: E402
 
 # Shape letters: L = layers, B = rows of a batch (originals first, then their corrupted copies),
 # T = tokens, H = hidden size, N = answer tokens of the batch.

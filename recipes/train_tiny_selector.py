@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from recipes.calibrate_selector import calibrate_selector  # noqa: E402
+from recipes.gate_warmup import GateWarmup, warm_up_gates  # noqa: E402
 from recipes.held_out_auroc import auroc_by_kind, copies_by_kind, score_samples  # noqa: E402
 from recipes.held_out_rows import is_held_out, is_test_row, read_samples  # noqa: E402
 from recipes.train_tiny_base import training_parser  # noqa: E402
@@ -35,7 +36,6 @@ from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E4
 from selectmoe.model.quiet_loading import load_model  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
-from selectmoe.warmup.stage import GateWarmup, warm_up_gates  # noqa: E402
 
 TARGET = ROOT / "selectmoe" / "assets" / "tiny_selector"
 CARD = ROOT / "recipes" / "tiny_selector_card.md"

@@ -15,9 +15,10 @@ from selectmoe.config.finetune import (
 )
 from selectmoe.config.lora import LoraSettings
 from selectmoe.config.scaling import ScalingConfig
-from selectmoe.finetune.stage import TrainingPlace, finetune
-from selectmoe.finetune.supervised_data import SupervisedRows, prepare_rows
+from selectmoe.finetune.stage import finetune
+from selectmoe.finetune.supervised_data import prepare_supervised_rows
 from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.training.worker import TrainingWorker
 from tests.tiny_olmoe import tiny_tokenizer
 from tests.tiny_target import conversation, write_rows
 
@@ -47,17 +48,16 @@ class Run:
 
     def train(self, *, resume_from: str | None = None, callbacks=()):
         tokenizer = tiny_tokenizer() if self.config.model else self.embedded_tokenizer()
-        prepare_rows(self.config, tokenizer, self.output / "tokenized")
+        prepare_supervised_rows(self.config, tokenizer, self.output)
         return finetune(
             self.config,
-            SupervisedRows(self.output / "tokenized"),
             tokenizer,
-            TrainingPlace(
-                checkpoints=self.output,
+            TrainingWorker(
+                output=self.output,
+                scratch=self.output,
                 resume_from=str(self.output / resume_from) if resume_from else None,
+                callbacks=tuple(callbacks),
             ),
-            output=self.output,
-            callbacks=callbacks,
         )
 
     def adapter(self, checkpoint: str) -> dict[str, torch.Tensor]:

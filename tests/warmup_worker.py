@@ -19,19 +19,20 @@ def main(rank: int, num_workers: int, port: str, runs: dict[str, dict[str, objec
     from selectmoe.config.loading import from_values
     from selectmoe.config.warmup import WarmupConfig
     from selectmoe.errors import SelectMoeError
-    from selectmoe.warmup.stage import TrainingPlace, run_warmup
+    from selectmoe.training.worker import TrainingWorker
+    from selectmoe.warmup.stage import run_warmup
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=num_workers)
     for folder, settings in runs.items():
-        place = TrainingPlace(
+        worker = TrainingWorker(
             output=Path(folder),
             scratch=Path(folder, f"scratch-{rank}"),
             rank=rank,
             num_workers=num_workers,
         )
         try:
-            run_warmup(from_values(WarmupConfig, settings), place)
+            run_warmup(from_values(WarmupConfig, settings), worker)
         except SelectMoeError as error:
             sys.stdout.write(f"error: {error}\n")
     torch.distributed.destroy_process_group()

@@ -21,11 +21,10 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 def start_ray(*worker_modules: ModuleType) -> None:
-    """Connects to a cluster or starts a local Ray; says how large, and how long it took. Does
-    neither a second time.
+    """Connects to a cluster or starts a local Ray, unless that has been done; logs its size.
 
-    worker_modules: modules of `jobs` whose classes run on workers. They travel with the pickles,
-    since `jobs` is in no wheel and a worker's path need not hold the checkout.
+    worker_modules: modules of `jobs` whose classes run on workers. They are pickled by value, since
+    `jobs` is not in the wheel and may not be on a worker's path.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -41,8 +40,8 @@ def start_ray(*worker_modules: ModuleType) -> None:
             return
         _connect_or_start(ray)
     if threading.current_thread() is threading.main_thread():
-        # `ray job stop` sends it. Ray's own handler ends the process with a stack of addresses; as
-        # Ctrl-C it ends with how to go on.
+        # `ray job stop` sends it. Ray's own handler ends the process with a stack of addresses;
+        # handled like Ctrl-C, it ends with the line that says how to resume.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     resources = ray.cluster_resources()
     logger.info(
@@ -62,29 +61,29 @@ def _connect_or_start(ray: ModuleType) -> None:
         ray.init(address="local", include_dashboard=False, **quiet)
         return
     _require_answer(address)
-    # Workers of a running cluster have an environment of their own, and need the checkout's path
-    # unless Ray unpacked the checkout for this job. Those of a local Ray inherit ours, which saves
-    # a runtime environment: two seconds, since Ray's idle workers then fit the job.
+    # Workers of a running cluster have their own environment, and need the checkout's path unless
+    # Ray unpacked the checkout for this job. Those of a local Ray inherit ours: without a runtime
+    # environment the job can use Ray's idle workers, which saves two seconds.
     needs_path = not in_uploaded_folder()
     environment = {"env_vars": {"PYTHONPATH": _python_path()}} if needs_path else {}
     try:
         ray.init(runtime_env=environment, **quiet)
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(
-            f"the Ray cluster at {address} asks for a token; set RAY_AUTH_MODE=token, and "
+            f"the Ray cluster at {address} requires a token; set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray/auth_token"
         ) from error
 
 
 def _head_on_this_machine() -> str | None:
-    """The address that `ray start` left here, unless nothing answers there any more."""
+    """The address that `ray start` wrote on this machine, unless nothing answers there."""
     file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     address = file.read_text("utf-8").strip() if file.is_file() else ""
     if not address or _answers(address):
         return address or None
     if _is_of_this_machine(address):
-        # A head that was killed leaves its address behind. Ray's actors would try it, too: each
-        # look at the state of another one takes 40 seconds, and ends a training run so much later.
+        # A killed head leaves its address behind. Ray's actors would try it too: each query of the
+        # state of another actor would take 40 seconds, and delay the end of a training run.
         with contextlib.suppress(OSError):
             file.unlink()
     return None
@@ -118,10 +117,10 @@ def _answers(address: str) -> bool:
 
 
 def _use_a_token_of_our_own() -> None:
-    """Secures a local Ray without a trace.
+    """Secures a local Ray without writing a file.
 
-    Left to itself, Ray writes a token into the home folder; `ray start --head` finds it there ever
-    after and asks for it, and `ray job submit`, which does not look for it, is refused.
+    By default Ray writes a token into the home folder. From then on `ray start --head` requires
+    it, and refuses `ray job submit`, which does not read it.
     """
     settings = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     has_file = (Path.home() / ".ray" / "auth_token").exists()
@@ -130,22 +129,22 @@ def _use_a_token_of_our_own() -> None:
 
 
 class ClusterError(SelectMoeError, RuntimeError):
-    """A Ray cluster does not take us."""
+    """A Ray cluster does not answer, refuses the connection or lacks resources."""
 
 
 def _python_path() -> str:
-    """Lets workers import `selectmoe` from this checkout, also where it is not installed."""
+    """PYTHONPATH with this checkout first, so that workers find `selectmoe` uninstalled too."""
     checkout = str(Path(__file__).resolve().parents[2])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([checkout, *(path for path in given if path not in ("", checkout))])
 
 
 def quiet_ray_data() -> None:
-    """No bars, no plan, and of errors only what is raised."""
+    """No progress bars, no execution plan, and only those errors that are raised."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # It logs an actor's exception at a hundred lines before it raises it.
+    # It logs an actor's exception in a hundred lines before it raises it.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -6,19 +6,19 @@ the process group that Ray has set up (NCCL on GPUs, gloo on CPUs), with transfo
     def train(config: FinetuneConfig, worker: TrainingWorker) -> dict[str, object]:
         trainer = Trainer(
             args=TrainingArguments(output_dir=str(worker.scratch), save_steps=50, ...),
-            callbacks=[worker.report_checkpoints()],
+            callbacks=[..., *worker.callbacks],  # one of them hands each checkpoint to Ray
             ...
         )
         trainer.train(resume_from_checkpoint=worker.resume_from)
         return {"final_loss": ...}  # rank 0's is what train_on_ray returns
 
-`save_steps` is all that checkpoints need. Each is kept as `<output>/checkpoint-<step>` (or below
-`scaling.storage_path`), the newest `scaling.num_checkpoints` of them. A worker that is lost makes
-Ray start all of them again, up to `scaling.max_failures` times, each time from the newest
-checkpoint; the same call with the same output goes on from there too.
+`save_steps` is all that checkpoints need. The newest `scaling.num_checkpoints` of them are kept as
+`<output>/checkpoint-<step>` (or below `scaling.storage_path`). When a worker is lost, Ray restarts
+all of them from the newest checkpoint, up to `scaling.max_failures` times; the same call with the
+same output resumes from there too.
 
-A SelectMoeError of a worker reaches the caller as it is. Where all workers agree to stop (a loss
-that is NaN on one of them), raise TrainingStoppedError on each: that is not tried again.
+A SelectMoeError of a worker reaches the caller unchanged. Where all workers agree to stop (a loss
+that is NaN on one of them), raise TrainingStoppedError on each: it is not retried.
 """
 
 import contextlib
@@ -29,7 +29,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,30 +38,16 @@ from selectmoe.config.scaling import ScalingConfig
 from selectmoe.errors import SelectMoeError
 from selectmoe.training.metrics_lines import METRICS_NAME
 from selectmoe.training.stopping import TrainingStoppedError
+from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
-# Every checkpoint waits for the next of Ray's looks at the workers, which are 2 s apart otherwise.
+# Every checkpoint waits for Ray's next health check of the workers; the default is every 2 s.
 RAY_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 Metrics = Mapping[str, Any]
 Resources = Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingWorker:
-    """What the training function is told of the worker that it runs on."""
-
-    rank: int
-    num_workers: int
-    uses_gpu: bool
-    scratch: Path  # a folder of this worker alone, for Trainer's output_dir; it does not last
-    resume_from: str | None  # folder of the checkpoint to go on from
-
-    def report_checkpoints(self) -> Any:  # noqa: ANN401 (a TrainerCallback: it would load torch)
-        """The callback that hands Trainer's checkpoints to Ray."""
-        return _checkpoint_callback()
 
 
 def train_on_ray(
@@ -77,10 +62,10 @@ def train_on_ray(
 
     Ray must be started (`start_ray(ray_training, <the module of train>)`: their code travels with
     the pickles). output: the folder of the run, on storage that all nodes share. show: called in
-    this process for each line that a worker appends to `<output>/metrics.jsonl`, since what
-    workers print is not seen here.
-    Raises ClusterError where the cluster has not the workers, and a worker's SelectMoeError or
-    OSError as it is. Whatever else a worker raises becomes a TrainingError.
+    this process with each row that a worker appends to `<output>/metrics.jsonl`, since the output
+    of workers is not visible here.
+    Raises ClusterError where the cluster has too few workers, and a worker's SelectMoeError or
+    OSError unchanged. Any other exception of a worker becomes a TrainingError.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, TrainingFailedError
     from ray.train import ScalingConfig as RayScalingConfig
@@ -95,7 +80,7 @@ def train_on_ray(
     trainer = TorchTrainer(
         _run_worker,  # type: ignore[arg-type]  # its annotation allows no returned value
         train_loop_config={
-            "train": train, "config": config, "uses_gpu": with_gpu,
+            "train": train, "config": config, "output": output, "uses_gpu": with_gpu,
             "num_threads": scaling.num_cpus_per_worker,
         },
         scaling_config=RayScalingConfig(
@@ -110,7 +95,7 @@ def train_on_ray(
             checkpoint_config=CheckpointConfig(num_to_keep=scaling.num_checkpoints),
         ),
     )  # fmt: skip
-    logger.info("training on %s", _described(scaling, with_gpu=with_gpu))
+    logger.info("training on %s", _describe(scaling, with_gpu=with_gpu))
     try:
         answer = _fit_and_show(trainer, output / METRICS_NAME, show).return_value
     except TrainingFailedError as error:
@@ -121,7 +106,7 @@ def train_on_ray(
 
 
 def alive_nodes() -> list[Resources]:
-    """What each node of the cluster has, in use or not."""
+    """The resources of each node of the cluster, used or free."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -135,27 +120,27 @@ def trains_on_gpu(scaling: ScalingConfig, nodes: Sequence[Resources]) -> bool:
 
 
 def require_workers(scaling: ScalingConfig, nodes: Sequence[Resources], *, with_gpu: bool) -> None:
-    """Raises ClusterError where the cluster has not as many workers, and says what it has."""
+    """Raises ClusterError where the cluster has too few resources, and says what it has."""
     needed = _resources(scaling, with_gpu=with_gpu)
-    fitting = sum(
+    max_workers = sum(
         min(int(node.get(resource, 0) // amount) for resource, amount in needed.items())
         for node in nodes
     )
-    if scaling.wait_for_nodes or scaling.num_workers <= fitting:
+    if scaling.wait_for_nodes or scaling.num_workers <= max_workers:
         return
     cpus, gpus = (int(sum(node.get(resource, 0) for node in nodes)) for resource in ("CPU", "GPU"))
-    takes = " and ".join(f"{amount} {resource}" for resource, amount in needed.items())
+    per_worker = " and ".join(f"{amount} {resource}" for resource, amount in needed.items())
     raise ClusterError(
-        f"scaling.num_workers must be at most {fitting}, got {scaling.num_workers}: the cluster "
-        f"has {cpus} CPUs and {gpus} GPUs on {len(nodes)} node(s), and a worker takes {takes}; on "
-        "a cluster that grows set scaling.wait_for_nodes=true"
+        f"scaling.num_workers must be at most {max_workers}, got {scaling.num_workers}: the "
+        f"cluster has {cpus} CPUs and {gpus} GPUs on {len(nodes)} node(s), and a worker takes "
+        f"{per_worker}; on a cluster that grows set scaling.wait_for_nodes=true"
     )
 
 
 def storage_of(output: Path, storage_path: str | None) -> tuple[str, str]:
     """Ray's storage path and the run's name in it: checkpoints go to <path>/<name>/checkpoint-N.
 
-    Left to itself that is the run's own folder; elsewhere its name tells the runs apart.
+    By default they are in the run's own folder; in another storage path the name is unique.
     """
     if storage_path is None:
         return str(output.parent), output.name
@@ -167,23 +152,23 @@ def _resources(scaling: ScalingConfig, *, with_gpu: bool) -> dict[str, int]:
     return {"CPU": scaling.num_cpus_per_worker, **({"GPU": 1} if with_gpu else {})}
 
 
-def _described(scaling: ScalingConfig, *, with_gpu: bool) -> str:
+def _describe(scaling: ScalingConfig, *, with_gpu: bool) -> str:
     each = "a GPU" if with_gpu else f"{scaling.num_cpus_per_worker} CPU(s)"
     return f"{scaling.num_workers} worker(s) with {each} each"
 
 
 def _fit_and_show(trainer: Any, file: Path, show: Callable[[Metrics], None] | None) -> Any:  # noqa: ANN401
-    """`trainer.fit()`, and `show` for every line that comes into `file` meanwhile.
+    """`trainer.fit()`, and `show` for every line that is appended to `file` meanwhile.
 
-    Ray runs in a thread of its own: in the main one it would take Ctrl-C for itself, and leave
-    with another status than an interrupted command has.
+    `fit` runs in a thread: in the main one it would handle Ctrl-C itself and exit with another
+    status than an interrupted command.
     """
     outcome: dict[str, Any] = {}
 
     def fit() -> None:
         try:
             outcome["answer"] = trainer.fit()
-        except BaseException as error:  # raised again below, where the caller waits
+        except BaseException as error:  # raised again below, in the caller's thread
             outcome["error"] = error
 
     thread = threading.Thread(target=fit, daemon=True)
@@ -200,26 +185,26 @@ def _fit_and_show(trainer: Any, file: Path, show: Callable[[Metrics], None] | No
 
 
 def _new_lines(file: Path) -> Iterator[list[bytes]]:
-    """Each time it is asked, the whole lines that came since; none of those of before.
+    """Yields, on each `next`, the complete lines that were appended since the previous one.
 
-    Read from the beginning, not from where the last reading ended: workers that start again from a
-    checkpoint put a file in this one's place that lacks the lines of the steps they do again.
+    The file is read from the beginning: workers that restart from a checkpoint replace it by one
+    without the lines of the steps that they repeat.
     """
-    known = _whole_lines(file)
+    known = _complete_lines(file)
     while True:
-        lines = _whole_lines(file)
+        lines = _complete_lines(file)
         pairs = zip(known, lines, strict=False)
         num_same = next((i for i, (old, new) in enumerate(pairs) if old != new), None)
         yield lines[min(len(known), len(lines)) if num_same is None else num_same :]
         known = lines
 
 
-def _whole_lines(file: Path) -> list[bytes]:
+def _complete_lines(file: Path) -> list[bytes]:
     return file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
 
 
 def _run_worker(settings: dict[str, Any]) -> object:
-    """What runs on each worker."""
+    """Runs on each worker."""
     import ray.train
     import torch
 
@@ -232,19 +217,22 @@ def _run_worker(settings: dict[str, Any]) -> object:
         checkpoint = ray.train.get_checkpoint()
         folder = stack.enter_context(checkpoint.as_directory()) if checkpoint else None
         worker = TrainingWorker(
+            output=settings["output"],
+            scratch=scratch,
             rank=context.get_world_rank(),
             num_workers=context.get_world_size(),
+            num_sharing=context.get_local_world_size(),
             uses_gpu=settings["uses_gpu"],
-            scratch=scratch,
             resume_from=folder,
+            callbacks=(_checkpoint_callback(),),
         )
         try:
             return settings["train"](settings["config"], worker)
         except TrainingStoppedError as error:
-            return error  # every worker returns it; raised, Ray would try it again
+            return error  # every worker returns it; Ray would retry an exception
         except (SelectMoeError, OSError) as error:
-            # Alone it may return. Beside others it must raise: they wait for it in a collective,
-            # which ends only when Ray ends them.
+            # A single worker may return it. One of several must raise: the others wait for it in a
+            # collective until Ray ends them.
             if worker.num_workers == 1:
                 return error
             raise
@@ -253,30 +241,30 @@ def _run_worker(settings: dict[str, Any]) -> object:
 def _checkpoint_callback() -> Any:  # noqa: ANN401
     from transformers import TrainerCallback
 
-    # No class statement: this module travels by value, and the pickling does not see the names that
-    # stand in a class's body inside a function.
+    # No class statement: this module is pickled by value, and cloudpickle misses the names that the
+    # body of a class inside a function uses.
     return type("ReportCheckpoints", (TrainerCallback,), {"on_save": _report_checkpoint})()
 
 
 def _report_checkpoint(_: Any, args: Any, state: Any, control: Any, **__: Any) -> None:  # noqa: ANN401
-    """Metrics from every rank, which Ray waits for, and the files that each wrote itself.
+    """Reports metrics from every rank, since Ray waits for all, and the files that each wrote.
 
-    That is the checkpoint on rank 0. The others' folders, since no two workers share one, hold
-    their random state; Ray puts all in one folder.
+    Rank 0 writes the checkpoint. The other ranks write their random state, each into its own
+    folder; Ray merges all of them into one.
     """
     import ray.train
 
     folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-    wrote = folder.is_dir() and any(folder.iterdir())
+    has_files = folder.is_dir() and any(folder.iterdir())
     ray.train.report(
         _last_logged(state.log_history) | {"step": state.global_step},
-        checkpoint=ray.train.Checkpoint.from_directory(folder) if wrote else None,
+        checkpoint=ray.train.Checkpoint.from_directory(folder) if has_files else None,
         checkpoint_dir_name=folder.name,
     )
 
 
 def _last_logged(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """The newest value of everything that Trainer has logged."""
+    """The last value of each metric that Trainer has logged."""
     return {
         key: float(value)
         for log in log_history
@@ -286,19 +274,19 @@ def _last_logged(log_history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _mistake_of(error: BaseException) -> SelectMoeError | OSError | None:
-    """What a user can mend among what the workers raised; of several, the lowest rank's."""
+    """The first error among the workers' that a user can mend, by rank."""
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
     mistakes = (user_mistake(failures[rank]) for rank in sorted(failures))
     return next((mistake for mistake in mistakes if mistake is not None), None)
 
 
 def _stop_message(error: BaseException, output: Path) -> str:
-    """One line for a person; the whole story goes to a file."""
+    """One line for a person; the whole error goes to a file."""
     details = output / "training_error.txt"
     details.write_text(str(error), encoding="utf-8")
     last = str(error).strip().splitlines()[-1]
-    return f"training stopped: {last}; details: {details}; go on with --resume {output}"
+    return f"training stopped: {last}; details: {details}; resume with --resume {output}"
 
 
 class TrainingError(SelectMoeError, RuntimeError):
-    """Workers were lost more often than allowed, or failed in a way that is not the user's."""
+    """Workers were lost more often than allowed, or failed for a reason that no user can mend."""

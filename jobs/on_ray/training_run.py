@@ -1,25 +1,79 @@
-"""What stages 1 and 3 do alike: train on Ray, show metrics, store and print a report."""
+"""What stages 1 and 3 share: tokenize, train on Ray, show metrics, store and print a report."""
 
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from selectmoe.cli.output_folder import telling_how_to_resume
+from selectmoe.cli.output_folder import (
+    absolute_model,
+    absolute_unless_url,
+    claim_run,
+    telling_how_to_resume,
+)
+from selectmoe.cli.progress import RowsProgress
 from selectmoe.config.code_version import code_version
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import resolved
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.paths import model_or_embedded
 
-if TYPE_CHECKING:
-    from jobs.on_ray.training import TrainingWorker
+if TYPE_CHECKING:  # it loads transformers, and --help must not wait for it
+    from selectmoe.training.tokenized_rows import TokenizedSummary
+    from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
+Config = TypeVar("Config", WarmupConfig, FinetuneConfig)
+# Settings that a resumed run may change: they decide where, how fast and on which workers it
+# trains, not what it learns.
+FREE_ON_RESUME = (
+    "output", "output_root", "resume", "scaling.num_workers", "scaling.use_gpu",
+    "scaling.num_cpus_per_worker", "scaling.max_failures", "scaling.num_checkpoints",
+    "scaling.wait_for_nodes",
+)  # fmt: skip
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with absolute paths of model and checkpoints: workers may run in another
+    directory than the driver."""
+    storage = config.scaling.storage_path
+    if storage is not None:
+        storage = absolute_unless_url(storage, "scaling.storage_path")
+    return dataclasses.replace(
+        config,
+        model=config.model and absolute_model(config.model, "--model"),
+        scaling=dataclasses.replace(config.scaling, storage_path=storage),
+    )
+
+
+def claim_output(config: WarmupConfig | FinetuneConfig, *, free: Sequence[str] = ()) -> Path:
+    """The folder of the run. free: settings that may change on resume, besides the above."""
+    return claim_run(
+        config,
+        free=(*FREE_ON_RESUME, *free),
+        changeable=("max_rejected",),
+        resume=config.resume is not None,
+    )
+
+
+def tokenize(prepare: "Callable[..., TokenizedSummary]") -> "TokenizedSummary":
+    """Calls `prepare(on_progress=...)`, and says what became of the rows. On the driver rather
+    than on a worker: it needs no GPU, and its progress is visible."""
+    summary = prepare(on_progress=RowsProgress("tokenizing"))
+    logger.info(
+        "%s: %s rows with %s tokens, %s of them answers; %s truncated, %s rejected",
+        summary.description,
+        f"{summary.num_rows:,}",
+        f"{summary.num_tokens:,}",
+        f"{summary.num_answer_tokens:,}",
+        f"{summary.num_truncated:,}",
+        f"{sum(summary.num_rejected.values()):,}",
+    )
+    return summary
 
 
 def show_metrics(row: Mapping[str, Any]) -> None:
@@ -37,7 +91,7 @@ def train_in(
 ) -> dict[str, Any]:
     """Starts Ray and runs `train(config, worker)` on its workers; returns rank 0's report.
 
-    show: called for every line of metrics.
+    show: called with every row of metrics.
     """
     from jobs.on_ray import training as ray_training
     from jobs.on_ray.session import start_ray
@@ -59,11 +113,12 @@ def train_in(
 def write_manifest(
     config: WarmupConfig | FinetuneConfig,
     output: Path,
+    summary: "TokenizedSummary",
     report: Mapping[str, Any],
     *,
     wall_seconds: float,
 ) -> None:
-    """Writes `manifest.json`, last of all files: where it is, the run is complete."""
+    """Writes `manifest.json`, the last file of a run: where it exists, the run is complete."""
     from selectmoe.data.writers import write_json
     from selectmoe.model.checkpoint import hash_weights
 
@@ -73,6 +128,7 @@ def write_manifest(
         "config": resolved(config),
         "model": model,
         "model_sha256": hash_weights(model, None),
+        "data": dataclasses.asdict(summary),
         **report,
         "wall_seconds": round(wall_seconds, 3),
     }

@@ -1,26 +1,34 @@
-"""What `jobs/pretrain.py` does: train the gates on Ray's workers, follow them, report."""
+"""What `jobs/pretrain.py` does: tokenize the rows, train the gates on Ray's workers, report."""
 
 import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from jobs.on_ray.training_run import print_rows, show_metrics, train_in, write_manifest
+from jobs.on_ray.training_run import (
+    claim_output,
+    print_rows,
+    show_metrics,
+    tokenize,
+    train_in,
+    with_absolute_paths,
+    write_manifest,
+)
 from selectmoe.cli.command_line import parse_arguments, stage_parser
 from selectmoe.cli.output_folder import (
     absolute_corpus,
-    absolute_model,
     absolute_path,
-    absolute_unless_url,
-    claim_run,
     values_given,
 )
-from selectmoe.cli.progress import RowsProgress, format_seconds
+from selectmoe.cli.progress import format_seconds
 from selectmoe.config.loading import load_config
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.warmup.settings import corpus_specs, corruption_kinds
+
+if TYPE_CHECKING:  # it loads transformers, and --help must not wait for it
+    from selectmoe.training.tokenized_rows import TokenizedSummary
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +39,7 @@ OPTIONS = {
     "--num-workers": "scaling.num_workers",
     "--resume": "resume",
 }
-# These change where, how fast and on how many workers a run goes on, not what comes out of it.
-FREE_ON_RESUME = (
-    "output", "output_root", "resume", "training.batch_size", "training.max_tokens_per_batch",
-    "training.strategy", "scaling.num_workers", "scaling.use_gpu", "scaling.num_cpus_per_worker",
-    "scaling.max_failures", "scaling.num_checkpoints", "scaling.wait_for_nodes",
-)  # fmt: skip
+FREE_ON_RESUME = ("training.batch_size", "training.max_tokens_per_batch", "training.strategy")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,13 +49,18 @@ def main(arguments: Sequence[str]) -> None:
     require_inputs(config)
 
     # Only now: --help and a mistyped option must not wait for the imports below.
-    from jobs.stage_1_pretrain.gate_worker import TOKENIZED_NAME, warm_up
+    from jobs.stage_1_pretrain.gate_worker import warm_up
+    from selectmoe.warmup.rows import prepare_warmup_rows, warmup_tokenizer
 
-    output = claim_output(config)
-    tokenise(config, output, output / TOKENIZED_NAME)
+    output = claim_output(config, free=FREE_ON_RESUME)
+    chat = warmup_tokenizer(config)
+    if chat.tokenizer.chat_template is None:
+        logger.warning("the tokenizer has no chat template: the package's is used, as by stage 2")
+    summary = tokenize(partial(prepare_warmup_rows, config, chat, output))
     report = train_in(output, warm_up, config, show=shows_steps(config.training.num_steps))
-    write_manifest(config, output, report, wall_seconds=time.perf_counter() - started)
-    print_report(report, wall_seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    write_manifest(config, output, summary, report, wall_seconds=seconds)
+    print_report(summary, report, wall_seconds=seconds)
 
 
 def parse(arguments: Sequence[str]) -> WarmupConfig:
@@ -65,34 +73,27 @@ def parse(arguments: Sequence[str]) -> WarmupConfig:
     has_preset = any(override.startswith("preset=") for override in overrides)
     if is_demo(config) and "resume" not in values and not has_preset:
         config = load_config(WarmupConfig, ["preset=demo", *overrides], values=values)
-    return with_absolute_paths(config)
+    return with_absolute_paths(with_absolute_data(config))
 
 
 def is_demo(config: WarmupConfig) -> bool:
-    """True where neither a model nor a corpus is given; the defaults, meant for real ones, would
-    keep the tiny selector busy for long with a handful of rows."""
+    """True where neither a model nor a corpus is given: the defaults suit real ones, and would
+    train the tiny selector for long on a few rows."""
     return config.model is None and not (config.dataset.paths or config.dataset.names)
 
 
-def with_absolute_paths(config: WarmupConfig) -> WarmupConfig:
-    """Workers may run in another directory than the driver, so no path stays relative."""
-    dataset, scaling = config.dataset, config.scaling
+def with_absolute_data(config: WarmupConfig) -> WarmupConfig:
+    dataset = config.dataset
     paths = tuple(absolute_corpus(path, "--data") for path in dataset.paths)
-    folder, storage = dataset.folder, scaling.storage_path
+    folder = dataset.folder
     if folder is not None:
         folder = str(absolute_path(folder, "dataset.folder"))
-    if storage is not None:
-        storage = absolute_unless_url(storage, "scaling.storage_path")
-    return dataclasses.replace(
-        config,
-        model=config.model and absolute_model(config.model, "--model"),
-        dataset=dataclasses.replace(dataset, paths=paths, folder=folder),
-        scaling=dataclasses.replace(scaling, storage_path=storage),
-    )
+    dataset = dataclasses.replace(dataset, paths=paths, folder=folder)
+    return dataclasses.replace(config, dataset=dataset)
 
 
 def require_inputs(config: WarmupConfig) -> None:
-    """Refuses a model or a corpus that is not there before Ray starts or a folder is made."""
+    """Refuses a model or a corpus that does not exist before Ray starts or a folder is made."""
     from selectmoe.data.readers import require_readable
     from selectmoe.model.checkpoint import require_select_moe
 
@@ -102,42 +103,25 @@ def require_inputs(config: WarmupConfig) -> None:
     require_readable(corpus_specs(config.dataset))
 
 
-def claim_output(config: WarmupConfig) -> Path:
-    return claim_run(config, free=FREE_ON_RESUME, resume=config.resume is not None)
-
-
-def tokenise(config: WarmupConfig, output: Path, folder: Path) -> None:
-    """Here rather than on a worker: once for all of them, and the progress is to be seen."""
-    from selectmoe.warmup.cache import prepare_warmup_rows
-
-    summary = prepare_warmup_rows(config, output, folder, on_progress=RowsProgress("tokenising"))
-    if not summary.has_chat_template:
-        logger.warning("the tokenizer has no chat template: a plain one is used, as by stage 2")
-    logger.info(
-        "%s samples with %s tokens; %s truncated, %s rejected",
-        f"{summary.num_samples:,}",
-        f"{summary.num_tokens:,}",
-        f"{summary.num_truncated:,}",
-        f"{summary.num_rejected:,}",
-    )
-
-
 def shows_steps(num_steps: int) -> Callable[[Mapping[str, Any]], None]:
-    """Shows a line of metrics, and what follows the last one, which is to be heard of only when it
-    is done."""
+    """Logs a row of metrics, and after the last one that the calibration has begun, which reports
+    nothing until it ends."""
 
     def show(row: Mapping[str, Any]) -> None:
         show_metrics(row)
         if row["step"] == num_steps:
-            logger.info("calibrating: scoring rows of the corpus with the new gates")
+            logger.info("calibrating: scoring rows of the corpus with the trained gates")
 
     return show
 
 
-def print_report(report: Mapping[str, Any], *, wall_seconds: float) -> None:
+def print_report(
+    summary: "TokenizedSummary", report: Mapping[str, Any], *, wall_seconds: float
+) -> None:
     calibration = report["calibration"]
+    rejected = sum(summary.num_rejected.values())
     rows = (
-        ("samples", f"{report['num_samples']:,} ({report['num_rejected']:,} rows rejected)"),
+        ("rows", f"{summary.num_rows:,} ({rejected:,} rejected, {summary.description})"),
         ("trained", f"{report['num_parameters_trained']:,} parameters"),
         ("steps", f"{report['num_steps']:,} in {format_seconds(wall_seconds)}"),
         (

@@ -1,22 +1,22 @@
-"""What `jobs/finetune.py` does: tokenise the rows, train on Ray's workers, follow them, report."""
+"""What `jobs/finetune.py` does: tokenize the rows, train an adapter on Ray's workers, report."""
 
 import dataclasses
-import logging
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from jobs.on_ray.training_run import print_rows, train_in, write_manifest
-from selectmoe.cli.command_line import parse_arguments, stage_parser
-from selectmoe.cli.output_folder import (
-    absolute_corpus,
-    absolute_model,
-    absolute_unless_url,
-    claim_run,
-    values_given,
+from jobs.on_ray.training_run import (
+    claim_output,
+    print_rows,
+    tokenize,
+    train_in,
+    with_absolute_paths,
+    write_manifest,
 )
-from selectmoe.cli.progress import RowsProgress, format_seconds
+from selectmoe.cli.command_line import parse_arguments, stage_parser
+from selectmoe.cli.output_folder import absolute_corpus, values_given
+from selectmoe.cli.progress import format_seconds
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import load_config
 from selectmoe.paths import model_or_embedded
@@ -24,9 +24,7 @@ from selectmoe.paths import model_or_embedded
 if TYPE_CHECKING:  # these load torch, and --help must not wait for it
     from transformers import PreTrainedTokenizerBase
 
-    from selectmoe.finetune.supervised_data import SupervisedSummary
-
-logger = logging.getLogger(__name__)
+    from selectmoe.training.tokenized_rows import TokenizedSummary
 
 OPTIONS = {
     "--data": "dataset.data_path",
@@ -35,12 +33,6 @@ OPTIONS = {
     "--num-workers": "scaling.num_workers",
     "--resume": "resume",
 }
-# These change where, how fast and on what workers a run goes on, not what it learns.
-FREE_ON_RESUME = (
-    "output", "output_root", "resume", "max_rejected", "scaling.num_workers", "scaling.use_gpu",
-    "scaling.num_cpus_per_worker", "scaling.max_failures", "scaling.num_checkpoints",
-    "scaling.wait_for_nodes",
-)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,16 +43,16 @@ def main(arguments: Sequence[str]) -> None:
 
     # Only now: --help and a mistyped option must not wait for the imports below.
     from jobs.on_ray.training import storage_of
-    from jobs.stage_3_finetune.finetune_worker import TOKENIZED_NAME, train_adapter
+    from jobs.stage_3_finetune.finetune_worker import train_adapter
+    from selectmoe.finetune.supervised_data import prepare_supervised_rows
 
     output = claim_output(config)
-    summary = tokenise(config, tokenizer, output / TOKENIZED_NAME)
+    summary = tokenize(partial(prepare_supervised_rows, config, tokenizer, output))
     report = train_in(output, train_adapter, config)
     folder, name = storage_of(output, config.scaling.storage_path)
     report["adapter"] = f"{folder}/{name}/{report.pop('checkpoint')}"
     seconds = time.perf_counter() - started
-    about = {"data": dataclasses.asdict(summary), **report}
-    write_manifest(config, output, about, wall_seconds=seconds)
+    write_manifest(config, output, summary, report, wall_seconds=seconds)
     print_report(summary, report, wall_seconds=seconds)
 
 
@@ -70,26 +62,20 @@ def parse(arguments: Sequence[str]) -> FinetuneConfig:
     parser = stage_parser("jobs/finetune.py", description, FinetuneConfig, OPTIONS)
     options, overrides = parse_arguments(parser, arguments)
     values = values_given(vars(options))
-    return with_absolute_paths(load_config(FinetuneConfig, overrides, values=values))
+    config = load_config(FinetuneConfig, overrides, values=values)
+    return with_absolute_paths(with_absolute_data(config))
 
 
-def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
-    """Workers may run in another directory than the driver, so no path stays relative."""
-    data_path, storage = config.dataset.data_path, config.scaling.storage_path
-    if data_path is not None:
-        data_path = absolute_corpus(data_path, "dataset.data_path")
-    if storage is not None:
-        storage = absolute_unless_url(storage, "scaling.storage_path")
-    return dataclasses.replace(
-        config,
-        model=config.model and absolute_model(config.model, "--model"),
-        dataset=dataclasses.replace(config.dataset, data_path=data_path),
-        scaling=dataclasses.replace(config.scaling, storage_path=storage),
-    )
+def with_absolute_data(config: FinetuneConfig) -> FinetuneConfig:
+    if config.dataset.data_path is None:
+        return config
+    data_path = absolute_corpus(config.dataset.data_path, "dataset.data_path")
+    dataset = dataclasses.replace(config.dataset, data_path=data_path)
+    return dataclasses.replace(config, dataset=dataset)
 
 
 def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
-    """Refuses data, a model or target modules that are not there before Ray starts or a folder is
+    """Refuses data, a model or target modules that do not exist before Ray starts or a folder is
     made; returns the model's tokenizer."""
     from selectmoe.model.checkpoint import read_model_config
 
@@ -109,43 +95,12 @@ def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
     return load_target_tokenizer(config)
 
 
-def claim_output(config: FinetuneConfig) -> Path:
-    return claim_run(config, free=FREE_ON_RESUME, resume=config.resume is not None)
-
-
-def tokenise(
-    config: FinetuneConfig, tokenizer: "PreTrainedTokenizerBase", folder: Path
-) -> "SupervisedSummary":
-    """Here rather than on a worker: it needs no GPU, and the progress is to be seen."""
-    from selectmoe.finetune.supervised_data import prepare_rows
-    from selectmoe.model.checkpoint import read_model_config
-
-    positions = read_model_config(model_or_embedded(config.model)).get("max_position_embeddings")
-    summary = prepare_rows(
-        config,
-        tokenizer,
-        folder,
-        max_positions=positions if isinstance(positions, int) else None,
-        on_progress=RowsProgress("tokenising"),
-    )
-    logger.info(
-        "%s: %s rows with %s tokens, %s of them answers; %s truncated, %s rejected",
-        summary.described,
-        f"{summary.num_rows:,}",
-        f"{summary.num_tokens:,}",
-        f"{summary.num_answer_tokens:,}",
-        f"{summary.num_truncated:,}",
-        f"{sum(summary.num_rejected.values()):,}",
-    )
-    return summary
-
-
 def print_report(
-    summary: "SupervisedSummary", report: Mapping[str, Any], *, wall_seconds: float
+    summary: "TokenizedSummary", report: Mapping[str, Any], *, wall_seconds: float
 ) -> None:
     rejected = sum(summary.num_rejected.values())
     rows = (
-        ("rows", f"{summary.num_rows:,} ({rejected:,} rejected, {summary.described})"),
+        ("rows", f"{summary.num_rows:,} ({rejected:,} rejected, {summary.description})"),
         ("trained", f"{report['num_trained_parameters']:,} parameters"),
         ("steps", f"{report['num_steps']:,} in {format_seconds(wall_seconds)}"),
         ("loss", f"{report['loss']:.4f} at the end"),

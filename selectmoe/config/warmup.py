@@ -98,9 +98,9 @@ class TrainingConfig:
     trash_expert_mode: Literal["zero", "noise", "custom"] | None = None
     """Output of the trash expert: zeros, noise or a trained vector (custom); null keeps the mode of
     the model."""
-    strategy: Literal["single", "ddp", "fsdp"] | None = None
-    """Distribution strategy: single is one worker, ddp replicates the model on every worker, and
-    fsdp shards the frozen layers of a model too large for one device; null is ddp."""
+    strategy: str = "ddp"
+    """Distribution strategy over several workers: ddp replicates the model on every worker, fsdp
+    shards the frozen layers of a model too large for one device."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of the frozen weights; null is bfloat16 on a GPU and float32 on a CPU. Trained weights
     are float32."""
@@ -124,6 +124,8 @@ class TrainingConfig:
             require(getattr(self, name) > 0, f"training.{name}", "above 0", getattr(self, name))
         weights = ("weight_decay", "quality_loss_weight", "quality_gate_init_std")
         require_at_least(0, self, *weights, group="training.")
+        rule = "ddp or fsdp (scaling.num_workers=1 is a single worker)"
+        require(self.strategy in ("ddp", "fsdp"), "training.strategy", rule, self.strategy)
         share = self.label_weight
         require(0 <= share <= 1, "training.label_weight", "in [0, 1]", share)
         trained = self.train_quality_gates or self.train_moe_gates or self.peft_mode == "lora"
@@ -155,9 +157,7 @@ class WarmupConfig(ResumableRunConfig):
         rule = f"at least scaling.num_workers = {num_workers}"
         size = self.training.effective_batch_size
         require(size >= num_workers, "training.effective_batch_size", rule, size)
-        strategy = self.training.strategy
-        if (strategy == "single" and num_workers > 1) or (strategy == "fsdp" and num_workers < 2):
-            rule = "1" if strategy == "single" else "at least 2"
+        if self.training.strategy == "fsdp" and num_workers < 2:
             raise ConfigError(
-                f"training.strategy={strategy} needs scaling.num_workers {rule}, got {num_workers}"
+                f"training.strategy=fsdp needs scaling.num_workers at least 2, got {num_workers}"
             )

@@ -20,16 +20,16 @@ _KEY = operator.itemgetter(0)
 
 @dataclass(frozen=True, slots=True)
 class RowBucket:
-    """Samples whose keys have the same two digits at some place: a file of theirs a folder."""
+    """Samples whose keys agree in two digits: in each folder one file, named after the digits."""
 
     folders: tuple[Path, ...]
-    share: float  # of the room in memory
+    share: float  # of what fits in memory; above 1 the bucket is sorted on disk
 
 
 class BucketWriter:
-    """Puts samples into a file by two hexadecimal digits of their keys.
+    """Appends samples to a file per bucket, chosen by two hexadecimal digits of their keys.
 
-    It holds `max_rows_in_memory` rows, or MAX_CHARACTERS of text if these are fewer.
+    Memory holds at most `max_rows_in_memory` rows, or fewer where they have MAX_CHARACTERS of text.
     """
 
     def __init__(self, directory: Path, *, max_rows_in_memory: int, first_digit: int = 0) -> None:
@@ -37,7 +37,7 @@ class BucketWriter:
         self.max_rows_in_memory = max_rows_in_memory
         self.digits = slice(first_digit, first_digit + 2)
         self.in_memory: list[KeyedSample] = []
-        # Of the room for rows and text: what memory holds, and each bucket on disk.
+        # Shares of what fits in memory: of the rows held now, and of each bucket on disk.
         self.share_in_memory = 0.0
         self.shares: defaultdict[str, float] = defaultdict(float)
 
@@ -68,18 +68,18 @@ class BucketWriter:
         self.in_memory, self.share_in_memory = [], 0.0
 
 
-def joined(parts: Iterable[Mapping[str, RowBucket]]) -> dict[str, RowBucket]:
-    """The buckets of several writers as one, in the order of their digits."""
-    found: defaultdict[str, list[RowBucket]] = defaultdict(list)
+def merge_buckets(parts: Iterable[Mapping[str, RowBucket]]) -> dict[str, RowBucket]:
+    """The buckets of several writers, merged by their digits and in the order of these."""
+    by_digits: defaultdict[str, list[RowBucket]] = defaultdict(list)
     for part in parts:
         for digits, bucket in part.items():
-            found[digits].append(bucket)
+            by_digits[digits].append(bucket)
     return {
         digits: RowBucket(
             tuple(folder for bucket in buckets for folder in bucket.folders),
             sum(bucket.share for bucket in buckets),
         )
-        for digits, buckets in sorted(found.items())
+        for digits, buckets in sorted(by_digits.items())
     }
 
 
@@ -90,18 +90,18 @@ def rows_in_order(
     max_rows_in_memory: int,
     first_digit: int = 0,
 ) -> Iterator[KeyedSample]:
-    """Every sample of some buckets by its key, once; those of one key in the order in which they
-    were added to the folders, and of the folders.
+    """Every sample of some buckets, once, sorted by its key. The sort is stable: samples with one
+    key keep the order of the folders and, within a folder, the order in which they were added.
 
     A bucket that does not fit in memory (of a large corpus, or because every row has the same id)
-    is cut again, by the next two digits, in `scratch`.
+    is split again, by the next two digits, in `scratch`.
     """
     for digits in sorted(buckets):
         rows = _read(_file(folder, digits) for folder in buckets[digits].folders)
         if buckets[digits].share <= 1:
             yield from sorted(rows, key=_KEY)
         elif first_digit + 2 == KEY_DIGITS:
-            yield from rows  # all of one key
+            yield from rows  # all have one key
         else:
             inner = BucketWriter(
                 scratch / digits,
@@ -125,7 +125,7 @@ def num_characters(sample: Sample) -> int:
 
 def _read(files: Iterable[Path]) -> Iterator[KeyedSample]:
     for path in files:
-        # Our own file of a moment ago, never one that a user gives.
+        # Safe to unpickle: the job itself has just written the file.
         with path.open("rb") as file:
             while file.peek(1):
                 yield from pickle.load(file)

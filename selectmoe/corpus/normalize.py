@@ -1,12 +1,12 @@
-"""A corpus as normalised parquet shards that do not depend on how it was split into files.
+"""A corpus as normalized parquet shards that do not depend on how it was split into files.
 
-Rows are ordered by a key of two hashes, of the id and of the content, and cut into shards of a
+Rows are sorted by a key of two hashes, of the id and of the content, and split into shards of a
 fixed size. The same rows in other files, or in another order, give the same shards, so the same
-batches and bit for bit the same scores; only `source`, where a row was read, differs. It is a
-bucket sort on disk in two steps, each of them tasks that processes can share: parts of the corpus
-are gathered into buckets, and ranges of keys are put in order. Memory does not grow with the
-corpus: a task holds MAX_ROWS_IN_MEMORY rows, or MAX_CHARACTERS of text if these are fewer, beside a
-shard of at most as much text.
+batches and bit for bit the same scores; only `source`, where a row was read, differs. The sort is a
+bucket sort on disk in two steps, each of which is a list of tasks for `MapItems`: gather the parts
+of the corpus into buckets, then sort ranges of keys. Memory does not grow with the corpus: a task
+holds MAX_ROWS_IN_MEMORY rows, or fewer where they have MAX_CHARACTERS of text, beside a shard with
+at most as much text.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from selectmoe.corpus.buckets import (
     BucketWriter,
     KeyedSample,
     RowBucket,
-    joined,
+    merge_buckets,
     num_characters,
     rows_in_order,
 )
@@ -41,12 +41,13 @@ from selectmoe.corpus.shards import (
     row_key,
     shard_table,
 )
+from selectmoe.data.rejected import describe
 from selectmoe.data.writers import whole_file, write_json, write_parquet
 from selectmoe.errors import DataError
 from selectmoe.records import RejectedRow, Sample
 
-# Tasks share the writing of shards by the first digits of keys, as long as each range of keys has
-# so many shards: the last one of a range is not full.
+# Tasks write the shards of one range of keys each, as long as a range has at least this many: the
+# last shard of a range is not full.
 SHARDS_PER_RANGE = 16
 MAX_RANGE_DIGITS = 2
 ROWS_BETWEEN_COUNTS = 5_000
@@ -66,20 +67,20 @@ REJECTED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class GatheredPart:
-    """The first step's answer: what was read of a part, and where its buckets are."""
+    """Result of the first step: what was read of a part, and where its buckets are."""
 
     folder: Path
     num_read: int
     num_samples: int
     num_rejected: int
     first_rejected: str  # "<file>:<row>: <reason>", or empty
-    read_by_dataset: Counter[str]  # of the subset and the rejected rows
+    read_by_dataset: Counter[str]  # rows of the subset, and rejected rows
     buckets: dict[str, RowBucket]
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """What one task of the second step puts in order: some buckets of every part."""
+    """What one task of the second step sorts: some buckets of every part."""
 
     digits: str  # with which their keys begin
     buckets: Mapping[str, RowBucket]
@@ -87,7 +88,7 @@ class KeyRange:
 
 @dataclass(frozen=True, slots=True)
 class OrderedRange:
-    """The second step's answer."""
+    """Result of the second step."""
 
     num_shards: int
     num_duplicate_ids: int
@@ -103,8 +104,8 @@ def write_corpus(
 ) -> CorpusSummary:
     """Writes the rows of corpora (see `read_corpus`) as `write_shards` does.
 
-    subset_ratio: share of the samples to keep, as `keep_subset` does.
-    map_items: who processes the parts; they need `directory` on storage that all of them see.
+    subset_ratio: fraction of the samples to keep, as `keep_subset` does.
+    map_items: calls the tasks; `directory` must be on storage that all of its workers see.
     Raises DataError where a corpus cannot be read, has no rows, or none in the subset.
     """
     _make_empty(directory)
@@ -138,9 +139,9 @@ def write_shards(
 ) -> CorpusSummary:
     """Writes shard-000000.parquet …, rejected.parquet and, last, summary.json into `directory`.
 
-    Of a large corpus, the names are shard-0-000000.parquet … shard-f-…, or shard-00-… to
-    shard-ff-…, by the first digits of the keys. What an interrupted run left in `directory` is
-    removed first.
+    The shards of a large corpus are called shard-0-000000.parquet … shard-f-…, or shard-00-… to
+    shard-ff-…, after the first digits of their keys. Files that an interrupted run left in
+    `directory` are removed first.
     Raises DataError when there is no row at all.
     """
     _make_empty(directory)
@@ -158,7 +159,7 @@ def write_shards(
 
 
 def rows_read(directory: Path) -> int:
-    """How many rows the tasks of `write_corpus` have read so far, roughly."""
+    """About how many rows the tasks of `write_corpus` have read so far."""
     files = directory.glob(f"buckets-*/*/{COUNT_NAME}")
     return sum(int(text) for file in files if (text := _text_of(file)).isdigit())
 
@@ -166,7 +167,7 @@ def rows_read(directory: Path) -> int:
 def _text_of(file: Path) -> str:
     try:
         return file.read_text("ascii")
-    except OSError:  # removed since it was listed
+    except OSError:  # removed after it was listed
         return ""
 
 
@@ -178,7 +179,7 @@ def _make_empty(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _bucket_folder(directory: Path) -> Iterator[Path]:
-    # Where one task has failed, others may still be writing.
+    # Cleanup errors are ignored: where one task has failed, others may still be writing.
     with tempfile.TemporaryDirectory(
         prefix="buckets-", dir=directory, ignore_cleanup_errors=True
     ) as folder:
@@ -188,7 +189,7 @@ def _bucket_folder(directory: Path) -> Iterator[Path]:
 def _gather_part(
     numbered: tuple[int, CorpusPart], *, buckets: Path, subset_ratio: float
 ) -> tuple[GatheredPart, Counter[str]]:
-    """The part, and how many rows of each corpus it has."""
+    """The gathered part, and the number of rows that it has of each corpus."""
     number, part = numbered
     num_read: Counter[str] = Counter()
 
@@ -199,10 +200,10 @@ def _gather_part(
 
     if not buckets.is_dir():
         raise DataError(
-            f"{buckets.parent}: not to be seen by a worker; the output folder must be on storage "
-            "that all nodes share"
+            f"{buckets.parent}: not visible to a worker; the output folder must be on storage that "
+            "all nodes share"
         )
-    # A name of its own: the task may be tried again while a lost node goes on with it.
+    # A unique name: a retried task may run while the first one continues on a lost node.
     folder = Path(tempfile.mkdtemp(prefix=f"part-{number:06d}-", dir=buckets))
     return gather(rows(), folder, subset_ratio=subset_ratio), num_read
 
@@ -257,7 +258,7 @@ def _write_gathered(
     read_by_dataset = sum((part.read_by_dataset for part in parts), Counter[str]())
     num_rejected = sum(part.num_rejected for part in parts)
     num_kept = read_by_dataset.total() - num_rejected
-    _join_rejected(parts, directory)
+    _concatenate_rejected(parts, directory)
     order = functools.partial(
         order_range,
         directory=directory,
@@ -269,8 +270,8 @@ def _write_gathered(
     summary = CorpusSummary(
         num_read=read_by_dataset.total(),
         num_rejected=num_rejected,
-        num_shards=sum(found.num_shards for found in ordered),
-        num_duplicate_ids=sum(found.num_duplicate_ids for found in ordered),
+        num_shards=sum(keys.num_shards for keys in ordered),
+        num_duplicate_ids=sum(keys.num_duplicate_ids for keys in ordered),
         read_by_dataset=dict(sorted(read_by_dataset.items())),
         first_rejected=next((part.first_rejected for part in parts if part.first_rejected), ""),
     )
@@ -281,7 +282,7 @@ def _write_gathered(
 def _key_ranges(
     parts: Sequence[GatheredPart], num_rows: int, rows_per_shard: int
 ) -> list[KeyRange]:
-    """Shards end where ranges do, so these may depend on nothing but the rows themselves."""
+    """Shards end where ranges do, so the ranges may depend only on the rows themselves."""
     num_digits = 0
     while (
         num_digits < MAX_RANGE_DIGITS
@@ -289,7 +290,7 @@ def _key_ranges(
     ):
         num_digits += 1
     ranges: dict[str, dict[str, RowBucket]] = {} if num_digits else {"": {}}
-    for digits, bucket in joined(part.buckets for part in parts).items():
+    for digits, bucket in merge_buckets(part.buckets for part in parts).items():
         ranges.setdefault(digits[:num_digits], {})[digits] = bucket
     return [KeyRange(digits, buckets) for digits, buckets in ranges.items()]
 
@@ -297,10 +298,10 @@ def _key_ranges(
 def order_range(
     keys: KeyRange, *, directory: Path, scratch: Path, rows_per_shard: int, max_rows_in_memory: int
 ) -> OrderedRange:
-    """Writes the shards of some buckets. May be done twice: the files are the same."""
+    """Writes the shards of one range of keys. A retry writes the same files."""
     duplicates = _DuplicateCounter()
     num_shards = 0
-    with tempfile.TemporaryDirectory(prefix="again-", dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(prefix="split-", dir=scratch) as folder:
         rows = rows_in_order(
             keys.buckets, scratch=Path(folder), max_rows_in_memory=max_rows_in_memory
         )
@@ -311,7 +312,7 @@ def order_range(
     return OrderedRange(num_shards, duplicates.num_duplicate_ids)
 
 
-def _join_rejected(parts: Iterable[GatheredPart], directory: Path) -> None:
+def _concatenate_rejected(parts: Iterable[GatheredPart], directory: Path) -> None:
     with (
         whole_file(directory / REJECTED_NAME) as file,
         pq.ParquetWriter(file, REJECTED_SCHEMA) as writer,
@@ -323,7 +324,7 @@ def _join_rejected(parts: Iterable[GatheredPart], directory: Path) -> None:
 
 
 def _with_numbers(rows: Iterable[KeyedSample]) -> Iterator[KeyedSample]:
-    """Exact duplicates get a number behind their key, so that no two rows have the same."""
+    """Appends a number to the key of exact duplicates, so that all keys differ."""
     previous, number = "", 0
     for key, sample in rows:
         number = number + 1 if key == previous else 0
@@ -332,7 +333,7 @@ def _with_numbers(rows: Iterable[KeyedSample]) -> Iterator[KeyedSample]:
 
 
 class _DuplicateCounter:
-    """Counts rows whose (data set, id) came before; equal ids stand together in key order."""
+    """Counts rows whose (dataset, id) came before; rows with equal ids are neighbours by key."""
 
     def __init__(self) -> None:
         self.num_duplicate_ids = 0
@@ -349,7 +350,7 @@ class _DuplicateCounter:
 
 
 class _RejectedRows:
-    """Rejected rows on their way into one parquet file, a thousand at a time."""
+    """Writes rejected rows into one parquet file, in blocks of a thousand."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self.writer = writer
@@ -358,7 +359,7 @@ class _RejectedRows:
         self.first = ""
 
     def add(self, row: RejectedRow) -> None:
-        self.first = self.first or f"{row.file}:{row.row}: {row.detail}"
+        self.first = self.first or describe(row)
         self.pending.append(asdict(row))
         self.num_rows += 1
         if len(self.pending) == 1_000:
@@ -370,7 +371,7 @@ class _RejectedRows:
 
 
 def _chunks(rows: Iterable[KeyedSample], size: int) -> Iterator[list[KeyedSample]]:
-    """Lists of `size` rows, or of fewer where they hold more text than memory is meant to."""
+    """Lists of `size` rows, or of fewer where they reach MAX_CHARACTERS of text."""
     chunk: list[KeyedSample] = []
     num_held = 0
     for keyed in rows:

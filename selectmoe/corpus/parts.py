@@ -1,8 +1,8 @@
-"""Corpora cut into parts of about the same size, which processes can read side by side.
+"""Corpora split into parts of about the same size, which processes can read in parallel.
 
-A part is some files, or a piece of one that is large: lines of a .jsonl file, row groups of a
-.parquet file. A .jsonl.gz file and a split of the hub can only be read from their beginning, and
-are a part each. The rows, and the numbers they have in their files, are those of `read_corpora`.
+A part is several files, or a slice of a large one: lines of a .jsonl file, row groups of a
+.parquet file. A .jsonl.gz file and a split on the hub can only be read from the beginning, and are
+one part each. The rows and their row numbers are those of `read_corpora`.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from selectmoe.data.sources import list_files, locate
 from selectmoe.errors import DataError
 from selectmoe.records import RejectedRow, Sample
 
-# A part of 64 MB is read in seconds; more than a thousand parts would mean too many bucket files.
+# A part of 64 MB takes seconds; more than a thousand parts would create too many bucket files.
 MIN_PART_BYTES = 64 << 20
 MAX_PARTS = 1_024
 _CHUNK_BYTES = 8 << 20
@@ -28,14 +28,14 @@ _CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A file, a piece of one, or a whole corpus."""
+    """A file, a slice of one, or a whole corpus."""
 
-    spec: str  # the corpus, as `read_corpus` takes it
+    spec: str  # of the corpus, as `read_corpus` takes it
     slice: FileSlice | None  # None: all of the corpus
 
 
 CorpusPart = tuple[Piece, ...]
-"""What one process reads, one after the other."""
+"""What one process reads, piece after piece."""
 
 
 def split_corpora(
@@ -45,20 +45,20 @@ def split_corpora(
     min_part_bytes: int = MIN_PART_BYTES,
     max_parts: int = MAX_PARTS,
 ) -> list[CorpusPart]:
-    """Parts whose rows, one after the other, are those of `read_corpora(specs)`.
+    """Parts whose rows, in order, are those of `read_corpora(specs)`.
 
-    Parts are about as small as `min_part_bytes` and `max_parts` allow; there may be twice as many
-    where files do not add up well, and more where parquet files are smaller than their rows.
+    Parts are about as small as `min_part_bytes` and `max_parts` allow. There may be twice as many
+    where file sizes do not add up well, and more where parquet files compress their rows.
     Raises DataError, as `read_corpora` would, where a corpus has no file.
     """
     files = [_files_with_sizes(spec) for spec in specs]
-    num_bytes = sum(size for _, found in files for _, size in found)
+    num_bytes = sum(size for _, with_sizes in files for _, size in with_sizes)
     part_bytes = max(min_part_bytes, -(-num_bytes // max_parts))
     parts: list[CorpusPart] = []
     pieces: list[Piece] = []
     held = 0
-    for spec, (filesystem, found) in zip(specs, files, strict=True):
-        for piece, weight in _pieces_of(spec, filesystem, found, part_bytes):
+    for spec, (filesystem, with_sizes) in zip(specs, files, strict=True):
+        for piece, weight in _pieces_of(spec, filesystem, with_sizes, part_bytes):
             if pieces and held + weight > part_bytes:
                 parts.append(tuple(pieces))
                 pieces, held = [], 0
@@ -69,11 +69,11 @@ def split_corpora(
 
 
 def read_part(part: CorpusPart) -> Iterator[tuple[str, Sample | RejectedRow]]:
-    """Its rows, as `read_corpus` gives them, each with the corpus that it is of."""
+    """The rows of a part, as `read_corpus` yields them, each with the spec of its corpus."""
     for spec, pieces in itertools.groupby(part, key=lambda piece: piece.spec):
         slices = [piece.slice for piece in pieces]
-        whole = [piece for piece in slices if piece is not None]
-        rows = read_slices(locate(spec)[0], whole) if whole else read_corpus(spec)
+        of_files = [piece for piece in slices if piece is not None]
+        rows = read_slices(locate(spec)[0], of_files) if of_files else read_corpus(spec)
         yield from ((spec, row) for row in rows)
 
 
@@ -91,7 +91,7 @@ def _pieces_of(
     files: Iterable[tuple[str, int]],
     part_bytes: int,
 ) -> Iterator[tuple[Piece, int]]:
-    """Pieces, and what they weigh: a piece of a large file is a part by itself."""
+    """Pieces and their sizes; a slice of a large file counts as a full part."""
     if filesystem is None:
         yield Piece(spec, None), part_bytes
         return
@@ -116,7 +116,7 @@ def _slices_of(
 def _row_group_slices(
     filesystem: pafs.FileSystem, path: str, part_bytes: int
 ) -> Iterator[FileSlice]:
-    """None for a file that cannot be read: the reader tells why."""
+    """No slice for a file that cannot be read: the reader reports the reason."""
     try:
         with filesystem.open_input_file(path) as file:
             metadata = pq.ParquetFile(file).metadata
@@ -134,9 +134,10 @@ def _row_group_slices(
 
 
 def _with_row_numbers(parts: Sequence[CorpusPart], map_items: MapItems) -> list[CorpusPart]:
-    """Sets the first row of each slice of a .jsonl file, by counting the lines before it."""
-    cut = [piece for part in parts for piece in part if _has_successor(piece)]
-    counted = dict(zip(cut, map_items(count_lines, cut), strict=True))
+    """Sets the first row number of each slice of a .jsonl file, by counting the lines before it."""
+    pieces_to_count = [piece for part in parts for piece in part if _has_successor(piece)]
+    counts = map_items(count_lines, pieces_to_count)
+    counted = dict(zip(pieces_to_count, counts, strict=True))
     numbered = []
     next_row = 1
     for part in parts:
@@ -153,25 +154,25 @@ def _with_row_numbers(parts: Sequence[CorpusPart], map_items: MapItems) -> list[
 
 
 def _has_successor(piece: Piece) -> bool:
-    """A slice of a .jsonl file with others behind it."""
-    found = piece.slice
-    return found is not None and found.path.endswith(".jsonl") and found.stop is not None
+    """True for a slice of a .jsonl file that another slice follows."""
+    lines = piece.slice
+    return lines is not None and lines.path.endswith(".jsonl") and lines.stop is not None
 
 
 def count_lines(piece: Piece) -> int:
-    """How many lines begin in a slice that has an end; blank ones count."""
-    found = piece.slice
-    assert found is not None
-    assert found.stop is not None
+    """The number of lines that begin in a slice that has an end, blank ones included."""
+    lines = piece.slice
+    assert lines is not None
+    assert lines.stop is not None
     # A line begins after every line feed, and at the beginning of the file.
-    position = max(found.start - 1, 0)
-    count = 0 if found.start else 1
+    position = max(lines.start - 1, 0)
+    count = 0 if lines.start else 1
     try:
-        with locate(piece.spec)[0].open_input_file(found.path) as file:
+        with locate(piece.spec)[0].open_input_file(lines.path) as file:
             file.seek(position)
-            while chunk := file.read(min(_CHUNK_BYTES, found.stop - 1 - position)):
+            while chunk := file.read(min(_CHUNK_BYTES, lines.stop - 1 - position)):
                 count += chunk.count(b"\n")
                 position += len(chunk)
     except OSError as error:
-        raise DataError(f"{found.path}: cannot be read to its end: {error}") from error
+        raise DataError(f"{lines.path}: cannot be read to its end: {error}") from error
     return count

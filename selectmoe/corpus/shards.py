@@ -32,29 +32,29 @@ SHARD_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
-    """What normalisation read: num_read = rows in shards + num_rejected."""
+    """What normalization read: num_read = rows in shards + num_rejected."""
 
     num_read: int
     num_rejected: int
     num_shards: int
-    num_duplicate_ids: int  # rows whose data set and id another row had before
+    num_duplicate_ids: int  # rows whose dataset and id another row had before
     read_by_dataset: dict[str, int]
     first_rejected: str  # "<file>:<row>: <reason>" of the first rejected row, or empty
 
 
 def read_summary(directory: Path) -> CorpusSummary | None:
-    """The summary of a whole corpus; None where normalisation has not finished."""
+    """The summary of a complete corpus; None where normalization has not finished."""
     file = directory / SUMMARY_NAME
     return CorpusSummary(**json.loads(file.read_text("utf-8"))) if file.is_file() else None
 
 
 def read_shard(path: Path) -> list[KeyedSample]:
-    """The samples of one shard with their keys, in their order."""
-    return _keyed_samples(pq.read_table(path))
+    """The samples of one shard in their order, with their keys."""
+    return _keyed_samples(pq.read_table(path, columns=SHARD_SCHEMA.names))
 
 
 def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
-    """Some rows of a shard, by ascending positions; row groups without any are not read."""
+    """The rows at ascending positions of a shard; row groups without any are not read."""
     with pq.ParquetFile(path) as file:
         first_row = 0
         for number in range(file.num_row_groups):
@@ -62,12 +62,12 @@ def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
             wanted = row_numbers[(row_numbers >= first_row) & (row_numbers < end)] - first_row
             first_row = end
             if len(wanted):
-                table = file.read_row_group(number).take(wanted)
+                table = file.read_row_group(number, columns=SHARD_SCHEMA.names).take(wanted)
                 yield from (sample for _, sample in _keyed_samples(table))
 
 
 def row_key(sample: Sample) -> str:
-    """32 hexadecimal digits: the hash of the id, then that of the data set and the messages."""
+    """32 hexadecimal digits: the hash of the id, then that of the dataset and the messages."""
     parts = [sample.dataset, *(part for m in sample.messages for part in (m.role, m.content))]
     return _digest([sample.sample_id]) + _digest(parts)
 
@@ -75,7 +75,7 @@ def row_key(sample: Sample) -> str:
 def keep_subset(
     rows: Iterable[Sample | RejectedRow], *, ratio: float
 ) -> Iterator[Sample | RejectedRow]:
-    """About `ratio` of the samples, the same ones however the corpus is split; all rejects.
+    """About `ratio` of the samples, independent of how the corpus is split, and all rejected rows.
 
     Raises DataError when none of the samples is kept.
     """
@@ -93,12 +93,12 @@ def keep_subset(
 
 
 def in_subset(key: str, ratio: float) -> bool:
-    """Whether the sample with this row key is one of `ratio` of all."""
+    """True where the sample with this row key belongs to the subset of this ratio."""
     return int(key[16:], 16) < ratio * 2**64
 
 
 def nothing_kept(num_samples: int, ratio: float) -> DataError:
-    """What is said where a subset is empty."""
+    """The error where a subset is empty."""
     return DataError(f"subset_ratio={ratio:g} keeps none of the {num_samples:,} rows")
 
 
@@ -126,7 +126,7 @@ def _keyed_samples(table: pa.Table) -> list[KeyedSample]:
 
 
 def shard_table(rows: Sequence[KeyedSample]) -> pa.Table:
-    """The rows of one shard, as SHARD_SCHEMA has them."""
+    """The rows of one shard as a table of SHARD_SCHEMA."""
     samples = [sample for _, sample in rows]
     messages = [message for sample in samples for message in sample.messages]
     ends = itertools.accumulate((len(sample.messages) for sample in samples), initial=0)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from selectmoe.data.writers import write_jsonl
 from selectmoe.errors import TooManyRejectedError
-from selectmoe.records import RejectedRow
+from selectmoe.records import RejectedRow, Sample, UnscoredSample
 
+NO_ANSWER_TOKEN = "no assistant token has another token before it that could predict it"
 RejectedCounts = dict[str, Counter[str]]
 """Rows by dataset and, within one, by reason."""
 
@@ -48,6 +49,17 @@ def rejected_row(
     """The rejection of a sample that was read at `source`, "<file>:<row>" or empty."""
     file, _, row = source.rpartition(":")
     return RejectedRow(file, int(row or 0), dataset, sample_id, reason, detail)
+
+
+def reject(sample: Sample, refusal: UnscoredSample) -> RejectedRow:
+    """The rejection of a sample that was read, for the reason of `refusal`."""
+    return rejected_row(
+        source=sample.source,
+        dataset=sample.dataset,
+        sample_id=sample.sample_id,
+        reason=refusal.reason,
+        detail=refusal.detail,
+    )
 
 
 def describe(row: RejectedRow) -> str:

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pad_samples
+from selectmoe.data.rejected import NO_ANSWER_TOKEN, reject
 from selectmoe.errors import ModelError
-from selectmoe.records import PaddedBatch, Sample, TokenizedSample, UnscoredSample
+from selectmoe.records import PaddedBatch, RejectedRow, Sample, TokenizedSample, UnscoredSample
 
 # Shape letters: B = rows of a batch, T = tokens of its longest row.
 
@@ -41,24 +42,20 @@ def answer_losses(
     samples: Sequence[Sample],
     *,
     max_sequence_length: int,
-) -> tuple[list[AnswerLoss], list[str]]:
-    """The losses in the order of `samples`, and the reason of each sample without one.
+) -> tuple[list[AnswerLoss], list[RejectedRow]]:
+    """The losses in the order of `samples`, and the samples that cannot be evaluated as a whole.
 
-    A reason is a key for programs: "chat_template", "too_long", "no_answer_token".
     Raises ModelError if a loss is not finite.
     """
     chat = ChatTokenizer(tokenizer, max_sequence_length=max_sequence_length)
     kept: dict[int, TokenizedSample] = {}
-    reasons: list[str] = []
+    rejected: list[RejectedRow] = []
     for position, tokenized in enumerate(chat.tokenize_each(samples)):
-        if isinstance(tokenized, UnscoredSample):
-            reasons.append(tokenized.reason)
-        elif tokenized.truncated:
-            reasons.append("too_long")
-        elif not tokenized.answer_mask[1:].any():
-            reasons.append("no_answer_token")
+        outcome = _complete_or_refused(tokenized)
+        if isinstance(outcome, UnscoredSample):
+            rejected.append(reject(samples[position], outcome))
         else:
-            kept[position] = tokenized
+            kept[position] = outcome
     positions = list(kept)
     losses: dict[int, AnswerLoss] = {}
     for batch in pad_samples(list(kept.values()), max_tokens_per_batch=MAX_TOKENS_PER_BATCH):
@@ -70,7 +67,20 @@ def answer_losses(
                 raise ModelError(f"the model's loss on {sample_id} is not finite, got {nll}")
             num_bytes = _num_answer_bytes(chat, samples[position])
             losses[position] = AnswerLoss(position, float(nll), int(num_tokens), num_bytes)
-    return [losses[position] for position in positions], reasons
+    return [losses[position] for position in positions], rejected
+
+
+def _complete_or_refused(
+    outcome: TokenizedSample | UnscoredSample,
+) -> TokenizedSample | UnscoredSample:
+    if isinstance(outcome, UnscoredSample):
+        return outcome
+    if outcome.truncated:
+        detail = f"longer than the model's maximum of {len(outcome.token_ids)} tokens"
+        return UnscoredSample(outcome.sample_id, "too_long", detail)
+    if not outcome.answer_mask[1:].any():
+        return UnscoredSample(outcome.sample_id, "no_answer_token", NO_ANSWER_TOKEN)
+    return outcome
 
 
 def _num_answer_bytes(chat: ChatTokenizer, sample: Sample) -> int:

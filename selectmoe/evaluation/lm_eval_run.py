@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import transformers
 
 from selectmoe.config.evaluation import EvaluateConfig
+from selectmoe.data.rejected import describe
 from selectmoe.errors import ConfigError, ModelError, first_line
 from selectmoe.evaluation.answer_loss import answer_losses
 from selectmoe.evaluation.local_tasks import (
@@ -300,13 +302,13 @@ def _hash(sample: Sample) -> str:
 def _answer_loss(task: PlannedTask, lm: Any, limit: int | None) -> TaskResult:  # noqa: ANN401 (HFLM)
     assert task.file is not None
     conversations = read_conversations(task.file)[:limit]
-    losses, reasons = answer_losses(
+    losses, rejected = answer_losses(
         lm.model, lm.tokenizer, conversations, max_sequence_length=lm.max_length
     )
     if not losses:
         raise ModelError(
             f"task {task.name}: none of {len(conversations)} conversations can be evaluated; "
-            f"reason of the first: {reasons[0]}"
+            f"first: {describe(rejected[0])}"
         )
     samples = tuple(
         SampleValues(
@@ -327,7 +329,8 @@ def _answer_loss(task: PlannedTask, lm: Any, limit: int | None) -> TaskResult:  
             for name in ("nll_per_token", "nll_per_byte")
         },
         num_samples=len(samples),
-        num_left_out={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        num_left_out=dict(sorted(Counter(row.reason for row in rejected).items())),
         version="1.0",
         samples=samples,
+        rejected=tuple(rejected),
     )

@@ -1,4 +1,5 @@
-"""The files of an evaluation run: samples.jsonl, then results.json, which marks it as complete."""
+"""The files of an evaluation run: samples.jsonl, rejected/rejected.jsonl, and then results.json,
+which marks it as complete."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from selectmoe.data.rejected import write_rejected
 from selectmoe.data.writers import write_json, write_jsonl
 from selectmoe.errors import ConfigError, DataError
 from selectmoe.evaluation.task_results import MetricValue, SampleValues, TaskResult
@@ -42,7 +44,7 @@ class EvaluationRun:
 def write_run(
     folder: Path, *, name: str, about: Mapping[str, object], results: Sequence[TaskResult]
 ) -> Path:
-    """Writes both files; returns the path of results.json. about: its other entries."""
+    """Writes the files; returns the path of results.json. about: its other entries."""
     write_jsonl(
         folder / SAMPLES_NAME,
         (
@@ -51,6 +53,7 @@ def write_run(
             for sample in result.samples
         ),
     )
+    write_rejected((row for result in results for row in result.rejected), folder)
     tasks = {result.task: _to_json(result) for result in results}
     write_json(folder / RESULTS_NAME, {"name": name, **about, "tasks": tasks})
     return folder / RESULTS_NAME
@@ -74,7 +77,7 @@ def read_run(folder: Path) -> EvaluationRun:
 
 def _to_json(result: TaskResult) -> dict[str, Any]:
     entries = asdict(result)
-    del entries["task"], entries["samples"]
+    del entries["task"], entries["samples"], entries["rejected"]
     return {**entries, "main_metric": result.main_metric if result.metrics else None}
 
 

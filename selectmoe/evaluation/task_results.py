@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from selectmoe.records import RejectedRow
+
 # The main metric of a task, which is shown in tables, is the first of these that it has.
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1", "nll_per_token")
 
@@ -44,6 +46,7 @@ class TaskResult:
     subtasks: tuple[str, ...] = ()
     samples: tuple[SampleValues, ...] = ()
     seconds: float = 0.0
+    rejected: tuple[RejectedRow, ...] = ()  # empty in a run that was read from its folder
 
     @property
     def main_metric(self) -> str:

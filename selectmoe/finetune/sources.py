@@ -1,9 +1,8 @@
-"""Which conversations a finetuning learns from: the selected ones, all, or as many at random."""
+"""Which conversations finetuning uses: the selected ones, all of them, or a random draw."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +15,15 @@ from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import RejectedRow, Sample
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.top_k import num_to_keep
+from selectmoe.training.tokenized_rows import ChosenRows
 
 SELECTED_NAME = "selected_data.jsonl"
 
-Rows = Iterator[Sample | RejectedRow]
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenRows:
-    """Rows that can be read as often as one likes."""
-
-    read: Callable[[], Rows]
-    num_rows: int | None  # None where they were not counted on the way here
-    described: str  # "76 of 380 rows at random"
-
 
 def choose_rows(dataset: FinetuneDatasetConfig, *, seed: int) -> ChosenRows:
-    """The rows of `dataset.mode`; a random choice depends on the rows and the seed alone.
+    """The rows of `dataset.mode`; a random draw depends on the rows and the seed alone.
 
-    Raises what `require_source` does.
+    Raises what `require_source` raises.
     """
     require_source(dataset)
     path = _path(dataset)
@@ -56,10 +45,10 @@ def choose_rows(dataset: FinetuneDatasetConfig, *, seed: int) -> ChosenRows:
 
 
 def require_source(dataset: FinetuneDatasetConfig) -> None:
-    """Refuses data that is not there, reading none of it.
+    """Checks that the data exists, without reading it.
 
-    Raises DataError where there is no such file, the selection is empty or its run unfinished, and
-    ConfigError where the size of a random choice is not known.
+    Raises DataError where the file is missing, the selection is empty or its run unfinished, and
+    ConfigError where the size of a random draw is not known.
     """
     path = _path(dataset)
     run = selection_run(path)
@@ -67,23 +56,23 @@ def require_source(dataset: FinetuneDatasetConfig) -> None:
         require_readable([path])
         if dataset.mode == "random" and dataset.fraction is None:
             raise ConfigError(
-                "dataset.fraction must be given with dataset.mode=random unless dataset.data_path "
+                "dataset.fraction must be set with dataset.mode=random unless dataset.data_path "
                 f"is a stage 2 run or its {SELECTED_NAME}, got {path}"
             )
     elif dataset.mode != "selected":
         corpus_shards(run)
     file = Path(path).expanduser() if run is None else run / SELECTED_NAME
     if file.name == SELECTED_NAME and file.is_file() and not num_lines(file):
-        raise DataError(f"{file}: the selection is empty: there is nothing to finetune on")
+        raise DataError(f"{file}: the selection is empty: there are no rows to finetune on")
 
 
 def selection_run(data_path: str) -> Path | None:
-    """The folder of the stage 2 run that is given, by itself or by its selected_data.jsonl."""
+    """The folder of the stage 2 run that `data_path` is, or whose selected_data.jsonl it is."""
     path = Path(data_path).expanduser()
     folder = path if path.is_dir() else path.parent
     if path.is_dir() and RunFolder(path).scored.is_dir() and not (path / SELECTED_NAME).is_file():
         raise DataError(
-            f"{path}: a selection that has not finished: it has no {SELECTED_NAME}; go on with "
+            f"{path}: the selection has not finished: it has no {SELECTED_NAME}; resume it with "
             f"'python jobs/select.py --resume {path}'"
         )
     is_its_file = path.name == SELECTED_NAME and (folder / "manifest.json").is_file()
@@ -92,8 +81,8 @@ def selection_run(data_path: str) -> Path | None:
 
 
 def corpus_shards(run: Path) -> list[Path]:
-    """The rows that a selection could choose from; those of another run where it cut that one's
-    scores again."""
+    """The rows that a selection chose from; those of another run where it re-selected from the
+    scores of that run."""
     shards = RunFolder(run).corpus_shards()
     settings = run / "config.json"
     if not shards and settings.is_file():
@@ -101,8 +90,8 @@ def corpus_shards(run: Path) -> list[Path]:
         shards = RunFolder(Path(scored)).corpus_shards() if scored else []
     if not shards:
         raise DataError(
-            f"{run}: the corpus that this selection was made from is not there; give it as "
-            "dataset.data_path, with dataset.fraction where dataset.mode=random"
+            f"{run}: the corpus of this selection no longer exists; set dataset.data_path to it, "
+            "and dataset.fraction where dataset.mode=random"
         )
     return shards
 
@@ -110,8 +99,9 @@ def corpus_shards(run: Path) -> list[Path]:
 def draw(
     corpus: ChosenRows, *, num_rows: int | None = None, fraction: float = 1.0, seed: int
 ) -> ChosenRows:
-    """Exactly `num_rows` of a corpus, or max(1, floor(fraction * rows)): those that come first by
-    a hash of the seed, the id and the content, so the same ones however the corpus is split."""
+    """Exactly `num_rows` of a corpus, or max(1, floor(fraction * rows)): the first ones by a hash
+    of the seed, the id and the content, so that the draw does not depend on how the corpus is
+    split into files."""
     keys = np.array(
         [draw_key(row, seed) for row in corpus.read() if isinstance(row, Sample)], dtype=np.uint64
     )
@@ -120,10 +110,10 @@ def draw(
     if num_rows > len(keys):
         raise DataError(f"cannot draw {num_rows} rows at random: the corpus has {len(keys)}")
     chosen = np.zeros(len(keys), dtype=bool)
-    # Stable: of rows that are the same in every letter the first ones are taken.
+    # Stable: among rows with identical text the first ones are taken.
     chosen[np.argsort(keys, kind="stable")[:num_rows]] = True
 
-    def read() -> Rows:
+    def read() -> Iterator[Sample | RejectedRow]:
         position = 0
         for row in corpus.read():
             if isinstance(row, Sample):
@@ -131,12 +121,11 @@ def draw(
                     yield row
                 position += 1
 
-    described = f"{num_rows:,} of {len(keys):,} rows at random"
-    return ChosenRows(read, num_rows, described)
+    return ChosenRows(read, num_rows, f"{num_rows:,} of {len(keys):,} rows at random")
 
 
 def draw_key(sample: Sample, seed: int) -> int:
-    """64 bits that place a row in the random order of a seed."""
+    """64 bits by which the rows are sorted into the random order of a seed."""
     digest = hashlib.blake2b(f"{seed}:{row_key(sample)}".encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
 
@@ -150,7 +139,7 @@ def _path(dataset: FinetuneDatasetConfig) -> str:
     return dataset.data_path or str(DEMO_CORPUS)
 
 
-def _of_shards(shards: list[Path]) -> Rows:
+def _of_shards(shards: list[Path]) -> Iterator[Sample | RejectedRow]:
     for shard in shards:
         for _, sample in read_shard(shard):
             yield sample

@@ -1,24 +1,22 @@
 """LoRA finetuning of a causal language model on conversations: loss on the assistant's tokens.
 
-rows        = SupervisedRows(folder)                     tokenised by `supervised_data`
-memory      refused here, before weights are read        `memory_estimate`
-model       = the target, frozen, with an adapter        `lora_targets`
-checkpoints = <checkpoints>/checkpoint-N                 what peft and lm-eval load
+rows         tokenized into the folder of the run        `tokenized_rows`
+memory       estimated before weights are read           `memory_estimate`
+model        the target, frozen, with an adapter         `lora`
+checkpoints  <scratch>/checkpoint-N, for peft, lm-eval
 """
 
 import json
 import logging
 import math
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -31,18 +29,17 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from selectmoe.config.finetune import FinetuneConfig
+from selectmoe.config.finetune import FinetuneConfig, FinetuneTrainingConfig
 from selectmoe.config.loading import resolved
-from selectmoe.config.lora import LoraSettings
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ModelError, ResumeError
-from selectmoe.finetune.supervised_data import NOT_A_TARGET, StepOrder, SupervisedRows
+from selectmoe.finetune.supervised_data import IGNORED_LABEL, StepOrder, SupervisedRows
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.devices import choose_dtype
 from selectmoe.model.quiet_loading import load_model
 from selectmoe.model.registration import register_select_moe
 from selectmoe.paths import model_or_embedded
-from selectmoe.training.lora_targets import find_targets
+from selectmoe.training.lora_targets import add_adapter
 from selectmoe.training.memory_estimate import (
     MemoryEstimate,
     available_memory,
@@ -50,88 +47,65 @@ from selectmoe.training.memory_estimate import (
     in_words,
     require_memory,
 )
-from selectmoe.training.metrics import LastStep, LogLines, MetricsFile, tensorboard
-from selectmoe.training.stopping import TrainingStoppedError, named
+from selectmoe.training.metrics import LastStep, MetricsFile, tensorboard
+from selectmoe.training.stopping import TrainingStoppedError, list_ids
+from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)
 
 # Shape letters: B = rows of a batch, T = tokens of its longest row, V = vocabulary.
-MARK_NAME = "finetune.json"
-# These change where, how fast and on what machines a run goes on, not what it learns. The data is
-# known by a hash of its tokens, wherever it lies.
+FINGERPRINT_NAME = "finetune.json"
+# Settings that a resumed run may change: they decide where and how fast it trains, not what it
+# learns. The data is identified by a hash of its tokens, so its path may change too.
 FREE_ON_RESUME = ("output", "output_root", "resume", "max_rejected", "dataset.data_path")
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneReport:
-    """What a finetuning took and where it ended."""
+    """What one finetuning run reports."""
 
     checkpoint: str  # the last one's name
     num_steps: int
     num_trained_parameters: int
     loss: float  # of the last line of metrics
     seconds: float
-    estimated_bytes: int  # of memory, at the least, on this worker
-    peak_gpu_bytes: int | None  # that torch held there; None on a CPU
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingPlace:
-    """Where one worker trains, and beside how many others."""
-
-    checkpoints: Path  # folder for checkpoint-N
-    resume_from: str | None = None  # folder of the checkpoint to go on from
-    uses_gpu: bool = False
-    num_workers: int = 1
-    num_sharing: int = 1  # workers on this machine
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.uses_gpu else "cpu"
-
-    def dtype(self, name: str | None) -> torch.dtype:
-        return choose_dtype(name, on_gpu=self.uses_gpu)
+    estimated_bytes: int  # lower bound of the memory on this worker
+    peak_gpu_bytes: int | None  # allocated by torch; None on a CPU
 
 
 def finetune(
-    config: FinetuneConfig,
-    rows: SupervisedRows,
-    tokenizer: PreTrainedTokenizerBase,
-    place: TrainingPlace,
-    *,
-    output: Path,
-    callbacks: Sequence[TrainerCallback] = (),
+    config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, worker: TrainingWorker
 ) -> FinetuneReport:
-    """Trains an adapter; writes metrics into `output` and checkpoint-N into `place.checkpoints`.
+    """Trains an adapter on the tokenized rows in `worker.output`; metrics go there too.
 
-    A run that goes on from one of its checkpoints ends with the same adapter as one that was not
-    interrupted. callbacks: they find each checkpoint whole.
+    A run that is resumed from one of its checkpoints ends with the same adapter as one that was
+    not interrupted.
     Raises NotEnoughMemoryError, ModelError or ConfigError before the first step, ResumeError for a
-    checkpoint of another configuration, TrainingStoppedError where the loss is not a number.
+    checkpoint of another configuration, TrainingStoppedError where the loss is not finite.
     """
-    mark = checkpoint_mark(config, rows.summary.rows_sha256)
-    if place.resume_from is not None:
-        require_same_run(Path(place.resume_from), mark)
+    rows = SupervisedRows(worker.output)
+    fingerprint = checkpoint_fingerprint(config, rows.summary.rows_sha256)
+    if worker.resume_from is not None:
+        require_same_run(Path(worker.resume_from), fingerprint)
     model_name = model_or_embedded(config.model)
-    estimated = require_fit(config, model_name, place, max_tokens=rows.summary.max_tokens)
-    set_seed(config.seed)  # the adapter's first weights
-    target = load_target(config, model_name, place)
+    estimated = require_fit(config, model_name, worker, max_tokens=rows.summary.max_tokens)
+    set_seed(config.seed)  # for the adapter's initial weights
+    target = load_target(config, model_name, worker)
     require_vocabulary(target, rows, model_name)
-    model = with_adapter(target, config.training.lora, model_name=model_name)
+    model = add_adapter(target, config.training.lora, model_name=model_name)
     if config.training.gradient_checkpointing:
         checkpoint_layers(target)
-    output.mkdir(parents=True, exist_ok=True)
-    metrics = [LastStep(), MetricsFile(output), LogLines(), *tensorboard(output)]
+    metrics = [LastStep(), MetricsFile(worker.output), *tensorboard(worker.output)]
     trainer = AnswerTrainer(
         model=model,
-        args=training_arguments(config, place, num_rows=len(rows)),
+        args=training_arguments(config, worker, num_rows=len(rows)),
         rows=rows,
         rows_per_step=config.training.effective_batch_size,
         max_grad_norm=config.training.max_grad_norm,
-        callbacks=[*metrics, MarkCheckpoints(mark, tokenizer), *callbacks],
+        callbacks=[*metrics, CompleteCheckpoints(fingerprint, tokenizer), *worker.callbacks],
     )
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=place.resume_from)
+    trainer.train(resume_from_checkpoint=worker.resume_from)
     return FinetuneReport(
         checkpoint=f"checkpoint-{trainer.state.global_step}",
         num_steps=trainer.state.global_step,
@@ -139,26 +113,26 @@ def finetune(
         loss=next(log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log),
         seconds=round(time.perf_counter() - started, 3),
         estimated_bytes=estimated.total,
-        peak_gpu_bytes=torch.cuda.max_memory_allocated() if place.uses_gpu else None,
+        peak_gpu_bytes=torch.cuda.max_memory_allocated() if worker.uses_gpu else None,
     )
 
 
 def require_fit(
-    config: FinetuneConfig, model_name: str, place: TrainingPlace, *, max_tokens: int
+    config: FinetuneConfig, model_name: str, worker: TrainingWorker, *, max_tokens: int
 ) -> MemoryEstimate:
-    """Raises NotEnoughMemoryError where this worker cannot have the memory that is needed."""
+    """Raises NotEnoughMemoryError where this worker has less memory than is needed."""
     training = config.training
     estimate = estimate_memory(
-        model_name, training, dtype=place.dtype(training.dtype), max_tokens=max_tokens
+        model_name, training, dtype=dtype_of(training, worker), max_tokens=max_tokens
     )
-    available, what = available_memory(place.device, num_sharing=place.num_sharing)
-    logger.info("memory: at least %s; %s are free", estimate, in_words(available))
-    require_memory(estimate, training, available=available, place=what, max_tokens=max_tokens)
+    available, kind = available_memory(worker.device, num_sharing=worker.num_sharing)
+    logger.info("memory: at least %s; %s free", estimate, in_words(available))
+    require_memory(estimate, training, available=available, kind=kind, max_tokens=max_tokens)
     return estimate
 
 
-def load_target(config: FinetuneConfig, model_name: str, place: TrainingPlace) -> PreTrainedModel:
-    """The model to adapt. A Select-MoE has its gates forced open: it is the OLMoE it came from."""
+def load_target(config: FinetuneConfig, model_name: str, worker: TrainingWorker) -> PreTrainedModel:
+    """The model to adapt. A Select-MoE becomes its base: its gates are forced open."""
     register_select_moe()
     settings: dict[str, Any] = {}
     if read_model_config(model_name).get("model_type") == "select_moe":
@@ -166,11 +140,11 @@ def load_target(config: FinetuneConfig, model_name: str, place: TrainingPlace) -
     target = load_model(
         cast("type[PreTrainedModel]", AutoModelForCausalLM),
         model_folder(model_name),
-        dtype=place.dtype(config.training.dtype),
+        dtype=dtype_of(config.training, worker),
         attn_implementation=config.training.attn_implementation,
         **settings,
     )
-    target.name_or_path = model_name  # what peft writes down; not a folder of the hub's cache
+    target.name_or_path = model_name  # peft saves it; not a folder of the hub's cache
     return target
 
 
@@ -180,34 +154,17 @@ def require_vocabulary(model: PreTrainedModel, rows: SupervisedRows, model_name:
     highest, size = int(rows.token_ids.max()), embeddings.weight.shape[0]
     if highest >= size:
         raise ModelError(
-            f"{model_name}: its tokenizer gives the token {highest}, and the model knows {size}; "
+            f"{model_name}: its tokenizer has a token {highest}, and the model embeds {size}; "
             "is it the tokenizer of another model?"
         )
 
 
-def with_adapter(model: PreTrainedModel, lora: LoraSettings, *, model_name: str) -> PeftModel:
-    """The model, frozen, with a new adapter, which at first changes nothing."""
-    targets = find_targets(
-        model, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model_name
-    )
-    settings = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=list(targets.modules),
-        target_parameters=list(targets.parameters) or None,
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft asks transformers by a name that is deprecated there; nothing of ours causes it.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted = get_peft_model(model, settings)
-    assert isinstance(adapted, PeftModel)
-    return adapted
+def dtype_of(training: FinetuneTrainingConfig, worker: TrainingWorker) -> torch.dtype:
+    return choose_dtype(training.dtype, on_gpu=worker.uses_gpu)
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Each layer keeps its input alone. The method was renamed between releases."""
+    """Activation checkpointing; transformers renamed the method between releases."""
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
@@ -215,24 +172,24 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 def num_optimizer_steps(
     num_rows: int, *, batch_size: int, num_workers: int, num_batches_per_step: int
 ) -> int:
-    """Of one epoch; its last step may have fewer rows."""
+    """Optimizer steps in one epoch; the last one may have fewer rows."""
     batches_per_worker = math.ceil(math.ceil(num_rows / batch_size) / num_workers)
     return math.ceil(batches_per_worker / num_batches_per_step)
 
 
 def training_arguments(
-    config: FinetuneConfig, place: TrainingPlace, *, num_rows: int
+    config: FinetuneConfig, worker: TrainingWorker, *, num_rows: int
 ) -> TrainingArguments:
     training = config.training
-    num_batches = training.effective_batch_size // (training.batch_size * place.num_workers)
+    num_batches = training.effective_batch_size // (training.batch_size * worker.num_workers)
     num_steps = training.num_epochs * num_optimizer_steps(
         num_rows,
         batch_size=training.batch_size,
-        num_workers=place.num_workers,
+        num_workers=worker.num_workers,
         num_batches_per_step=num_batches,
     )
     return TrainingArguments(
-        output_dir=str(place.checkpoints),
+        output_dir=str(worker.scratch),
         num_train_epochs=training.num_epochs,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=num_batches,
@@ -240,19 +197,19 @@ def training_arguments(
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(training.warmup_ratio * num_steps),
         weight_decay=training.weight_decay,
-        # Not Trainer's clipping: it takes a gradient of infinite length for one of 0, in silence.
+        # Trainer's own clipping turns a gradient of infinite norm into 0, without a word.
         max_grad_norm=0.0,
-        # The adapter's numbers are float32 and the target's are not: autocast is between them.
-        bf16=place.uses_gpu and place.dtype(training.dtype) == torch.bfloat16,
+        # The adapter is float32 and the target is not: autocast converts between them.
+        bf16=worker.uses_gpu and dtype_of(training, worker) == torch.bfloat16,
         average_tokens_across_devices=True,
         logging_steps=training.logging_steps,
-        logging_nan_inf_filter=False,  # `ClipOrStop` does not let it come to that
+        logging_nan_inf_filter=False,  # `ClipOrStop` ends the run first
         save_strategy="epoch" if training.save_steps is None else "steps",
         save_steps=training.save_steps or 1,
         save_total_limit=config.scaling.num_checkpoints,
         seed=config.seed,
-        use_cpu=not place.uses_gpu,
-        dataloader_pin_memory=place.uses_gpu,
+        use_cpu=not worker.uses_gpu,
+        dataloader_pin_memory=worker.uses_gpu,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         report_to="none",
@@ -275,11 +232,11 @@ class AnswerTrainer(Trainer):
         super().__init__(train_dataset=rows, data_collator=rows.batch, **kwargs)
         self.rows = rows
         self.rows_per_step = rows_per_step
-        self.num_tokens = 0  # that this worker read since the last line of metrics, no padding
+        self.num_tokens = 0  # of this worker since the last line of metrics, without padding
         self.logged_at = time.perf_counter()
-        self.grad_norm = 0.0  # of the last step, before it was shortened
-        self.losses_of_step: list[tuple[Tensor, Tensor]] = []  # row numbers, loss; by batch
-        self.model_accepts_loss_kwargs = True  # so that Trainer counts a step's targets
+        self.grad_norm = 0.0  # of the last step, before clipping
+        self.losses_of_step: list[tuple[Tensor, Tensor]] = []  # (row numbers, loss) of each batch
+        self.model_accepts_loss_kwargs = True  # makes Trainer count a step's labels
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(ClipOrStop(self, max_grad_norm))
@@ -295,21 +252,21 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401
-        # The model gets no labels: some add losses of their own to that of the tokens.
+        # The model gets no labels: some models add other losses to that of the tokens.
         logits_BTV = model(input_ids=inputs["input_ids"], use_cache=False).logits
         loss = nn.functional.cross_entropy(
             logits_BTV[:, :-1].float().flatten(0, 1),
             inputs["labels"][:, 1:].flatten(),
-            ignore_index=NOT_A_TARGET,
+            ignore_index=IGNORED_LABEL,
             reduction="sum",
         )
-        # Workers' gradients are averaged, and their targets were counted together.
+        # DDP averages the workers' gradients; `num_items_in_batch` counts the labels of all.
         loss = loss * self.accelerator.num_processes / num_items_in_batch
         self.losses_of_step.append((inputs["row_numbers"], loss.detach()))
         return (loss, {"logits": logits_BTV}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """As Trainer's, with our gradient norm and the speed."""
+        """Adds the gradient norm before clipping, and tokens per second."""
         if "loss" in logs:
             seconds = time.perf_counter() - self.logged_at
             speed = self.num_tokens * self.args.world_size / seconds
@@ -319,8 +276,8 @@ class AnswerTrainer(Trainer):
 
 
 class ClipOrStop(TrainerCallback):
-    """Before each optimizer step: shortens the gradient, or ends the run, on all workers, where it
-    or a loss is not finite. One look a step, since it waits for the GPU."""
+    """Before each optimizer step: clips the gradient, or ends the run on all workers where the
+    gradient or a loss is not finite. Checked once a step, since the check waits for the GPU."""
 
     def __init__(self, trainer: AnswerTrainer, max_grad_norm: float) -> None:
         self.trainer = trainer
@@ -339,31 +296,33 @@ class ClipOrStop(TrainerCallback):
             trainer.num_tokens += int(trainer.rows.lengths[numbers.cpu().numpy()].sum())
             return
         bad = [row for rows, loss in batches if not loss.isfinite() for row in rows.tolist()]
-        names = gather_object(trainer.rows.names(bad))
+        names = gather_object(trainer.rows.ids_of(bad))
         what = "the loss" if names else "the gradient"
-        rows = names or gather_object(trainer.rows.names(numbers.tolist()))
+        rows = names or gather_object(trainer.rows.ids_of(numbers.tolist()))
         raise TrainingStoppedError(
             f"step {state.global_step + 1}: {what} is not a finite number on the batch of the rows "
-            f"{named(rows)}; lower training.learning_rate, or look at these rows"
+            f"{list_ids(rows)}; lower training.learning_rate or check these rows"
         )
 
 
-class MarkCheckpoints(TrainerCallback):
-    """Puts into each checkpoint what it is of, and the tokenizer with its chat template."""
+class CompleteCheckpoints(TrainerCallback):
+    """Adds the run's fingerprint, and the tokenizer with its chat template."""
 
-    def __init__(self, mark: Mapping[str, object], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.mark = mark
+    def __init__(
+        self, fingerprint: Mapping[str, object], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.fingerprint = fingerprint
         self.tokenizer = tokenizer
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.tokenizer.save_pretrained(folder)
-            write_json(folder / MARK_NAME, self.mark)
+            write_json(folder / FINGERPRINT_NAME, self.fingerprint)
 
 
-def checkpoint_mark(config: FinetuneConfig, rows_sha256: str) -> dict[str, object]:
-    """What two runs must have in common for the one to go on from the other's checkpoint."""
+def checkpoint_fingerprint(config: FinetuneConfig, rows_sha256: str) -> dict[str, object]:
+    """What a run must have in common with the checkpoint that it resumes from."""
     settings = {
         key: value
         for key, value in resolved(config).items()
@@ -372,16 +331,19 @@ def checkpoint_mark(config: FinetuneConfig, rows_sha256: str) -> dict[str, objec
     return settings | {"rows_sha256": rows_sha256}
 
 
-def require_same_run(checkpoint: Path, mark: Mapping[str, object]) -> None:
-    """Raises ResumeError unless the checkpoint is one of a run with the same mark."""
-    file = checkpoint / MARK_NAME
+def require_same_run(checkpoint: Path, fingerprint: Mapping[str, object]) -> None:
+    """Raises ResumeError unless the checkpoint is of a run with the same fingerprint."""
+    file = checkpoint / FINGERPRINT_NAME
     if not file.is_file():
-        raise ResumeError(f"{checkpoint}: not a whole checkpoint of stage 3: it has no {MARK_NAME}")
+        raise ResumeError(
+            f"{checkpoint}: not a complete checkpoint of stage 3: it has no {FINGERPRINT_NAME}"
+        )
     saved = json.loads(file.read_text("utf-8"))
-    different = sorted(key for key in {*saved, *mark} if saved.get(key) != mark.get(key))
+    keys = {*saved, *fingerprint}
+    different = sorted(key for key in keys if saved.get(key) != fingerprint.get(key))
     if different:
         key = different[0]
         raise ResumeError(
             f"{checkpoint}: a checkpoint of another configuration: {key} is {saved.get(key)!r} "
-            f"there and {mark.get(key)!r} here"
+            f"there and {fingerprint.get(key)!r} here"
         )

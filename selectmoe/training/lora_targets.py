@@ -1,32 +1,71 @@
-"""Where an adapter goes: modules and fused experts found by the model's own names."""
+"""LoRA adapters, and the modules and fused experts that get one, by the model's own names."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from selectmoe.config.lora import LoraSettings
 from selectmoe.errors import ConfigError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 _ATTENTION_MARKS = ("attn", "attention", "attend")
-_NUM_NAMED = 8  # of many names, as many are shown
+_NUM_LISTED = 8  # names listed in a message
 
 
 @dataclass(frozen=True, slots=True)
 class LoraTargets:
-    """Ends of names, as peft matches them."""
+    """Ends of module and parameter names, as peft matches them."""
 
-    modules: tuple[str, ...]  # linear modules
-    parameters: tuple[str, ...] = ()  # 3-D weights of fused experts, which are no modules
+    modules: tuple[str, ...]  # of linear modules
+    parameters: tuple[str, ...] = ()  # of fused experts, 3-D weights that are not modules
+
+
+def add_adapter(
+    model: Any,  # noqa: ANN401 (a PreTrainedModel, which nn.Module's type does not say)
+    lora: LoraSettings,
+    *,
+    model_name: str,
+    modules_to_save: Sequence[str] = (),
+) -> "PeftModel":
+    """The model, frozen, with a new adapter, which at first changes nothing.
+
+    modules_to_save: ends of names of modules that are trained whole and saved with the adapter.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    targets = find_targets(
+        model, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model_name
+    )
+    settings = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
+        modules_to_save=list(modules_to_save) or None,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft reads a property that transformers has renamed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        adapted = get_peft_model(model, settings)
+    assert isinstance(adapted, PeftModel)
+    return adapted
 
 
 def find_targets(
     model: nn.Module, names: Sequence[str], *, lora_dropout: float, model_name: str
 ) -> LoraTargets:
-    """The targets that `names` are the ends of; of no names the attention projections.
+    """The targets whose names end in `names`; without names, the attention projections.
 
     Raises ConfigError for a name that nothing in the model ends with, for a model without linear
-    attention projections, and for experts with dropout, which peft cannot apply to a bare weight.
+    attention projections, and for experts with dropout, which peft cannot apply to a parameter.
     """
     if not names:
         return LoraTargets(attention_projections(model, model_name))
@@ -40,12 +79,12 @@ def find_targets(
         else:
             raise ConfigError(
                 f"training.lora.target_modules must name linear modules or fused experts of "
-                f"{model_name} ({_shown([*modules, *experts])}), got {name!r}"
+                f"{model_name} ({_list_ends([*modules, *experts])}), got {name!r}"
             )
     if targets["parameters"] and lora_dropout:
         raise ConfigError(
             "training.lora.lora_dropout must be 0 where target_modules name fused experts, which "
-            f"are weights without a module of their own ({targets['parameters'][0]}), got "
+            f"are parameters and not modules ({targets['parameters'][0]}), got "
             f"{lora_dropout:g}"
         )
     return LoraTargets(tuple(targets["modules"]), tuple(targets["parameters"]))
@@ -54,8 +93,8 @@ def find_targets(
 def attention_projections(model: nn.Module, model_name: str) -> tuple[str, ...]:
     """Llama: q_proj, k_proj, v_proj, o_proj; GPT-2: attn.c_attn, attn.c_proj.
 
-    The last part of a name where it says enough, and the last two where a module outside the
-    attention has the same last part, as GPT-2's mlp.c_proj.
+    A target is the last part of a name, or the last two where a module outside the attention has
+    the same last part, such as GPT-2's mlp.c_proj.
     """
     inside, outside = {}, set()
     for name, _ in linear_modules(model):
@@ -67,7 +106,7 @@ def attention_projections(model: nn.Module, model_name: str) -> tuple[str, ...]:
     if not inside:
         raise ConfigError(
             f"{model_name}: no linear attention projections found; name the modules to adapt in "
-            f"training.lora.target_modules: {_shown([name for name, _ in linear_modules(model)])}"
+            f"training.lora.target_modules: {_list_ends(list(dict(linear_modules(model))))}"
         )
     ends = [
         last if last not in outside else ".".join(name.split(".")[-2:])
@@ -77,7 +116,7 @@ def attention_projections(model: nn.Module, model_name: str) -> tuple[str, ...]:
 
 
 def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every linear module but the vocabulary head."""
+    """Every linear module except the language-model head."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module is not head:
@@ -85,14 +124,14 @@ def linear_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def expert_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Weights of all experts of a layer as one: [experts, out, in]."""
+    """The fused weights of all experts of a layer: [experts, out, in]."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 3 and "expert" in name:
             yield name, parameter
 
 
 def targeted(model: nn.Module, targets: LoraTargets) -> Iterator[tuple[int, int, int]]:
-    """Of every weight that gets an adapter: how many matrices it holds, their rows and columns."""
+    """(number of matrices, rows, columns) of every weight that gets an adapter."""
     for name, module in linear_modules(model):
         if any(is_end(target, of=name) for target in targets.modules):
             rows, columns = module.weight.shape  # type: ignore[misc]  # of Linear and Conv1D
@@ -108,8 +147,8 @@ def is_end(name: str, *, of: str) -> bool:
     return f".{of}".endswith(f".{name}")
 
 
-def _shown(names: Sequence[str]) -> str:
-    """Ends of names, each once."""
+def _list_ends(names: Sequence[str]) -> str:
+    """The distinct ends of names, the first few of them."""
     ends = list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in names))
-    rest = f", and {len(ends) - _NUM_NAMED} more" if len(ends) > _NUM_NAMED else ""
-    return ", ".join(ends[:_NUM_NAMED]) + rest
+    rest = f", and {len(ends) - _NUM_LISTED} more" if len(ends) > _NUM_LISTED else ""
+    return ", ".join(ends[:_NUM_LISTED]) + rest

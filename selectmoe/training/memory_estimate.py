@@ -1,8 +1,8 @@
-"""What finetuning needs at the least, from config.json alone: a refusal with numbers, before any
-weight is read.
+"""A lower bound of the memory that finetuning needs, from config.json alone, so that a run that
+cannot fit is refused before any weight is read.
 
-Counted is what no implementation can do without, so a run that is refused would have failed; one
-that is let through may still fail, close to the limit.
+Only memory that every implementation needs is counted: a refused run would have failed, and one
+that is accepted may still fail close to the limit.
 """
 
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ from selectmoe.training.lora_targets import (
     targeted,
 )
 
-# Of a trained number: itself, its gradient and AdamW's two averages, all float32.
-BYTES_PER_TRAINED_NUMBER = 16
-# Of a logit, beside itself: log-softmax in float32, and its gradient.
+# The parameter, its gradient and AdamW's two averages, all float32.
+BYTES_PER_TRAINED_PARAMETER = 16
+# Besides the logit itself: its log-softmax in float32 and its gradient.
 BYTES_PER_LOGIT_OF_LOSS = 8
-# Hidden-sized tensors that a layer keeps beside the outputs of its linear modules: those of its two
+# Hidden-sized activations of a layer besides the outputs of its linear modules: those of its two
 # norms and one residual sum.
 HIDDEN_TENSORS_PER_LAYER = 3
 
@@ -41,7 +41,7 @@ class NotEnoughMemoryError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes on one worker."""
+    """Bytes of memory on one worker."""
 
     num_parameters: int
     num_trained: int
@@ -63,7 +63,7 @@ class MemoryEstimate:
 
 
 def read_config(model: str) -> Any:  # noqa: ANN401 (a configuration class of any model)
-    """The configuration of a folder or hub name, as its own class."""
+    """The configuration of a folder or hub name, as an object of the model's own class."""
     register_select_moe()
     with quiet_transformers():
         try:
@@ -73,7 +73,7 @@ def read_config(model: str) -> Any:  # noqa: ANN401 (a configuration class of an
 
 
 def skeleton(model: str) -> nn.Module:
-    """The model without its weights: every module and shape, in no memory."""
+    """The model on the meta device: all modules and shapes, no memory."""
     config = read_config(model)
     with quiet_transformers(), torch.device("meta"):
         try:
@@ -88,7 +88,7 @@ def skeleton(model: str) -> nn.Module:
 def estimate_memory(
     model: str, training: FinetuneTrainingConfig, *, dtype: torch.dtype, max_tokens: int
 ) -> MemoryEstimate:
-    """Of a step with `training.batch_size` rows of `max_tokens`, which are padded to the longest.
+    """The memory of a step with `training.batch_size` rows of `max_tokens` tokens.
 
     Llama-2-7B in bfloat16 with the published adapter, 4 rows of 2,048: 13.5 GB + 2.1 GB + …
     """
@@ -104,7 +104,7 @@ def estimate_memory(
         num_parameters=num_parameters,
         num_trained=num_trained,
         weights=num_parameters * dtype.itemsize,
-        adapter=num_trained * BYTES_PER_TRAINED_NUMBER,
+        adapter=num_trained * BYTES_PER_TRAINED_PARAMETER,
         activations=num_tokens * bytes_per_token(bare, targets, training, dtype),
         loss=num_tokens * vocabulary_size(bare) * (dtype.itemsize + BYTES_PER_LOGIT_OF_LOSS),
     )
@@ -113,15 +113,15 @@ def estimate_memory(
 def bytes_per_token(
     model: nn.Module, targets: LoraTargets, training: FinetuneTrainingConfig, dtype: torch.dtype
 ) -> int:
-    """What is kept of one token for backward: of all layers, or with gradient checkpointing of one,
-    and of the others their inputs."""
+    """Activations that backward needs per token: those of all layers, or with gradient
+    checkpointing those of one layer and the inputs of the others."""
     config, lora = text_config(model), training.lora
     num_layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
     adapters = list(targeted(model, targets))
-    numbers = sum(_outputs(model)) + len(adapters) * lora.r
-    numbers += num_layers * HIDDEN_TENSORS_PER_LAYER * hidden
-    kept = numbers * dtype.itemsize
-    if lora.lora_dropout:  # each adapter keeps what it left of its input, and a mask of a byte each
+    activations = sum(_outputs(model)) + len(adapters) * lora.r
+    activations += num_layers * HIDDEN_TENSORS_PER_LAYER * hidden
+    kept = activations * dtype.itemsize
+    if lora.lora_dropout:  # each adapter keeps its input after dropout, and a mask of bytes
         num_dropped = sum(min(rows, columns) for _, rows, columns in adapters)
         kept += num_dropped * (dtype.itemsize + 1)
     if training.gradient_checkpointing:
@@ -139,16 +139,19 @@ def require_memory(
     training: FinetuneTrainingConfig,
     *,
     available: int,
-    place: str,
+    kind: str,
     max_tokens: int,
 ) -> None:
-    """Raises NotEnoughMemoryError where even the least does not fit; `place` is what it is of."""
+    """Raises NotEnoughMemoryError where the lower bound exceeds what is available.
+
+    kind: "memory" or "GPU memory".
+    """
     if estimate.total <= available:
         return
     rows = f"training.batch_size={training.batch_size} of {max_tokens:,} tokens"
-    # What a smaller batch saves is activations and logits; else only a smaller model helps.
+    # A smaller batch saves activations and logits; otherwise only a smaller model helps.
     if estimate.weights + estimate.adapter > available:
-        remedy = "take a smaller model or training.lora.r, or a larger machine"
+        remedy = "use a smaller model or training.lora.r, or a larger machine"
     elif training.batch_size > 1:
         remedy = "lower training.batch_size"
     elif not training.gradient_checkpointing:
@@ -156,13 +159,13 @@ def require_memory(
     else:
         remedy = "lower dataset.max_sequence_length"
     raise NotEnoughMemoryError(
-        f"finetuning needs at least {in_words(estimate.total)} of {place} with {rows}, and "
+        f"finetuning needs at least {in_words(estimate.total)} of {kind} with {rows}, and "
         f"{in_words(available)} are free: {estimate}; {remedy}"
     )
 
 
 def available_memory(device: str, *, num_sharing: int = 1) -> tuple[int, str]:
-    """Bytes that are free for one worker, and what they are of.
+    """Free bytes for one worker, and their kind: "memory" or "GPU memory".
 
     num_sharing: workers on this machine, which share its memory where they have no GPU.
     """
@@ -173,7 +176,7 @@ def available_memory(device: str, *, num_sharing: int = 1) -> tuple[int, str]:
 
 
 def free_cpu_memory() -> int:
-    """What the machine can give without swapping, or the container's limit where that is less."""
+    """Memory available without swapping, or up to the container's limit where that is less."""
     lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     kilobytes = {name: text for name, _, text in (line.partition(":") for line in lines)}
     free = 1_024 * int(kilobytes["MemAvailable"].split()[0])
@@ -191,7 +194,7 @@ def in_words(num_bytes: int) -> str:
 
 
 def _outputs(model: nn.Module) -> Iterator[int]:
-    """What one token comes out as of every linear module, and of the experts that it goes to."""
+    """Outputs per token of every linear module, and of the experts that a token is routed to."""
     for _, module in linear_modules(model):
         shape: Any = module.weight.shape
         yield int(shape[0] if isinstance(module, nn.Linear) else shape[1])
@@ -200,6 +203,6 @@ def _outputs(model: nn.Module) -> Iterator[int]:
 
 
 def text_config(model: nn.Module) -> Any:  # noqa: ANN401
-    """The part of the configuration that speaks of the language model."""
+    """The language model's part of a configuration."""
     config: Any = model.config
     return config.get_text_config()

@@ -1,4 +1,4 @@
-"""A training run's metrics, every few steps: lines for a person, metrics.jsonl, TensorBoard."""
+"""A training run's metrics every few steps: metrics.jsonl and TensorBoard."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import (
     is_tensorboard_available,
 )
 
-from selectmoe.training.metrics_lines import METRICS_NAME, metrics_line
+from selectmoe.training.metrics_lines import METRICS_NAME
 
 TENSORBOARD_NAME = "tensorboard"
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class MetricsFile(TrainerCallback):
     """Appends a line to `metrics.jsonl` for each log of rank 0.
 
-    A resumed run first drops the lines of steps that it will do again.
+    A resumed run first drops the lines of steps that it will compute again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,21 +38,14 @@ class MetricsFile(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
         if state.is_world_process_zero and logs and "loss" in logs:
-            # One write of a whole line: whoever reads meanwhile sees no half of it.
+            # One write per line, so that a reader never sees half a line.
             with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(_row(state, logs)) + "\n")
-
-
-class LogLines(TrainerCallback):
-    """One line for a person for each log of rank 0."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
-        if state.is_world_process_zero and logs and "loss" in logs:
-            logger.info("%s", metrics_line(_row(state, logs)))
+                row = {"step": state.global_step, "num_steps": state.max_steps, **logs}
+                stream.write(json.dumps(row) + "\n")
 
 
 class LastStep(TrainerCallback):
-    """Logs the last step too, wherever the interval leaves off."""
+    """Logs the last step too, whatever `logging_steps` is."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
         if state.global_step >= state.max_steps:
@@ -60,8 +53,8 @@ class LastStep(TrainerCallback):
 
 
 def tensorboard(folder: Path) -> list[TrainerCallback]:
-    """transformers' own callback, writing below `folder` instead of beside the checkpoints; none
-    where neither tensorboard nor tensorboardX is installed."""
+    """transformers' callback, writing below `folder` instead of beside the checkpoints; none where
+    neither tensorboard nor tensorboardX is installed."""
     if not is_tensorboard_available():
         logger.info("no TensorBoard files: they need `pip install tensorboardX`")
         return []
@@ -70,12 +63,8 @@ def tensorboard(folder: Path) -> list[TrainerCallback]:
     return [callback]
 
 
-def _row(state: Any, logs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-    return {"step": state.global_step, "num_steps": state.max_steps, **logs}
-
-
 def _step_of(line: str) -> int:
-    """Of a line that a kill has cut short, a step that is always dropped."""
+    """A line that a kill has cut short gets a step beyond every other, and is dropped."""
     try:
         return int(json.loads(line)["step"])
     except ValueError:

@@ -1,4 +1,4 @@
-"""A line of metrics.jsonl as a person reads it; loads no torch, since the jobs print it."""
+"""A row of metrics.jsonl as a log line; loads no torch, since the jobs print it."""
 
 from collections.abc import Mapping
 from typing import Any

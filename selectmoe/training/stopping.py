@@ -1,17 +1,17 @@
-"""Why a training run refuses to go on."""
+"""The error that ends a training run, and how it lists rows."""
 
 from collections.abc import Sequence
 
 from selectmoe.errors import SelectMoeError
 
-NUM_NAMED = 8  # rows of a bad batch that a message names
+NUM_LISTED = 8  # rows of a bad batch that a message lists
 
 
 class TrainingStoppedError(SelectMoeError, RuntimeError):
-    """Training cannot lead anywhere; raised on all workers in the same step."""
+    """Training cannot succeed, as with a NaN loss; raised on all workers in the same step."""
 
 
-def named(rows: Sequence[str]) -> str:
+def list_ids(rows: Sequence[str]) -> str:
     """'cot-17', 'cot-4' and 22 more"""
-    more = f" and {len(rows) - NUM_NAMED} more" if len(rows) > NUM_NAMED else ""
-    return ", ".join(map(repr, rows[:NUM_NAMED])) + more
+    more = f" and {len(rows) - NUM_LISTED} more" if len(rows) > NUM_LISTED else ""
+    return ", ".join(map(repr, rows[:NUM_LISTED])) + more

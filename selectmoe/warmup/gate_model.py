@@ -1,6 +1,5 @@
-"""The model of a warm-up: loaded, frozen but for its gates, with adapters where they are wanted."""
+"""The model of a gate warm-up: loaded, frozen except for what is trained, with LoRA if set."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from selectmoe.model.conversion import meta_tensors, read_config
 from selectmoe.model.devices import choose_dtype, choose_experts
 from selectmoe.model.modeling_select_moe import QualityGate, SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.quiet_loading import load_model
-from selectmoe.training.lora_targets import find_targets
+from selectmoe.training.lora_targets import add_adapter
 from selectmoe.training.memory_estimate import NotEnoughMemoryError, available_memory, in_words
 from selectmoe.warmup.gate_objectives import (
     ContrastiveObjective,
@@ -29,7 +28,7 @@ QUALITY_GATES, MOE_GATES, TRASH_EXPERTS = ".quality_gate.", ".mlp.gate.", ".tras
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trainee:
-    """A model ready for GateTrainer, and what it learns from."""
+    """A model ready for GateTrainer, and its objective."""
 
     model: nn.Module
     objective: Objective
@@ -38,12 +37,12 @@ class Trainee:
 
 
 def gated_settings(config: SelectMoeConfig, training: TrainingConfig) -> SelectMoeConfig:
-    """The model's configuration with what the warm-up sets of it."""
+    """The model's configuration with the settings of the warm-up."""
     if is_contrastive(training):
         config.quality_loss_weight = 0.0  # the trainer adds the contrastive loss
     else:
         if training.quality_loss_type != config.quality_loss_type:
-            config.quality_loss_parameters = None  # those of another loss
+            config.quality_loss_parameters = None  # they belong to another loss
         config.quality_loss_type = training.quality_loss_type
         config.quality_loss_weight = training.quality_loss_weight
     config.sample_wise_averaging = training.sample_wise_averaging
@@ -58,13 +57,13 @@ def gated_settings(config: SelectMoeConfig, training: TrainingConfig) -> SelectM
 def load_gated_model(
     folder: Path, training: TrainingConfig, *, uses_gpu: bool, seed: int, num_sharing: int = 1
 ) -> Any:  # noqa: ANN401 (a SelectMoeForCausalLM, whose methods transformers does not type)
-    """The Select-MoE of a folder in the dtype of the warm-up, its gates new where that is asked.
+    """The Select-MoE of a folder in the dtype of the warm-up, with new gates where settings ask.
 
     Raises NotEnoughMemoryError before it reads a weight, and ModelError where it cannot be loaded.
     """
     config = gated_settings(read_config(SelectMoeConfig, folder), training)
     dtype = choose_dtype(training.dtype, on_gpu=uses_gpu)
-    # On its way into shards, which no one GPU need hold together, a model is whole in memory.
+    # For FSDP the model is loaded on the CPU first: no GPU needs to hold it unsharded.
     on_gpu = uses_gpu and training.strategy != "fsdp"
     require_memory(config, dtype, uses_gpu=on_gpu, num_sharing=num_sharing)
     model = load_model(
@@ -90,23 +89,23 @@ def require_memory(
     """
     num_parameters = sum(t.numel() for t in meta_tensors(SelectMoeForCausalLM, config).values())
     needed = num_parameters * dtype.itemsize
-    available, place = available_memory("cuda" if uses_gpu else "cpu", num_sharing=num_sharing)
+    available, kind = available_memory("cuda" if uses_gpu else "cpu", num_sharing=num_sharing)
     if needed > available:
         raise NotEnoughMemoryError(
-            f"warm-up needs at least {in_words(needed)} of {place} for "
+            f"warm-up needs at least {in_words(needed)} of {kind} for "
             f"{num_parameters / 1e9:.2f} billion parameters in {str(dtype).split('.')[-1]}, and "
-            f"has {in_words(available)}; take a smaller model or a larger machine"
+            f"has {in_words(available)}; use a smaller model or a larger machine"
         )
 
 
 def renew_gates(model: Any, *, seed: int) -> None:  # noqa: ANN401
-    """Starts every quality gate anew, by the model's configuration and the seed alone."""
+    """Re-initializes every quality gate from the model's configuration and the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in model.modules():
             if isinstance(module, QualityGate):
                 for parameter in module.parameters():
-                    # transformers marks what it has loaded, and initialises none of it again.
+                    # transformers marks loaded parameters, and would not initialize them again.
                     parameter._is_hf_initialized = False  # type: ignore[attr-defined]
                 model._init_weights(module)
 
@@ -118,9 +117,9 @@ def prepare_trainee(
     name: str,
     seed: int,
 ) -> Trainee:
-    """Freezes what is not trained, adds adapters, and pairs the model with its objective.
+    """Freezes what is not trained, adds LoRA, and pairs the model with its objective.
 
-    name: of the model, for messages. seed: of the adapters' first weights.
+    name: of the model, for messages. seed: for the initial weights of the adapter.
     """
     num_layers = int(model.config.num_hidden_layers)
     label_weight, weight = training.label_weight, training.quality_loss_weight
@@ -134,21 +133,21 @@ def prepare_trainee(
     if training.peft_mode == "lora":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            adapted = with_adapters(model, training, name=name)
+            adapted = with_adapter(model, training, name=name)
         return Trainee(adapted, objective, num_layers, is_adapter=True)
     freeze_all_but(model, trained_parts(training))
     return Trainee(model, objective, num_layers, is_adapter=False)
 
 
 def trained_parts(training: TrainingConfig) -> tuple[str, ...]:
-    """Parts of the names of the tensors that full_rank trains; a learned trash vector belongs to
+    """Parts of the names of the tensors that full_rank trains. A trained trash vector belongs to
     the quality gates, which mix it in."""
     parts = (QUALITY_GATES, TRASH_EXPERTS) if training.train_quality_gates else ()
     return (*parts, MOE_GATES) if training.train_moe_gates else parts
 
 
 def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """What is trained becomes float32: steps of AdamW are smaller than bfloat16 can show."""
+    """Freezes the others. Trained parameters become float32: bfloat16 rounds AdamW's steps away."""
     for name, parameter in model.named_parameters():
         is_trained = any(part in f".{name}" for part in parts)
         parameter.requires_grad_(is_trained)
@@ -156,30 +155,12 @@ def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> None:
             parameter.data = parameter.data.float()
 
 
-def with_adapters(model: Any, training: TrainingConfig, *, name: str) -> Any:  # noqa: ANN401 (a PeftModel)
-    """LoRA on the named modules; the trained gates are whole copies inside the adapter."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = training.lora
-    targets = find_targets(
-        model, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=name
-    )
+def with_adapter(model: Any, training: TrainingConfig, *, name: str) -> Any:  # noqa: ANN401 (a PeftModel)
+    """LoRA on the named modules; the trained gates are saved as a whole with the adapter."""
     gates = ["quality_gate"] if training.train_quality_gates else []
-    # "gate" alone would take the quality gates too: names are matched by their ends.
+    # "gate" alone would match the quality gates too: peft compares the ends of names.
     gates += ["mlp.gate"] if training.train_moe_gates else []
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=list(targets.modules),
-        target_parameters=list(targets.parameters) or None,
-        modules_to_save=gates or None,
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft asks for a property that transformers has renamed.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted = get_peft_model(model, config)
+    adapted = add_adapter(model, training.lora, model_name=name, modules_to_save=gates)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""What a warm-up step minimises, and what it tells about the gates on the way."""
+"""The losses that a warm-up step minimizes, and the margins that it reports."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from selectmoe.warmup.step_batches import MicroBatch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroLoss:
-    """The loss of one MicroBatch and its parts, as shares: over all of a step's batches, of all
-    workers, they add up to those of the step."""
+    """The loss of one MicroBatch and its parts, as shares of the step: summed over all batches of a
+    step on all workers, they are the step's."""
 
     loss: Tensor
     parts: Mapping[str, Tensor]  # without gradient
@@ -29,14 +29,14 @@ Objective = Callable[[nn.Module, MicroBatch], MicroLoss]
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveObjective:
-    """Real rows above their copies, for a decoder whose gates are detached or whose loss is this
-    alone: no vocabulary head is computed."""
+    """Scores real rows above their copies, for a decoder whose gates are detached; the
+    language-model head is not computed."""
 
     label_weight: float
     loss_weight: float
 
     def __call__(self, model: nn.Module, batch: MicroBatch) -> MicroLoss:
-        # No attention mask: padding is on the right, where causal attention never looks back from.
+        # No attention mask: padding is on the right, and causal attention never looks there.
         decoded = model(input_ids=batch.token_ids_BT, use_cache=False, output_quality_logits=True)
         margins_LBT = good_margins(torch.stack(tuple(decoded["quality_logits"])))
         parts = contrastive_parts(margins_LBT, batch)
@@ -48,8 +48,8 @@ class ContrastiveObjective:
 class LanguageModelObjective:
     """The model's own loss on the real rows: language model, load balancing, distribution loss.
 
-    With copies in the batch the contrastive loss is added; the model's configuration must then
-    have `quality_loss_weight` 0, since none of its own losses knows a copy from a real row.
+    With copies in the batch the contrastive loss is added. The model's configuration must then have
+    `quality_loss_weight` 0, since its own losses cannot tell a copy from a real row.
     """
 
     label_weight: float
@@ -66,8 +66,8 @@ class LanguageModelObjective:
         )
         logits_LBT2 = torch.stack([layer["quality_logits"] for layer in output.router_logits])
         margins_LBT = good_margins(logits_LBT2)
-        # The sum of a step's language-model losses is the step's, and the model weighs its other
-        # losses alike. A row that a worker computes for nothing (share 0) must count nowhere.
+        # The language-model losses of a step's batches add up to the step's, and the model weights
+        # its other losses alike. A row without a share of the step must not count.
         counts = float(batch.share_of_step > 0)
         loss = counts * output.loss
         parts = _parts_of(output, counts)

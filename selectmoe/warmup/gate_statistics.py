@@ -1,4 +1,4 @@
-"""What the gates did since the last log, and whether they still tell anything apart."""
+"""Statistics of the gates between two logs, and the detection of collapsed gates."""
 
 import math
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ from selectmoe.warmup.step_batches import MicroBatch
 
 # Shape letters: L = layers, B = rows of a batch (real ones first, then their copies), T = tokens.
 LARGEST_GOOD, SMALLEST_GOOD = 0.999, 0.001
-# Margins of trained and of fresh gates spread by 0.05 and more; below this they are all one number.
+# The spread of the margins of trained and of new gates is 0.05 and more; below this it is rounding.
 SMALLEST_SPREAD = 1e-4
 NUM_LOGS_BEFORE_STOP = 3
 
 
 class GateStatistics:
-    """Sums over rows, kept on the device so that no step waits for them, and added up over workers
+    """Sums over rows, kept on the device so that no step waits for them, and reduced over workers
     only when they are logged."""
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
         self.num_layers = num_layers
-        # Of the real rows the mean good-probability of each layer; of all rows the margin and its
-        # square; pairs whose real row is above its copy.
+        # Good-probability of each layer over the real rows; margin and its square over all rows;
+        # number of pairs whose real row is above its copy.
         self.sums = torch.zeros(num_layers + 3, dtype=torch.float64, device=device)
         self.num_real = self.num_rows = self.num_pairs = self.num_tokens = 0
         self.parts: dict[str, Tensor] = {}
@@ -47,7 +47,7 @@ class GateStatistics:
             self.parts[name] = self.parts.get(name, torch.zeros_like(part)) + part
 
     def to_logs(self, *, num_workers: int, seconds: float) -> dict[str, float]:
-        """The means over all workers; every worker must call it, and all get the same."""
+        """The means over all workers. Every worker must call it, and all get the same values."""
         names = sorted(self.parts)
         counts = (self.num_real, self.num_rows, self.num_pairs, self.num_tokens)
         sums = torch.cat([
@@ -72,7 +72,7 @@ class GateStatistics:
 
 
 class CollapseWatch:
-    """Stops a run whose gates all say the same of everything, log after log."""
+    """Ends a run whose gates give all rows the same score in several logs in a row."""
 
     def __init__(self) -> None:
         self.num_collapsed = 0
@@ -90,10 +90,10 @@ class CollapseWatch:
 
 
 def collapse_of(logs: Mapping[str, float]) -> str | None:
-    """What is wrong with the gates, in words.
+    """The reason why the gates count as collapsed; None where they do not.
 
-    Under the contrastive loss nearly open gates are no collapse as long as margins differ: only
-    the order of the margins counts there.
+    With the contrastive loss, gates that are nearly open have not collapsed as long as margins
+    differ, since only the order of the margins counts.
     """
     if "label_loss" in logs:
         spread = logs["margin_spread"]
@@ -102,7 +102,7 @@ def collapse_of(logs: Mapping[str, float]) -> str | None:
         return None
     layers = [value for name, value in logs.items() if name.startswith("good_probability_layer_")]
     if layers and min(layers) > LARGEST_GOOD:
-        return f"all is good to every layer (mean good-probability above {LARGEST_GOOD})"
+        return f"every layer keeps everything (mean good-probability above {LARGEST_GOOD})"
     if layers and max(layers) < SMALLEST_GOOD:
-        return f"all is trash to every layer (mean good-probability below {SMALLEST_GOOD})"
+        return f"every layer discards everything (mean good-probability below {SMALLEST_GOOD})"
     return None

@@ -1,4 +1,4 @@
-"""transformers.Trainer for gates: steps of several batches, checkpoints of kilobytes, and stops."""
+"""transformers.Trainer for gates: batches of any size, checkpoints of kilobytes, NaN checks."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from selectmoe.model.gate_weights import load_gate_weights, save_gate_weights
-from selectmoe.training.stopping import TrainingStoppedError, named
+from selectmoe.training.stopping import TrainingStoppedError, list_ids
 from selectmoe.warmup.gate_objectives import Objective
 from selectmoe.warmup.gate_statistics import CollapseWatch, GateStatistics
 from selectmoe.warmup.sharding import average_gradients
@@ -24,8 +24,8 @@ from selectmoe.warmup.step_batches import MicroBatch, StepBatches
 class GateTrainer(Trainer):
     """Trains with an Objective on StepBatches.
 
-    keeps_gates_alone: a checkpoint holds the gates instead of the whole frozen model; not for an
-    adapter, which saves itself. is_sharded: `shard_frozen` has been at the model.
+    keeps_gates_alone: a checkpoint holds the gates instead of the whole frozen model; False for an
+    adapter, which saves itself. is_sharded: `shard_frozen` has sharded the model.
     """
 
     def __init__(
@@ -37,20 +37,20 @@ class GateTrainer(Trainer):
         is_sharded: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        self.is_sharded = is_sharded  # first: Trainer's own constructor moves the model
+        self.is_sharded = is_sharded  # before super().__init__, which moves the model
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
         self.num_layers = num_layers
         self.keeps_gates_alone = keeps_gates_alone
-        # Set only now: Trainer then leaves the model as it is, without DDP around it. Set before,
-        # it would refuse to checkpoint an optimizer, whose tensors are not sharded here.
+        # Makes Trainer leave the model as it is, without DDP. Set only now: its constructor would
+        # refuse to save the optimizer, whose tensors are not sharded here.
         self.is_distributed_loading_by_transformers = is_sharded
         self.collapse_watch = CollapseWatch()
         self._start_statistics()
 
     def get_train_dataloader(self) -> DataLoader[list[MicroBatch]]:
-        """As StepBatches makes them: each worker has its share already, and none is to be skipped
-        on resuming, since `first_step` says where to go on."""
+        """The batches of StepBatches as they are: each worker has its share already, and a resumed
+        run skips none, since `first_step` says where it continues."""
         assert isinstance(self.train_dataset, StepBatches)
         return DataLoader(self.train_dataset, batch_size=None)
 
@@ -60,14 +60,15 @@ class GateTrainer(Trainer):
         inputs: Sequence[MicroBatch],  # type: ignore[override]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """One optimizer step's gradients; returns a loss whose mean over workers is the step's."""
+        """Computes the gradients of one optimizer step. The mean of the returned losses over all
+        workers is the loss of the step."""
         model.train()
         num_workers = self.accelerator.num_processes
         losses: list[Tensor] = []
-        batches = self._as_many_for_all(inputs)
+        batches = self._same_number_on_all(inputs)
         for number, on_host in enumerate(batches, start=1):
             batch = on_host.to(self.args.device)
-            # Gradients are averaged over workers once a step, with the last batch.
+            # DDP averages the gradients over workers once per step, with the last batch.
             is_last = number == len(batches)
             syncs = is_last or self.is_sharded
             syncing = contextlib.nullcontext() if syncs else self.accelerator.no_sync(model)
@@ -85,9 +86,9 @@ class GateTrainer(Trainer):
         step_loss: Tensor = num_workers * losses_of_step.sum()
         return step_loss
 
-    def _as_many_for_all(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-        """Shards come together once for each batch, on all workers at a time: whoever has fewer
-        batches computes its last one again, for nothing."""
+    def _same_number_on_all(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """The same number of batches on every worker: FSDP gathers its shards once per batch, on
+        all workers together. A worker with fewer batches repeats its last one with weight 0."""
         if not self.is_sharded:
             return list(batches)
         most = torch.tensor([len(batches)], device=self.args.device)
@@ -100,7 +101,7 @@ class GateTrainer(Trainer):
     ) -> None:
         """Raises TrainingStoppedError, on all workers, where one of them has a bad batch.
 
-        Before Trainer's clipping, which takes a gradient of infinite length for one of 0.
+        Checked before Trainer's clipping, which turns a gradient of infinite norm into 0.
         """
         is_bad = ~losses.isfinite()
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -115,11 +116,11 @@ class GateTrainer(Trainer):
         ids = ids or gather_object([sample_id for b in batches for sample_id in b.sample_ids])
         raise TrainingStoppedError(
             f"the {what} of step {self.state.global_step + 1} is not a finite number, in the batch "
-            f"of the samples {named(ids)}; the gates are not saved"
+            f"of the samples {list_ids(ids)}; the gates are not saved"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Trainer's, with what the gates did since the last time."""
+        """Adds the statistics of the gates since the last log."""
         if self.statistics.num_steps and "loss" in logs:
             seconds = time.perf_counter() - self._last_log
             num_workers = self.accelerator.num_processes
@@ -134,16 +135,16 @@ class GateTrainer(Trainer):
         self._last_log = time.perf_counter()
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ANN401
-        """Not counted: Trainer's count takes a dictionary."""
+        """Not counted: Trainer's implementation expects a dictionary."""
         return 0
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Not of shards, which are where they belong."""
+        """Leaves shards, which are on their device already."""
         if not self.is_sharded:
             super()._move_model_to_device(model, device)
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
-        """Nothing to do: all workers begin with the same tensors, and average gradients above."""
+        """Nothing to do: all workers start from the same tensors, and `training_step` averages."""
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None

@@ -1,106 +1,73 @@
-"""The rows that a warm-up learns from: read, thinned out, tokenised once, and counted."""
+"""The rows that a gate warm-up learns from, and their tokenizer."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 
-from selectmoe.corpus.shards import keep_subset
+from selectmoe.config.warmup import WarmupConfig
+from selectmoe.corpus.shards import keep_subset, read_shard
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.readers import read_corpora
-from selectmoe.errors import TooManyRejectedError
-from selectmoe.paths import DEMO_CORPUS
-from selectmoe.records import RejectedRow, Sample, TokenizedSample, UnscoredSample
+from selectmoe.model.checkpoint import model_folder
+from selectmoe.model.quiet_loading import load_tokenizer
+from selectmoe.paths import DEMO_CORPUS, model_or_embedded
+from selectmoe.records import RejectedRow, Sample
+from selectmoe.training.tokenized_rows import (
+    ChosenRows,
+    Progress,
+    RowsToTokenize,
+    TokenizedRows,
+    TokenizedSummary,
+    chat_tokenizer,
+    prepare_rows,
+    rows_file,
+)
+from selectmoe.warmup.settings import corpus_specs
 from selectmoe.warmup.step_batches import TrainingRows
 
-CLEAN_DEMO = "demo"  # the demo corpus also has rows that were made worse on purpose
-ROWS_PER_CHUNK = 512
+CLEAN_DEMO = "demo"  # the demo corpus also has rows that were corrupted on purpose
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class WarmupRows:
-    """What a corpus gave: rows to learn from, and those that were left out, with reasons."""
-
-    rows: TrainingRows
-    rejected: tuple[RejectedRow, ...]
-
-    @property
-    def num_read(self) -> int:
-        return len(self.rows.samples) + len(self.rejected)
-
-
-def read_warmup_rows(
-    specs: Sequence[str],
-    tokenizer: ChatTokenizer,
+def prepare_warmup_rows(
+    config: WarmupConfig,
+    chat: ChatTokenizer,
+    run: Path,
     *,
-    subset_ratio: float,
-    max_rejected: float,
-    full_sequence_prediction: bool,
-    on_progress: Callable[[int, int], None] = lambda num_done, num_rows: None,
-) -> WarmupRows:
-    """Raises TooManyRejectedError above `max_rejected`, and DataError where no row is left.
-
-    on_progress: told how many rows are tokenised, of how many.
-    """
-    if specs:
-        rows = read_corpora(specs)
-    else:
-        demo = read_corpora([str(DEMO_CORPUS)])
-        rows = (row for row in demo if row.dataset == CLEAN_DEMO)
-    if subset_ratio < 1:
-        rows = keep_subset(rows, ratio=subset_ratio)
-    found = list(rows)
-    samples = [row for row in found if isinstance(row, Sample)]
-    rejected = [row for row in found if isinstance(row, RejectedRow)]
-    kept: list[Sample] = []
-    tokenized: list[TokenizedSample] = []
-    outcomes = _tokenized(samples, tokenizer, on_progress)
-    for sample, outcome in zip(samples, outcomes, strict=True):
-        reason = _complaint(outcome, full_sequence_prediction)
-        if isinstance(outcome, TokenizedSample) and reason is None:
-            kept.append(sample)
-            tokenized.append(outcome)
-        else:
-            rejected.append(_rejected(sample, *(reason or ("", ""))))
-    _require_few(rejected, len(found), max_rejected)
-    return WarmupRows(TrainingRows(kept, tokenized), tuple(rejected))
-
-
-def _tokenized(
-    samples: Sequence[Sample],
-    tokenizer: ChatTokenizer,
-    on_progress: Callable[[int, int], None],
-) -> Iterable[TokenizedSample | UnscoredSample]:
-    for start in range(0, len(samples), ROWS_PER_CHUNK):
-        yield from tokenizer.tokenize_each(samples[start : start + ROWS_PER_CHUNK])
-        on_progress(min(start + ROWS_PER_CHUNK, len(samples)), len(samples))
-
-
-def _complaint(
-    outcome: TokenizedSample | UnscoredSample, full_sequence_prediction: bool
-) -> tuple[str, str] | None:
-    """Why nothing can be learned from a row: a key for programs and a sentence for people."""
-    if isinstance(outcome, UnscoredSample):
-        return outcome.reason, outcome.detail
-    mask = outcome.answer_mask[1:]
-    num_labels = len(mask) if full_sequence_prediction else int(mask.sum())
-    if num_labels:
-        return None
-    return "no_label", (
-        f"none of the {len(outcome.token_ids)} tokens that are read is the assistant's; raise "
-        "dataset.max_sequence_length"
+    on_progress: Progress = lambda num_done, num_rows: None,
+) -> TokenizedSummary:
+    """Tokenizes the rows of `config.dataset` into the folder of a run, as `prepare_rows` does."""
+    rows = RowsToTokenize(
+        choose=lambda: choose_warmup_rows(config),
+        settings=asdict(config.dataset),
+        max_rejected=config.max_rejected,
+        full_sequence=config.training.full_sequence_prediction,
     )
+    return prepare_rows(rows, chat, run, on_progress=on_progress)
 
 
-def _rejected(sample: Sample, reason: str, detail: str) -> RejectedRow:
-    file, _, row = sample.source.rpartition(":")
-    number = int(row) if row.isdigit() else 0
-    return RejectedRow(file, number, sample.dataset, sample.sample_id, reason, detail)
+def choose_warmup_rows(config: WarmupConfig) -> ChosenRows:
+    """The subset of the corpora that the settings name, else of the clean demo rows."""
+    specs, ratio = corpus_specs(config.dataset), config.dataset.subset_ratio
+
+    def read() -> Iterator[Sample | RejectedRow]:
+        rows = read_corpora(specs or [str(DEMO_CORPUS)])
+        if not specs:
+            rows = (row for row in rows if row.dataset == CLEAN_DEMO)
+        return keep_subset(rows, ratio=ratio) if ratio < 1 else rows
+
+    share = "all rows" if ratio == 1 else f"a share of {ratio:g} of the rows"
+    return ChosenRows(read, None, f"{share} of {', '.join(specs) or 'the demo corpus'}")
 
 
-def _require_few(rejected: Sequence[RejectedRow], num_read: int, max_rejected: float) -> None:
-    if len(rejected) > max_rejected * num_read:
-        first = rejected[0]
-        raise TooManyRejectedError(
-            f"{len(rejected)} of {num_read} rows cannot be learned from, more than "
-            f"max_rejected={max_rejected:g} allows; first: {first.file}:{first.row}: "
-            f"{first.reason}: {first.detail}"
-        )
+def warmup_tokenizer(config: WarmupConfig) -> ChatTokenizer:
+    """The tokenizer of the model to warm up."""
+    model = model_or_embedded(config.model)
+    length = config.dataset.max_sequence_length
+    return chat_tokenizer(load_tokenizer(model_folder(model)), model, max_sequence_length=length)
+
+
+def load_training_rows(run: Path) -> TrainingRows:
+    """What `prepare_warmup_rows` wrote."""
+    rows = TokenizedRows(run)
+    samples = [sample for _, sample in read_shard(rows_file(run))]
+    return TrainingRows(samples, [rows.row(number) for number in range(len(rows))])

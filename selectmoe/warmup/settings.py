@@ -1,4 +1,4 @@
-"""What the settings of a warm-up come down to; loads no torch, since the job asks first."""
+"""What the settings of a gate warm-up imply; loads no torch, since the job checks them first."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ def is_contrastive(training: TrainingConfig) -> bool:
 
 
 def learns_detached(training: TrainingConfig) -> bool:
-    """True where no gradient need pass through the model: gates alone, and a loss on their logits
-    alone. A trash expert has a gradient only through what the layers return."""
+    """True where no gradient needs to flow through the model: only the gates are trained, by a loss
+    on their own logits. A trash expert gets a gradient only through the outputs of the layers."""
     only_quality_gates = training.train_quality_gates and not training.train_moe_gates
     return training.peft_mode == "full_rank" and is_contrastive(training) and only_quality_gates
 
 
 def corruption_kinds(training: TrainingConfig) -> tuple[str, ...]:
-    """The kinds of copies that are wanted: none for a loss that knows no copies."""
+    """The kinds of corrupted copies; none for a loss that does not use copies."""
     unknown = sorted(set(training.corruptions) - set(CORRUPTIONS))
     if unknown:
         raise ConfigError(
@@ -31,22 +31,22 @@ def corruption_kinds(training: TrainingConfig) -> tuple[str, ...]:
 
 
 def corpus_specs(dataset: WarmupDatasetConfig) -> tuple[str, ...]:
-    """The corpora that the settings name, as `read_corpora` takes them; none is the demo corpus.
+    """The corpora that the settings name, as specs of `read_corpora`; () means the demo corpus.
 
-    Raises DataError for a name that stands for nothing in the folder.
+    Raises DataError for a name without a file in the folder.
     """
-    return (*dataset.paths, *(_named_corpus(name, dataset.folder) for name in dataset.names))
+    return (*dataset.paths, *(_find_corpus(name, dataset.folder) for name in dataset.names))
 
 
-def _named_corpus(name: str, folder: str | None) -> str:
-    assert folder is not None  # WarmupDatasetConfig asks for it
+def _find_corpus(name: str, folder: str | None) -> str:
+    assert folder is not None  # WarmupDatasetConfig requires it
     for ending in ("", *ENDINGS):
         path = Path(folder) / (name + ending)
         if path.exists():
             return str(path)
-    there = sorted(path.name for path in Path(folder).glob("*")) if Path(folder).is_dir() else []
-    shown = ", ".join(there[:8]) or "nothing"
+    files = sorted(path.name for path in Path(folder).glob("*")) if Path(folder).is_dir() else []
+    contents = ", ".join(files[:8]) or "nothing"
     raise DataError(
         f"dataset.names: {name!r} must be a folder or a {', '.join(ENDINGS)} file in {folder}, "
-        f"which holds {shown}"
+        f"which contains {contents}"
     )

@@ -1,7 +1,7 @@
-"""training.strategy=fsdp: the frozen model in shards, the few trained tensors whole on each worker.
+"""training.strategy=fsdp: shards the frozen layers and replicates the few trained tensors.
 
-torch's own fully_shard, which works with gloo on CPUs too. transformers and accelerate would run
-DDP there without a word, and neither keeps the state of an optimizer whose tensors are not sharded.
+It uses torch's fully_shard, which works with gloo on CPUs too. On CPUs transformers and accelerate
+would silently run DDP, and neither saves the state of an optimizer whose tensors are not sharded.
 """
 
 from itertools import chain
@@ -17,30 +17,30 @@ from selectmoe.warmup.gate_model import MOE_GATES, QUALITY_GATES, TRASH_EXPERTS
 
 
 def shard_frozen(model: nn.Module, *, uses_gpu: bool) -> None:
-    """Leaves on each worker its part of every frozen tensor of the layers, where nearly all of a
-    model is; a layer is whole only while it computes.
+    """Shards every frozen tensor of the layers, which hold nearly all of a model; a layer is
+    gathered only while it computes.
 
-    The gates stay whole, trained or not: they are kilobytes, and what is saved. So do embeddings
-    and head: to shard the model itself would change its class, by which transformers knows that it
-    returns the gates' logits.
+    The gates stay replicated, trained or not: they are kilobytes, and checkpoints contain them. So
+    do embeddings and head: sharding the model itself would change its class, by which transformers
+    knows that it returns the gates' logits.
     """
     layers = [module for module in model.modules() if isinstance(module, SelectMoeDecoderLayer)]
-    whole = {
+    replicated = {
         parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
         or any(part in f".{name}" for part in (QUALITY_GATES, MOE_GATES, TRASH_EXPERTS))
     }
     for layer in layers:
-        fully_shard(layer, ignored_params=whole)
-    if uses_gpu:  # what is sharded is there already
+        fully_shard(layer, ignored_params=replicated)
+    if uses_gpu:  # shards are on the GPU already
         for tensor in chain(model.parameters(), model.buffers()):
             if not isinstance(tensor, DTensor):
                 tensor.data = tensor.data.cuda()
 
 
 def average_gradients(model: nn.Module) -> None:
-    """What DDP would do: the mean over the workers of every gradient of a whole tensor."""
+    """Averages the gradients of replicated tensors over the workers, as DDP would."""
     num_workers = torch.distributed.get_world_size()
     gradients: list[Any] = [p.grad for p in model.parameters() if p.grad is not None]
     together = torch.cat([gradient.flatten() for gradient in gradients])

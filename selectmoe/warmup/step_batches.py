@@ -1,8 +1,8 @@
-"""The batches of each optimizer step: which samples, beside which copies, on which worker.
+"""The batches of each optimizer step: which samples with which corrupted copies on which worker.
 
-What a step trains on follows from the seed and the number of the step alone. So a resumed run goes
-on with the batches that the interrupted one would have had, without making those before; and the
-workers, of which each takes its share of the same step, together see what one would see.
+The batches of a step depend on the seed and the number of the step alone. A resumed run therefore
+continues with the batches that the interrupted one would have had, without building the earlier
+ones, and several workers, each with a share of the step, together train on what one would.
 """
 
 import functools
@@ -15,28 +15,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from selectmoe.corruptions.kinds import corrupt
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import collate_padded
 from selectmoe.errors import DataError
 from selectmoe.records import Sample, TokenizedSample
-from selectmoe.warmup.contrastive_pairs import make_copy
 
 # Shape letters: B = rows of a batch (real ones first, then their copies), T = tokens.
 IGNORED_LABEL = -100
+NUM_DONORS = 64  # samples whose answers a corruption may use
+MAX_TRIES = 4
 Unit = tuple[TokenizedSample, ...]
-"""What stays together on one worker: a sample, or a sample and its copy."""
+"""Rows that stay on one worker together: a sample, or a sample and its copy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
-    """What a worker computes at a time."""
+    """The rows of one forward pass on one worker."""
 
     sample_ids: tuple[str, ...]  # of the real rows
     token_ids_BT: Tensor
     attention_mask_BT: Tensor  # False on padding
     answer_mask_BT: Tensor
-    labels_BT: Tensor  # -100 where nothing is to be predicted: padding, copies, as a rule questions
-    num_real: int  # the first rows; the others are their copies, in the same order
+    labels_BT: Tensor  # -100 on padding, copies and, unless the full sequence is predicted, prompts
+    num_real: int  # real rows, which come first; then their copies in the same order
     share_of_step: float  # of the step's real rows, over all workers
     num_labels_of_step: int  # over all workers
 
@@ -58,7 +60,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingRows:
-    """The samples to learn from, and their tokens, in the same order."""
+    """The samples to learn from, and their tokens in the same order."""
 
     samples: Sequence[Sample]
     tokenized: Sequence[TokenizedSample]
@@ -71,21 +73,21 @@ class TrainingRows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepSettings:
-    """How steps are made of rows."""
+    """How rows are divided into steps, workers and batches."""
 
     effective_batch_size: int  # real rows of a step, over all workers
     max_tokens_per_batch: int  # of a forward pass on one worker, copies and padding included
-    kinds: tuple[str, ...]  # of corruption; () makes no copies
+    kinds: tuple[str, ...]  # kinds of corrupted copies; () means no copies
     full_sequence_prediction: bool
     seed: int
     batch_size: int | None = None  # real rows of a forward pass on one worker; None is no limit
     rank: int = 0
     num_workers: int = 1
-    first_step: int = 0  # steps before it are left out
+    first_step: int = 0  # a resumed run skips the earlier ones
 
 
 class StepBatches(IterableDataset[list[MicroBatch]]):
-    """Endless; each item is this worker's share of one optimizer step, at least one MicroBatch."""
+    """This worker's shares of the optimizer steps, endless; each has at least one MicroBatch."""
 
     def __init__(
         self, rows: TrainingRows, tokenizer: ChatTokenizer, settings: StepSettings
@@ -101,11 +103,11 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
             step += 1
 
     def step(self, number: int) -> list[MicroBatch]:
-        """This worker's share of a step, as batches under the token budget, longest first."""
+        """This worker's share of a step as batches, longest rows first."""
         chosen = self._chosen(number)
         share = chosen[self.settings.rank :: self.settings.num_workers]
-        # A worker without a row of its own computes one all the same, since the others wait for
-        # its gradient, and counts it for nothing.
+        # A worker without a row in this step computes one with weight 0, since the others wait for
+        # its gradient.
         weight = 1 / len(chosen) if share else 0.0
         units = self._units(share or chosen[:1])
         num_labels = sum(self._num_labels(self.rows.tokenized[index]) for index, _ in chosen)
@@ -121,8 +123,8 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
     def _chosen(self, number: int) -> list[tuple[int, Sample | None]]:
         """(index of a row, its copy) for all rows of a step, over all workers.
 
-        A row that no kind of corruption makes worse is left out where copies are wanted; that is
-        found out here, on every worker, so that all know how many rows the step has.
+        With copies, a row that no kind of corruption can change is skipped. Every worker finds
+        that out here, so that all know how many rows the step has.
         """
         size = self.settings.effective_batch_size
         positions = range(number * size, (number + 1) * size)
@@ -136,13 +138,13 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
         chosen = [pair for pair in pairs if pair[1] is not None]
         if not chosen:
             raise DataError(
-                f"none of {size} samples can be made worse by {', '.join(self.settings.kinds)}; "
+                f"none of {size} samples can be corrupted by {', '.join(self.settings.kinds)}; "
                 f"first: {self.rows.samples[indices[0]].sample_id}"
             )
         return chosen
 
     def _index(self, position: int) -> int:
-        """The row at a position of the endless stream of passes over the rows."""
+        """The row at a position of the endless stream of epochs."""
         num_rows = len(self.rows.samples)
         return _order(self.settings.seed, position // num_rows, num_rows)[position % num_rows]
 
@@ -174,12 +176,28 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
         )
 
     def _num_labels(self, row: TokenizedSample) -> int:
-        """Tokens of a row that are predicted: of the first there is nothing to predict it from."""
+        """The number of labels of a row; no token precedes the first one to predict it."""
         return len(row.token_ids) - 1 if self._predicts_all else int(row.answer_mask[1:].sum())
 
     @property
     def _predicts_all(self) -> bool:
         return self.settings.full_sequence_prediction
+
+
+def make_copy(
+    sample: Sample, samples: Sequence[Sample], *, kinds: Sequence[str], random: Random
+) -> Sample | None:
+    """A copy corrupted by one of `kinds`; None where a few random kinds cannot change the sample.
+
+    samples: the corpus, whose answers some kinds use.
+    """
+    for _ in range(MAX_TRIES):
+        kind = random.choice(kinds)
+        donors = random.sample(samples, min(NUM_DONORS, len(samples)))
+        copy = corrupt(sample, kind=kind, seed=random.getrandbits(32), donors=donors)
+        if copy is not None:
+            return copy
+    return None
 
 
 def groups_of_units(
@@ -199,6 +217,6 @@ def groups_of_units(
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, num_passes: int, num_rows: int) -> list[int]:
-    """The order of the rows in one pass over them."""
-    return Random(f"{seed} pass {num_passes}").sample(range(num_rows), num_rows)
+def _order(seed: int, epoch: int, num_rows: int) -> list[int]:
+    """The order of the rows in one epoch."""
+    return Random(f"{seed} pass {epoch}").sample(range(num_rows), num_rows)

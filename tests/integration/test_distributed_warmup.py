@@ -15,7 +15,9 @@ from selectmoe.config.loading import from_values
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.warmup.stage import TrainingPlace, run_warmup
+from selectmoe.training.worker import TrainingWorker
+from selectmoe.warmup.rows import prepare_warmup_rows, warmup_tokenizer
+from tests.warmup_run import warm_up
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -33,6 +35,9 @@ def run_two(repository: Path, runs: dict[Path, dict[str, object]]) -> list[str]:
         str(folder): {**SETTINGS, "scaling.num_workers": 2, **changes}
         for folder, changes in runs.items()
     }
+    for folder, values in settings.items():
+        config = from_values(WarmupConfig, values)
+        prepare_warmup_rows(config, warmup_tokenizer(config), Path(folder))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
@@ -55,8 +60,8 @@ def run_two(repository: Path, runs: dict[Path, dict[str, object]]) -> list[str]:
 
 
 def run_one(output: Path, **settings: object) -> None:
-    place = TrainingPlace(output=output, scratch=output / "scratch")
-    run_warmup(from_values(WarmupConfig, {**SETTINGS, **settings}), place)
+    worker = TrainingWorker(output=output, scratch=output / "scratch")
+    warm_up(from_values(WarmupConfig, {**SETTINGS, **settings}), worker)
 
 
 def gates(train_moe_gates: bool) -> dict[str, object]:

@@ -19,9 +19,10 @@ from selectmoe.config.loading import load_config
 from selectmoe.corpus.normalize import write_shards
 from selectmoe.data.readers import read_corpus
 from selectmoe.errors import SelectMoeError
-from selectmoe.finetune.stage import TrainingPlace, finetune
-from selectmoe.finetune.supervised_data import SupervisedRows, prepare_rows
+from selectmoe.finetune.stage import finetune
+from selectmoe.finetune.supervised_data import prepare_supervised_rows
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
+from selectmoe.training.worker import TrainingWorker
 from tests.job import Job
 
 pytestmark = pytest.mark.timeout(300)
@@ -149,9 +150,8 @@ def train_alone(config: FinetuneConfig, selection: Path, output: Path) -> Path:
     dataset = dataclasses.replace(config.dataset, data_path=str(selection))
     config = dataclasses.replace(config, dataset=dataset)
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
-    prepare_rows(config, tokenizer, output / "tokenized")
-    rows = SupervisedRows(output / "tokenized")
-    finetune(config, rows, tokenizer, TrainingPlace(checkpoints=output), output=output)
+    prepare_supervised_rows(config, tokenizer, output)
+    finetune(config, tokenizer, TrainingWorker(output=output, scratch=output))
     return output
 
 
@@ -190,7 +190,7 @@ def test_too_little_memory_is_said_with_numbers(selection, tmp_path):
         (("--data", "empty/selected_data.jsonl"), "the selection is empty"),
         (("--data", "questions.jsonl"), "must have an assistant turn"),
         (("--resume", "nowhere"), "no run to resume"),
-        (("dataset.mode=random",), "dataset.fraction must be given"),
+        (("dataset.mode=random",), "dataset.fraction must be set"),
         (("training.lora.rank=3",), "did you mean 'training.lora.r'?"),
         (("training.lora.target_modules=query",), "got 'query'"),
         (("--num-workers", "3"), "training.effective_batch_size must be a multiple of"),

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from selectmoe.config.loading import resolved
-from selectmoe.finetune.supervised_data import prepare_rows
+from selectmoe.finetune.supervised_data import prepare_supervised_rows
 from tests.finetune_run import LORA, Run, assert_same, spoiled
 from tests.tiny_olmoe import tiny_tokenizer
 from tests.tiny_target import save_tiny_llama
@@ -24,16 +24,14 @@ import sys
 from pathlib import Path
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import load_config
-from selectmoe.finetune.stage import TrainingPlace, finetune
-from selectmoe.finetune.supervised_data import SupervisedRows, load_target_tokenizer
+from selectmoe.finetune.stage import finetune
+from selectmoe.finetune.supervised_data import load_target_tokenizer
+from selectmoe.training.worker import TrainingWorker
 for output, checkpoints, overrides in json.loads(sys.argv[1]):
     config = load_config(FinetuneConfig, overrides)
-    place = TrainingPlace(checkpoints=Path(checkpoints), num_workers=2)
+    worker = TrainingWorker(output=Path(output), scratch=Path(checkpoints), num_workers=2)
     try:
-        finetune(
-            config, SupervisedRows(Path(output, "tokenized")), load_target_tokenizer(config),
-            place, output=Path(output),
-        )
+        finetune(config, load_target_tokenizer(config), worker)
         print("outcome: done")
     except Exception as error:
         print("outcome:", type(error).__name__, error)
@@ -50,7 +48,7 @@ def overrides_of(run: Run) -> list[str]:
 def train_on_two_workers(*runs: Run) -> list[tuple[str, ...]]:
     """What each process printed as the outcome of each run."""
     for run in runs:
-        prepare_rows(run.config, tiny_tokenizer(), run.output / "tokenized")
+        prepare_supervised_rows(run.config, tiny_tokenizer(), run.output)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -18,7 +18,8 @@ from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.scoring.calibration import describe
 from selectmoe.scoring.engine import ScoringEngine
-from selectmoe.warmup.stage import TrainingPlace, run_warmup
+from selectmoe.training.worker import TrainingWorker
+from tests.warmup_run import warm_up
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -45,8 +46,8 @@ def pretrain_here(command_here):
 def undisturbed(tmp_path_factory):
     """The same run in one process, without Ray."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    place = TrainingPlace(output=folder, scratch=folder / "scratch")
-    run_warmup(from_values(WarmupConfig, SETTINGS), place)
+    worker = TrainingWorker(output=folder, scratch=folder / "scratch")
+    warm_up(from_values(WarmupConfig, SETTINGS), worker)
     return folder
 
 
@@ -100,7 +101,7 @@ def test_two_workers_give_the_gates_of_one_and_lose_one_of_them_on_the_way(
     assert list((output / "tensorboard").glob("events*"))
     # Stage 2 takes the folder as it is.
     calibration = ScoringEngine.from_pretrained(model_checkpoint_path=output).calibration
-    assert calibration.num_samples == manifest["num_samples"]
+    assert calibration.num_samples == manifest["data"]["num_rows"]
     assert manifest["calibration"] == describe(calibration)
     assert f"calibrated on {calibration.num_samples} rows of the corpus" in printed
     assert printed.count("calibrating: ") == 1

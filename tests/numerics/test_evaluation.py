@@ -209,12 +209,12 @@ def test_answer_loss_of_a_conversation_does_not_depend_on_the_others(
         assert alone.num_tokens == together[position].num_tokens
 
 
-def test_what_cannot_be_asked_as_a_whole_is_left_out_and_counted(base, tokenizer, conversations):
+def test_what_cannot_be_asked_as_a_whole_is_rejected(base, tokenizer, conversations):
     long = Sample("d", "long", (Message("user", "why " * 90), Message("assistant", "So.")))
     short = Sample("d", "short", (Message("user", "why"), Message("assistant", "So.")))
-    losses, reasons = answer_losses(base, tokenizer, [short, long, short], max_sequence_length=32)
+    losses, rejected = answer_losses(base, tokenizer, [short, long, short], max_sequence_length=32)
     assert [loss.position for loss in losses] == [0, 2]
-    assert reasons == ["too_long"]
+    assert [(row.sample_id, row.reason) for row in rejected] == [("long", "too_long")]
 
 
 def test_an_adapter_changes_the_answer_loss(adapter):

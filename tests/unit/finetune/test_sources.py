@@ -83,7 +83,7 @@ def test_a_run_that_cut_anothers_scores_again_draws_from_that_ones_corpus(run, t
     drawn = ids(FinetuneDatasetConfig(data_path=str(again), mode="random"))
     assert len(drawn) == 2
     (again / "config.json").unlink()
-    with pytest.raises(DataError, match="the corpus that this selection was made from is not"):
+    with pytest.raises(DataError, match="the corpus of this selection no longer exists"):
         ids(FinetuneDatasetConfig(data_path=str(again), mode="random"))
 
 
@@ -101,7 +101,7 @@ def test_a_selection_that_has_not_finished_is_not_taken_for_a_corpus(run):
 
 
 def test_a_random_choice_from_a_bare_corpus_needs_a_size(corpus):
-    with pytest.raises(ConfigError, match=r"dataset\.fraction must be given"):
+    with pytest.raises(ConfigError, match=r"dataset\.fraction must be set"):
         ids(FinetuneDatasetConfig(data_path=str(corpus), mode="random"))
 
 

@@ -12,9 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from selectmoe.config.lora import LoraSettings
 from selectmoe.errors import ModelError, ResumeError
 from selectmoe.finetune.stage import (
-    TrainingPlace,
     load_target,
-    named,
     num_optimizer_steps,
     require_vocabulary,
 )
@@ -22,7 +20,8 @@ from selectmoe.finetune.supervised_data import StepOrder, SupervisedRows
 from selectmoe.model.registration import register_select_moe
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.training.memory_estimate import NotEnoughMemoryError
-from selectmoe.training.stopping import TrainingStoppedError
+from selectmoe.training.stopping import TrainingStoppedError, list_ids
+from selectmoe.training.worker import TrainingWorker
 from tests.finetune_run import LORA, NUM_ROWS, Run, assert_same, spoiled
 from tests.tiny_olmoe import save_tiny_olmoe
 from tests.tiny_target import conversation, save_tiny_llama, write_rows
@@ -153,8 +152,8 @@ def test_the_adapter_is_float32_whatever_the_targets_numbers_are(llama, tmp_path
     run = Run(tmp_path, llama, dtype="bfloat16", num_epochs=1)
     adapter = run.adapter(run.train().checkpoint)
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
-    place = TrainingPlace(checkpoints=tmp_path)
-    assert load_target(run.config, str(llama), place).dtype == torch.bfloat16
+    worker = TrainingWorker(output=tmp_path, scratch=tmp_path)
+    assert load_target(run.config, str(llama), worker).dtype == torch.bfloat16
 
 
 def test_experts_take_an_adapter_of_their_own(tmp_path):
@@ -170,7 +169,8 @@ def test_experts_take_an_adapter_of_their_own(tmp_path):
 
 def test_the_embedded_target_has_its_gates_forced_open_and_no_loss_but_the_tokens(tmp_path):
     run = Run(tmp_path, None)
-    target = load_target(run.config, str(EMBEDDED_SELECTOR), TrainingPlace(checkpoints=tmp_path))
+    worker = TrainingWorker(output=tmp_path, scratch=tmp_path)
+    target = load_target(run.config, str(EMBEDDED_SELECTOR), worker)
     assert target.config.quality_gate_forced_open
     for layer in target.model.layers:
         assert layer.mlp.forced_open
@@ -178,7 +178,7 @@ def test_the_embedded_target_has_its_gates_forced_open_and_no_loss_but_the_token
     training = dataclasses.replace(run.config.training, lora=lora, num_epochs=1)
     run.config = dataclasses.replace(run.config, training=training)
     run.train()
-    rows = SupervisedRows(run.output / "tokenized")
+    rows = SupervisedRows(run.output)
     first_step = list(StepOrder(rows.lengths, rows_per_step=4, seed=0))[:4]
     batch = rows.batch(first_step)
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(llama, tmp_path):
     with pytest.raises(ResumeError, match="another configuration: rows_sha256 is"):
         run.train(resume_from="checkpoint-5")
     (run.output / "checkpoint-5" / "finetune.json").unlink()
-    with pytest.raises(ResumeError, match="not a whole checkpoint"):
+    with pytest.raises(ResumeError, match="not a complete checkpoint"):
         run.train(resume_from="checkpoint-5")
 
 
@@ -234,12 +234,12 @@ def test_too_little_memory_is_found_before_a_weight_is_read(llama, tmp_path):
 def test_a_tokenizer_of_another_model_is_refused(llama, tmp_path):
     small = save_tiny_llama(tmp_path / "small", vocab_size=40)
     run = Run(tmp_path, small)
-    with pytest.raises(ModelError, match=r"gives the token \d+, and the model knows 40"):
+    with pytest.raises(ModelError, match=r"has a token \d+, and the model embeds 40"):
         run.train()
     run = Run(tmp_path, llama)
     run.train()
     model = AutoModelForCausalLM.from_pretrained(llama)
-    require_vocabulary(model, SupervisedRows(run.output / "tokenized"), "llama")
+    require_vocabulary(model, SupervisedRows(run.output), "llama")
 
 
 @pytest.mark.parametrize(
@@ -259,5 +259,5 @@ def test_the_last_step_of_an_epoch_may_have_fewer_rows(
 
 
 def test_of_many_rows_a_few_are_named():
-    assert named([str(n) for n in range(3)]) == "'0', '1', '2'"
-    assert named([str(n) for n in range(10)]).endswith("'7' and 2 more")
+    assert list_ids([str(n) for n in range(3)]) == "'0', '1', '2'"
+    assert list_ids([str(n) for n in range(10)]).endswith("'7' and 2 more")

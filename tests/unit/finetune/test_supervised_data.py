@@ -10,15 +10,17 @@ from tokenizers.processors import TemplateProcessing
 from selectmoe.config.finetune import FinetuneConfig, FinetuneDatasetConfig
 from selectmoe.config.loading import load_config
 from selectmoe.data.chat import DEFAULT_CHAT_TEMPLATE
+from selectmoe.data.rejected import rejected_file
 from selectmoe.errors import DataError, ModelError, TooManyRejectedError
 from selectmoe.finetune.supervised_data import (
-    NOT_A_TARGET,
+    IGNORED_LABEL,
     StepOrder,
     SupervisedRows,
     load_target_tokenizer,
-    prepare_rows,
+    prepare_supervised_rows,
     with_chat_template,
 )
+from selectmoe.training.tokenized_rows import read_summary
 from tests.tiny_olmoe import ASSISTANT, END, USER, tiny_tokenizer
 from tests.tiny_target import conversation, write_rows
 
@@ -29,7 +31,7 @@ def settings(file, *, length=256, **others):
 
 
 def rejected(folder):
-    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in rejected_file(folder).read_text().splitlines()]
 
 
 @pytest.fixture
@@ -39,28 +41,28 @@ def file(tmp_path):
 
 def test_targets_are_what_the_assistant_says_and_its_end_mark(file, tmp_path):
     tokenizer = tiny_tokenizer()
-    summary = prepare_rows(settings(file), tokenizer, tmp_path / "tokenized")
-    rows = SupervisedRows(tmp_path / "tokenized")
+    summary = prepare_supervised_rows(settings(file), tokenizer, tmp_path)
+    rows = SupervisedRows(tmp_path)
     assert (summary.num_read, summary.num_rows, len(rows)) == (20, 20, 20)
     batch = rows.batch([3, 11])
     for number, ids, labels in zip([3, 11], batch["input_ids"], batch["labels"], strict=True):
         messages = conversation(number)["messages"]
-        assert tokenizer.decode(labels[labels != NOT_A_TARGET]) == messages[1]["content"] + END
+        assert tokenizer.decode(labels[labels != IGNORED_LABEL]) == messages[1]["content"] + END
         length = rows.lengths[number]
         whole = f"{USER}{messages[0]['content']}{ASSISTANT}{messages[1]['content']}{END}"
         assert tokenizer.decode(ids[:length]) == whole
-        assert (labels[length:] == NOT_A_TARGET).all()
-    assert rows.names(batch["row_numbers"].tolist()) == ["row-3", "row-11"]
+        assert (labels[length:] == IGNORED_LABEL).all()
+    assert rows.ids_of(batch["row_numbers"].tolist()) == ["row-3", "row-11"]
 
 
 def test_a_first_token_is_never_a_target(tmp_path):
     file = write_rows(tmp_path / "rows.jsonl", [{"text": "the gate is open"}])
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    prepare_rows(settings(file), tokenizer, tmp_path / "tokenized")
-    labels = SupervisedRows(tmp_path / "tokenized").batch([0])["labels"][0]
-    assert labels[0] == NOT_A_TARGET
-    assert (labels[1:] != NOT_A_TARGET).all()
+    prepare_supervised_rows(settings(file), tokenizer, tmp_path)
+    labels = SupervisedRows(tmp_path).batch([0])["labels"][0]
+    assert labels[0] == IGNORED_LABEL
+    assert (labels[1:] != IGNORED_LABEL).all()
 
 
 def test_long_rows_are_cut_and_counted_and_those_without_an_answer_rejected(tmp_path):
@@ -68,8 +70,10 @@ def test_long_rows_are_cut_and_counted_and_those_without_an_answer_rejected(tmp_
     rows[2]["messages"][0]["content"] = "the gate " * 60
     rows[5]["messages"][1]["content"] = "the gate " * 60
     file = write_rows(tmp_path / "rows.jsonl", [*rows, {"messages": []}])
-    folder = tmp_path / "tokenized"
-    summary = prepare_rows(settings(file, length=32, max_rejected=0.5), tiny_tokenizer(), folder)
+    folder = tmp_path / "run"
+    summary = prepare_supervised_rows(
+        settings(file, length=32, max_rejected=0.5), tiny_tokenizer(), folder
+    )
     assert (summary.num_read, summary.num_rows, summary.num_truncated) == (9, 7, 1)
     assert summary.num_rejected == {"no_answer_token": 1, "messages_empty": 1}
     assert summary.max_tokens == 32
@@ -79,46 +83,47 @@ def test_long_rows_are_cut_and_counted_and_those_without_an_answer_rejected(tmp_
     assert by_reason["no_answer_token"]["row"] == 3
     assert "first 32 tokens" in by_reason["no_answer_token"]["detail"]
     batch = SupervisedRows(folder).batch(range(7))
-    assert ((batch["labels"] != NOT_A_TARGET).sum(1) > 0).all()
+    assert ((batch["labels"] != IGNORED_LABEL).sum(1) > 0).all()
 
 
 def test_a_model_with_fewer_positions_cuts_earlier(file, tmp_path):
-    folder = tmp_path / "tokenized"
-    config = settings(file, max_rejected=1.0)
-    assert prepare_rows(config, tiny_tokenizer(), folder, max_positions=20).max_tokens == 20
+    folder = tmp_path / "run"
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 20}')
+    config = settings(file, max_rejected=1.0, model=str(tmp_path))
+    assert prepare_supervised_rows(config, tiny_tokenizer(), folder).max_tokens == 20
 
 
 def test_too_many_rejected_rows_stop_the_run_and_none_left_does_anyway(tmp_path):
     rows = [conversation(n) for n in range(9)] + [{"messages": [{"role": "user", "content": "?"}]}]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(TooManyRejectedError, match=r"1 of 10 rows.*max_rejected=0\.01.*:10: "):
-        prepare_rows(settings(file), tiny_tokenizer(), tmp_path / "tokenized")
-    assert not (tmp_path / "tokenized" / "summary.json").exists()
+        prepare_supervised_rows(settings(file), tiny_tokenizer(), tmp_path)
+    assert read_summary(tmp_path) is None
     file = write_rows(tmp_path / "other.jsonl", rows[-1:])
-    with pytest.raises(DataError, match=r"none of 1 rows can be learned from.*assistant turn"):
-        prepare_rows(settings(file, max_rejected=1.0), tiny_tokenizer(), tmp_path / "tokenized")
+    with pytest.raises(DataError, match=r"all 1 rows are rejected.*assistant turn"):
+        prepare_supervised_rows(settings(file, max_rejected=1.0), tiny_tokenizer(), tmp_path)
 
 
-def test_rows_are_tokenised_once_and_again_for_other_settings(file, tmp_path):
-    folder = tmp_path / "tokenized"
-    summary = prepare_rows(settings(file), tiny_tokenizer(), folder)
+def test_rows_are_tokenized_once_and_again_for_other_settings(file, tmp_path):
+    folder = tmp_path / "run"
+    summary = prepare_supervised_rows(settings(file), tiny_tokenizer(), folder)
     file.rename(tmp_path / "moved.jsonl")
-    assert prepare_rows(settings(file), tiny_tokenizer(), folder) == summary
+    assert prepare_supervised_rows(settings(file), tiny_tokenizer(), folder) == summary
     with pytest.raises(DataError, match="no such file"):
-        prepare_rows(settings(file, length=64), tiny_tokenizer(), folder)
+        prepare_supervised_rows(settings(file, length=64), tiny_tokenizer(), folder)
 
 
 def test_an_interrupted_tokenisation_leaves_nothing_that_passes_for_whole(file, tmp_path):
-    folder = tmp_path / "tokenized"
+    folder = tmp_path / "run"
 
     def interrupt(num_done, num_rows):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare_rows(settings(file), tiny_tokenizer(), folder, on_progress=interrupt)
-    assert list(folder.iterdir()) == []
-    whole = prepare_rows(settings(file), tiny_tokenizer(), folder)
-    other = prepare_rows(settings(file), tiny_tokenizer(), tmp_path / "other")
+        prepare_supervised_rows(settings(file), tiny_tokenizer(), folder, on_progress=interrupt)
+    assert list((folder / "tokenized").iterdir()) == []
+    whole = prepare_supervised_rows(settings(file), tiny_tokenizer(), folder)
+    other = prepare_supervised_rows(settings(file), tiny_tokenizer(), tmp_path / "other")
     assert whole == other
 
 
@@ -129,7 +134,9 @@ def test_progress_says_how_many_rows_are_done(tmp_path):
         settings(file),
         dataset=FinetuneDatasetConfig(data_path=str(file), mode="random", fraction=0.5),
     )
-    prepare_rows(config, tiny_tokenizer(), tmp_path / "t", on_progress=lambda *n: told.append(n))
+    prepare_supervised_rows(
+        config, tiny_tokenizer(), tmp_path / "t", on_progress=lambda *n: told.append(n)
+    )
     assert told == [(512, 550), (550, 550)]
 
 
@@ -142,10 +149,10 @@ def test_a_row_that_the_template_refuses_leaves_its_neighbours_alone(tmp_path):
         + tokenizer.chat_template
     )
     file = write_rows(tmp_path / "rows.jsonl", rows)
-    folder = tmp_path / "tokenized"
-    summary = prepare_rows(settings(file, max_rejected=0.5), tokenizer, folder)
+    folder = tmp_path / "run"
+    summary = prepare_supervised_rows(settings(file, max_rejected=0.5), tokenizer, folder)
     assert summary.num_rejected == {"chat_template": 1}
-    assert SupervisedRows(folder).names([0, 1]) == ["row-0", "row-2"]
+    assert SupervisedRows(folder).ids_of([0, 1]) == ["row-0", "row-2"]
     assert "no system turn" in rejected(folder)[0]["detail"]
 
 
@@ -161,8 +168,8 @@ def test_our_template_keeps_a_first_token_of_the_tokenizers_own(file, tmp_path, 
         )
     ours = FinetuneDatasetConfig(data_path=str(file), chat_template="selectmoe")
     config = FinetuneConfig(dataset=ours)
-    prepare_rows(config, with_chat_template(tokenizer, config), tmp_path / "tokenized")
-    row = SupervisedRows(tmp_path / "tokenized").sample(0)
+    prepare_supervised_rows(config, with_chat_template(tokenizer, config), tmp_path)
+    row = SupervisedRows(tmp_path).row(0)
     assert tokenizer.decode(row.token_ids).startswith(f"{begins_with}{USER}\nsay 0")
     assert tokenizer.chat_template.endswith(DEFAULT_CHAT_TEMPLATE)
 
@@ -199,7 +206,10 @@ def test_a_tokenizer_that_is_not_there_or_unreadable_is_one_line(tmp_path):
     for model, message in (
         (str(broken), "its tokenizer cannot be read"),
         (str(tmp_path / "empty"), "has no tokenizer"),
-        ("nobody/has-this-model", "its tokenizer cannot be had"),  # the tests have no network
+        (
+            "nobody/has-this-model",
+            "its tokenizer could not be downloaded",
+        ),  # the tests have no network
     ):
         with pytest.raises(ModelError, match=message) as refused:
             load_target_tokenizer(FinetuneConfig(model=model))

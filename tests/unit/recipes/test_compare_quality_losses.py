@@ -18,7 +18,7 @@ from selectmoe.config.warmup import TrainingConfig, WarmupConfig, WarmupDatasetC
 from selectmoe.corpus.shards import row_key
 from selectmoe.errors import DataError
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.warmup.rows import read_warmup_rows
+from selectmoe.warmup.rows import choose_warmup_rows
 
 
 def config_of(*, subset_ratio: float = 0.5, **training) -> WarmupConfig:
@@ -64,14 +64,7 @@ def test_all_six_losses_are_known():
 
 def test_evaluation_rows_are_not_training_rows(held_out):
     config = config_of()
-    found = read_warmup_rows(
-        (),
-        load_engine(config, None).tokenizer,
-        subset_ratio=config.dataset.subset_ratio,
-        max_rejected=1.0,
-        full_sequence_prediction=False,
-    )
-    learned_from = {row_key(sample) for sample in found.rows.samples}
+    learned_from = {row_key(sample) for sample in choose_warmup_rows(config).read()}
     assert len(learned_from) > 100
     assert len(held_out.originals) == 8
     assert not learned_from & {row_key(sample) for sample in held_out.originals}
@@ -96,7 +89,7 @@ def test_a_warm_up_that_collapses_is_evaluated_as_it_stopped(held_out, tmp_path)
         quality_gate_init_bias=-20.0,
     )  # fmt: skip
     row = measure_loss("linear", config, held_out, tmp_path)
-    assert row.note.startswith("stopped at step 3: the gates have collapsed: all is trash")
+    assert row.note.startswith("stopped at step 3: the gates have collapsed: every layer")
     assert "try another" not in row.note  # the remedy is for whoever started the warm-up
     assert row.num_steps == 3
     assert row.good_real < 0.001  # where a warm-up calls it trash

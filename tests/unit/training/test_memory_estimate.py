@@ -15,8 +15,9 @@ from transformers import (
 from selectmoe.config.finetune import FinetuneTrainingConfig
 from selectmoe.config.lora import LoraSettings
 from selectmoe.errors import ModelError
-from selectmoe.finetune.stage import checkpoint_layers, with_adapter
+from selectmoe.finetune.stage import checkpoint_layers
 from selectmoe.paths import EMBEDDED_SELECTOR
+from selectmoe.training.lora_targets import add_adapter
 from selectmoe.training.memory_estimate import (
     NotEnoughMemoryError,
     available_memory,
@@ -73,7 +74,7 @@ def test_parameters_are_counted_exactly_and_activations_from_below(
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert estimate.num_parameters == sum(p.numel() for p in model.parameters())
     assert estimate.weights == 4 * estimate.num_parameters
-    adapted = with_adapter(model, LORA, model_name=name).train()
+    adapted = add_adapter(model, LORA, model_name=name).train()
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert estimate.num_trained == trained
     if gradient_checkpointing:
@@ -92,17 +93,15 @@ def test_what_cannot_fit_is_refused_with_numbers_and_a_remedy(tmp_path):
     folder = str(save_tiny_llama(tmp_path / "llama"))
     training = settings()
     estimate = estimate_memory(folder, training, dtype=torch.float32, max_tokens=64)
-    require_memory(estimate, training, available=estimate.total, place="GPU memory", max_tokens=64)
+    require_memory(estimate, training, available=estimate.total, kind="GPU memory", max_tokens=64)
     with pytest.raises(NotEnoughMemoryError) as refused:
         require_memory(
-            estimate, training, available=estimate.total - 1, place="GPU memory", max_tokens=64
+            estimate, training, available=estimate.total - 1, kind="GPU memory", max_tokens=64
         )
     for part in ("MB of GPU memory", "batch_size=4 of 64 tokens", "lower training.batch_size"):
         assert part in str(refused.value)
     with pytest.raises(NotEnoughMemoryError, match="smaller model"):
-        require_memory(
-            estimate, training, available=estimate.weights, place="memory", max_tokens=64
-        )
+        require_memory(estimate, training, available=estimate.weights, kind="memory", max_tokens=64)
 
 
 def test_no_weight_is_read(tmp_path):

@@ -8,7 +8,7 @@ from selectmoe.config.warmup import WarmupConfig
 from selectmoe.records import Message, Sample
 from selectmoe.scoring.calibration import describe
 from selectmoe.scoring.engine import ScoringEngine
-from selectmoe.warmup.cache import load_warmup_rows, prepare_warmup_rows
+from selectmoe.training.worker import TrainingWorker
 from selectmoe.warmup.calibration import (
     MAX_CALIBRATION_ROWS,
     calibrate_on,
@@ -16,7 +16,8 @@ from selectmoe.warmup.calibration import (
     sampled_positions,
     sampled_rows,
 )
-from selectmoe.warmup.stage import TrainingPlace, run_warmup
+from selectmoe.warmup.rows import load_training_rows, prepare_warmup_rows, warmup_tokenizer
+from tests.warmup_run import warm_up
 
 SETTINGS = {
     "dataset.subset_ratio": 0.2, "dataset.max_sequence_length": 64, "max_rejected": 1.0,
@@ -25,23 +26,23 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """The folder of tokenised rows that a worker finds."""
-    output = tmp_path_factory.mktemp("rows")
+def run(tmp_path_factory):
+    """The folder of a run, with the rows that a worker finds there."""
+    folder = tmp_path_factory.mktemp("run")
     config = from_values(WarmupConfig, SETTINGS)
-    prepare_warmup_rows(config, output, output / "tokenized", on_progress=lambda *_: None)
-    return output / "tokenized"
+    prepare_warmup_rows(config, warmup_tokenizer(config), folder)
+    return folder
 
 
 # peft asks for a property that transformers has renamed.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("peft_mode", ["full_rank", "lora"])
-def test_the_trained_weights_score_with_percentiles(rows, tmp_path, peft_mode):
+def test_the_trained_weights_score_with_percentiles(tmp_path, peft_mode):
     config = from_values(WarmupConfig, {**SETTINGS, "training.peft_mode": peft_mode})
-    place = TrainingPlace(output=tmp_path, scratch=tmp_path / "scratch", rows=rows)
-    weights = run_warmup(config, place).weights
-    written = calibrate_warmup(config, rows=rows, weights=weights, uses_gpu=False)
-    samples = load_warmup_rows(rows).rows.samples
+    worker = TrainingWorker(output=tmp_path, scratch=tmp_path / "scratch")
+    weights = warm_up(config, worker).weights
+    written = calibrate_warmup(config, worker, weights=weights)
+    samples = load_training_rows(tmp_path).samples
     assert describe(written)["corpus"] == {"demo": len(samples)}
     assert written.max_sequence_length == 64
     engine = ScoringEngine.from_pretrained(
@@ -56,8 +57,8 @@ def test_the_trained_weights_score_with_percentiles(rows, tmp_path, peft_mode):
     assert plain.score(samples[:1])[0].score != pytest.approx(scores[0], abs=1e-6)
 
 
-def test_all_rows_of_a_small_corpus_are_taken_and_4000_of_a_large_one(rows):
-    assert sampled_rows(rows, seed=0) == list(load_warmup_rows(rows).rows.samples)
+def test_all_rows_of_a_small_corpus_are_taken_and_4000_of_a_large_one(run):
+    assert sampled_rows(run, seed=0) == list(load_training_rows(run).samples)
     positions = sampled_positions(10_000, seed=0)
     assert len(np.unique(positions)) == MAX_CALIBRATION_ROWS == len(positions)
     assert (np.diff(positions) > 0).all()
@@ -65,12 +66,12 @@ def test_all_rows_of_a_small_corpus_are_taken_and_4000_of_a_large_one(rows):
     assert positions.tolist() != sampled_positions(10_000, seed=1).tolist()
 
 
-def test_a_row_without_a_score_is_left_out(rows):
+def test_a_row_without_a_score_is_left_out(run):
     engine = ScoringEngine.from_pretrained(device="cpu")
     engine.tokenizer.template = (
         "{% if messages | length == 1 %}{{ raise_exception('one turn') }}{% endif %}"
         + engine.tokenizer.template
     )
     lonely = Sample("demo", "lonely", (Message("assistant", "Hello there."),))
-    found = calibrate_on(engine, [*sampled_rows(rows, seed=0)[:2], lonely])
+    found = calibrate_on(engine, [*sampled_rows(run, seed=0)[:2], lonely])
     assert (found.num_samples, found.corpus) == (2, {"demo": 2})

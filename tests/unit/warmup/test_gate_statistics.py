@@ -60,8 +60,8 @@ def layers(*values: float, **others: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("logs", "complaint"),
     [
-        (layers(0.9995, 0.9999), "all is good to every layer"),
-        (layers(0.0001, 0.0009), "all is trash to every layer"),
+        (layers(0.9995, 0.9999), "every layer keeps everything"),
+        (layers(0.0001, 0.0009), "every layer discards everything"),
         (layers(0.9995, 0.4), None),
         (layers(0.0001, 0.4), None),
         # The contrastive loss may open all gates as long as they order rows.

@@ -1,21 +1,15 @@
-"""Every row is learned from or rejected with a reason; names become files."""
+"""What a warm-up learns from: every row is learned from or rejected; names become files."""
 
 import json
 
+import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
-from selectmoe.config.warmup import WarmupDatasetConfig
-from selectmoe.data.chat import ChatTokenizer
+from selectmoe.config.warmup import TrainingConfig, WarmupConfig, WarmupDatasetConfig
+from selectmoe.data.rejected import rejected_file
 from selectmoe.errors import DataError, TooManyRejectedError
-from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.warmup.rows import read_warmup_rows
+from selectmoe.warmup.rows import load_training_rows, prepare_warmup_rows, warmup_tokenizer
 from selectmoe.warmup.settings import corpus_specs
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
 
 
 def row(sample_id: str, question: str, answer: str | None) -> dict:
@@ -25,15 +19,16 @@ def row(sample_id: str, question: str, answer: str | None) -> dict:
     return {"dataset": "d", "id": sample_id, "messages": messages}
 
 
-def read(file, tokenizer, *, length: int = 64, max_rejected: float = 1.0, full: bool = False):
-    chat = ChatTokenizer(tokenizer, max_sequence_length=length)
-    return read_warmup_rows(
-        [str(file)],
-        chat,
-        subset_ratio=1.0,
-        max_rejected=max_rejected,
-        full_sequence_prediction=full,
+def config_of(*paths, length: int = 64, max_rejected: float = 1.0, full: bool = False):
+    dataset = WarmupDatasetConfig(
+        paths=tuple(map(str, paths)), subset_ratio=1.0, max_sequence_length=length
     )
+    training = TrainingConfig(full_sequence_prediction=full)
+    return WarmupConfig(dataset=dataset, training=training, max_rejected=max_rejected)
+
+
+def prepare(config, run):
+    return prepare_warmup_rows(config, warmup_tokenizer(config), run)
 
 
 @pytest.fixture
@@ -48,45 +43,48 @@ def corpus(tmp_path):
     return file
 
 
-def test_rows_learned_from_and_rejected_add_up_to_those_read(corpus, tokenizer):
-    found = read(corpus, tokenizer)
-    assert [sample.sample_id for sample in found.rows.samples] == ["fine"]
-    reasons = {rejected.sample_id: (rejected.reason, rejected.row) for rejected in found.rejected}
-    assert reasons["asks too long"] == ("no_label", 2)
-    assert len(found.rejected) == 2
-    assert found.num_read == 3
+def test_rows_learned_from_and_rejected_add_up_to_those_read(corpus, tmp_path):
+    summary = prepare(config_of(corpus), tmp_path)
+    assert (summary.num_read, summary.num_rows) == (3, 1)
+    assert [s.sample_id for s in load_training_rows(tmp_path).samples] == ["fine"]
+    lines = map(json.loads, rejected_file(tmp_path).read_text("utf-8").splitlines())
+    rejected = {line["id"]: (line["reason"], line["row"]) for line in lines}
+    assert rejected["asks too long"] == ("no_answer_token", 2)
+    assert len(rejected) == 2
 
 
-def test_a_question_is_enough_where_the_whole_sequence_is_predicted(corpus, tokenizer):
-    found = read(corpus, tokenizer, full=True)
-    assert [s.sample_id for s in found.rows.samples] == ["fine", "asks too long"]
+def test_a_question_is_enough_where_the_whole_sequence_is_predicted(corpus, tmp_path):
+    prepare(config_of(corpus, full=True), tmp_path)
+    ids = [sample.sample_id for sample in load_training_rows(tmp_path).samples]
+    assert ids == ["fine", "asks too long"]
 
 
-def test_too_many_rejected_rows_are_an_error_that_names_the_first(corpus, tokenizer):
-    with pytest.raises(
-        TooManyRejectedError, match=r"2 of 3 rows cannot be learned from, .*\.jsonl"
-    ):
-        read(corpus, tokenizer, max_rejected=0.5)
-
-
-def test_data_with_no_assistant_turn_is_an_error(tmp_path, tokenizer):
+def test_data_with_no_assistant_turn_is_an_error(tmp_path):
     file = tmp_path / "questions.jsonl"
     file.write_text(json.dumps(row("a", "Hello?", None)) + "\n")
-    with pytest.raises(
-        TooManyRejectedError, match=r"1 of 1 rows cannot be learned from.*assistant"
-    ):
-        read(file, tokenizer, max_rejected=0.01)
-    with pytest.raises(DataError, match="at least one sample, got none"):
-        read(file, tokenizer)
+    with pytest.raises(TooManyRejectedError, match=r"all 1 rows are rejected.*assistant"):
+        prepare(config_of(file), tmp_path)
 
 
-def test_without_a_corpus_the_clean_rows_of_the_demo_are_read(tokenizer):
-    chat = ChatTokenizer(tokenizer, max_sequence_length=512)
-    found = read_warmup_rows(
-        [], chat, subset_ratio=1.0, max_rejected=0.01, full_sequence_prediction=False
+def test_the_rows_on_disk_are_the_subset_of_the_clean_demo_rows(tmp_path):
+    config = WarmupConfig(
+        dataset=WarmupDatasetConfig(subset_ratio=0.2, max_sequence_length=64), max_rejected=1.0
     )
-    assert {sample.dataset for sample in found.rows.samples} == {"demo"}
-    assert found.num_read == 380
+    summary = prepare(config, tmp_path)
+    rows = load_training_rows(tmp_path)
+    assert {sample.dataset for sample in rows.samples} == {"demo"}
+    assert 0 < summary.num_rows == len(rows.samples) < 380 * 0.3
+    assert summary.num_truncated > 0
+    expected = warmup_tokenizer(config).tokenize(rows.samples)
+    for one, other in zip(rows.tokenized, expected, strict=True):
+        assert (one.sample_id, one.token_ids.dtype) == (other.sample_id, other.token_ids.dtype)
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+        np.testing.assert_array_equal(one.answer_mask, other.answer_mask)
+
+
+def test_of_the_demo_corpus_the_clean_rows_are_read(tmp_path):
+    summary = prepare(config_of(length=512), tmp_path)
+    assert summary.num_read == 380
 
 
 def test_names_are_files_or_folders_below_the_folder(tmp_path):
@@ -104,6 +102,6 @@ def test_names_are_files_or_folders_below_the_folder(tmp_path):
     )
     wrong = WarmupDatasetConfig(names=("oasst1",), folder=str(tmp_path))
     with pytest.raises(
-        DataError, match=r"'oasst1' must be a folder or a .* which holds cot, dolly"
+        DataError, match=r"'oasst1' must be a folder or a .* which contains cot, dolly"
     ):
         corpus_specs(wrong)

@@ -19,7 +19,7 @@ from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Sample
 from selectmoe.training.memory_estimate import NotEnoughMemoryError
 from selectmoe.training.stopping import TrainingStoppedError
-from selectmoe.warmup.contrastive_pairs import ContrastivePairs
+from selectmoe.training.worker import TrainingWorker
 from selectmoe.warmup.gate_model import (
     load_gated_model,
     prepare_trainee,
@@ -27,13 +27,8 @@ from selectmoe.warmup.gate_model import (
     require_memory,
 )
 from selectmoe.warmup.gate_objectives import row_margins
-from selectmoe.warmup.stage import (
-    GateWarmup,
-    TrainingPlace,
-    run_warmup,
-    warm_up_gates,
-)
 from selectmoe.warmup.step_batches import StepBatches, StepSettings, TrainingRows
+from tests.warmup_run import warm_up
 
 NUM_LAYERS = 4
 
@@ -67,8 +62,8 @@ def settings_of(corpus: Path, *, model: Path | None = None, seed: int = 0, **tra
     )
 
 
-def place_at(folder: Path, **settings) -> TrainingPlace:
-    return TrainingPlace(output=folder, scratch=folder / "scratch", **settings)
+def worker_at(folder: Path, **settings) -> TrainingWorker:
+    return TrainingWorker(output=folder, scratch=folder / "scratch", **settings)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -90,21 +85,6 @@ class StopAt(TrainerCallback):
         control.should_training_stop = (
             control.should_training_stop or state.global_step == self.step
         )
-
-
-def test_gates_learn_to_tell_gibberish_and_nothing_else_moves(samples, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
-    fresh = fresh_decoder()
-    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    settings = GateWarmup(
-        num_steps=30, batch_size=8, learning_rate=2e-2, kinds=("gibberish",),
-        max_tokens_per_batch=2_048, max_sequence_length=128,
-    )  # fmt: skip
-    file = warm_up_gates(fresh, tokenizer, samples, settings=settings, output=tmp_path)
-    assert file.name == "full_rank_weights.safetensors"
-    moved = {n for n, t in fresh.state_dict().items() if not torch.equal(t, before[n])}
-    assert moved == {name for name in before if "quality_gate" in name}
-    assert metrics(tmp_path)[-1]["pairs_in_order"] > 0.9
 
 
 def fresh_decoder() -> SelectMoeModel:
@@ -138,13 +118,13 @@ def test_backward_reaches_every_gate_and_keeps_no_activation_of_the_frozen_model
 def test_a_resumed_run_ends_with_the_gates_of_an_uninterrupted_one(corpus, tmp_path):
     config = settings_of(corpus, num_steps=20, save_steps=10, logging_steps=5, learning_rate=2e-2)
     whole, stopped, resumed = (tmp_path / name for name in ("whole", "stopped", "resumed"))
-    run_warmup(config, place_at(whole))
-    run_warmup(config, place_at(stopped, callbacks=(StopAt(10),)))
+    warm_up(config, worker_at(whole))
+    warm_up(config, worker_at(stopped, callbacks=(StopAt(10),)))
     checkpoint = stopped / "scratch" / "checkpoint-10"
     assert sorted(file.name for file in checkpoint.glob("*.safetensors")) == [
         "full_rank_weights.safetensors"
     ]
-    run_warmup(config, place_at(resumed, resume_from=str(checkpoint)))
+    warm_up(config, worker_at(resumed, resume_from=str(checkpoint)))
     gates, again = (load_file(f / "full_rank_weights.safetensors") for f in (whole, resumed))
     at_ten = load_file(checkpoint / "full_rank_weights.safetensors")
     name = "layers.0.mlp.quality_gate.weight"
@@ -159,19 +139,19 @@ def test_a_resumed_run_ends_with_the_gates_of_an_uninterrupted_one(corpus, tmp_p
 
 def test_lines_of_steps_that_are_done_again_are_dropped_from_the_metrics(corpus, tmp_path):
     config = settings_of(corpus, num_steps=8, save_steps=4)
-    run_warmup(config, place_at(tmp_path, callbacks=(StopAt(6),)))
+    warm_up(config, worker_at(tmp_path, callbacks=(StopAt(6),)))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')  # a kill in the middle of a line
     checkpoint = str(tmp_path / "scratch" / "checkpoint-4")
-    run_warmup(config, place_at(tmp_path, resume_from=checkpoint))
+    warm_up(config, worker_at(tmp_path, resume_from=checkpoint))
     assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 6, 8]
 
 
 def test_a_finished_run_is_not_trained_further(corpus, tmp_path):
     config = settings_of(corpus, num_steps=4, save_steps=4)
-    run_warmup(config, place_at(tmp_path / "first"))
+    warm_up(config, worker_at(tmp_path / "first"))
     checkpoint = tmp_path / "first" / "scratch" / "checkpoint-4"
-    run_warmup(config, place_at(tmp_path / "second", resume_from=str(checkpoint)))
+    warm_up(config, worker_at(tmp_path / "second", resume_from=str(checkpoint)))
     first, second = (
         (tmp_path / run / "full_rank_weights.safetensors").read_bytes()
         for run in ("first", "second")
@@ -210,7 +190,7 @@ def test_two_shares_of_a_step_have_the_gradient_of_the_whole_step(samples):
 )  # fmt: skip
 def test_every_loss_trains_the_gates_and_logs_its_parts(corpus, tmp_path, loss):
     config = settings_of(corpus, quality_loss_type=loss, learning_rate=1e-2)
-    report = run_warmup(config, place_at(tmp_path))
+    report = warm_up(config, worker_at(tmp_path))
     first, last = metrics(tmp_path)
     parts = {"label_loss", "ranking_loss"} if loss == "contrastive" else {"lm_loss", "quality_loss"}
     layers = {f"good_probability_layer_{n:02d}" for n in range(NUM_LAYERS)}
@@ -223,10 +203,10 @@ def test_every_loss_trains_the_gates_and_logs_its_parts(corpus, tmp_path, loss):
 
 
 def test_the_parts_of_the_loss_add_up_to_it(corpus, tmp_path):
-    run_warmup(
+    warm_up(
         settings_of(corpus, quality_loss_weight=0.7, train_moe_gates=True, label_weight=0.25,
                     enable_load_balancing=True),
-        place_at(tmp_path),
+        worker_at(tmp_path),
     )  # fmt: skip
     for row in metrics(tmp_path):
         contrast = 0.25 * row["label_loss"] + 0.75 * row["ranking_loss"]
@@ -245,7 +225,7 @@ def test_the_parts_of_the_loss_add_up_to_it(corpus, tmp_path):
 def test_the_groups_that_are_switched_on_move_and_no_other(corpus, tmp_path, training, moving):
     if training.get("trash_expert_mode"):
         training = {**training, "quality_loss_type": "sigmoid"}  # its loss reaches the vector
-    report = run_warmup(settings_of(corpus, **training), place_at(tmp_path))
+    report = warm_up(settings_of(corpus, **training), worker_at(tmp_path))
     before, after = stored_model(), load_file(report.weights)
     unchanged = run_unchanged_gates(corpus, tmp_path)
     for name, tensor in after.items():
@@ -258,7 +238,7 @@ def test_the_groups_that_are_switched_on_move_and_no_other(corpus, tmp_path, tra
 def run_unchanged_gates(corpus: Path, folder: Path) -> dict[str, torch.Tensor]:
     """New gates as `settings_of` asks for them, before any step counts."""
     config = settings_of(corpus, num_steps=1, learning_rate=1e-30)
-    return load_file(run_warmup(config, place_at(folder / "unchanged")).weights)
+    return load_file(warm_up(config, worker_at(folder / "unchanged")).weights)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
@@ -266,7 +246,7 @@ def test_an_adapter_holds_the_gates_and_computes_what_was_trained(corpus, tmp_pa
     from peft import PeftModel
 
     config = settings_of(corpus, peft_mode="lora", train_moe_gates=True, learning_rate=1e-2)
-    report = run_warmup(config, place_at(tmp_path))
+    report = warm_up(config, worker_at(tmp_path))
     stored = load_file(Path(report.weights) / "adapter_model.safetensors")
     for part in ("lora_A", "lora_B", "quality_gate.weight", "quality_gate.bias", "mlp.gate.weight"):
         assert sum(part in name for name in stored) >= NUM_LAYERS, part
@@ -288,10 +268,10 @@ def test_an_adapter_holds_the_gates_and_computes_what_was_trained(corpus, tmp_pa
 
 def test_an_adapter_run_is_resumed_to_the_same_adapter(corpus, tmp_path):
     config = settings_of(corpus, num_steps=6, save_steps=3, peft_mode="lora", learning_rate=1e-2)
-    whole = run_warmup(config, place_at(tmp_path / "whole"))
-    run_warmup(config, place_at(tmp_path / "stopped", callbacks=(StopAt(3),)))
+    whole = warm_up(config, worker_at(tmp_path / "whole"))
+    warm_up(config, worker_at(tmp_path / "stopped", callbacks=(StopAt(3),)))
     checkpoint = str(tmp_path / "stopped" / "scratch" / "checkpoint-3")
-    again = run_warmup(config, place_at(tmp_path / "resumed", resume_from=checkpoint))
+    again = warm_up(config, worker_at(tmp_path / "resumed", resume_from=checkpoint))
     first, second = (
         load_file(Path(r.weights) / "adapter_model.safetensors") for r in (whole, again)
     )
@@ -301,7 +281,7 @@ def test_an_adapter_run_is_resumed_to_the_same_adapter(corpus, tmp_path):
 
 
 def test_gates_of_a_bfloat16_model_are_trained_in_float32(corpus, tmp_path):
-    report = run_warmup(settings_of(corpus, dtype="bfloat16"), place_at(tmp_path))
+    report = warm_up(settings_of(corpus, dtype="bfloat16"), worker_at(tmp_path))
     gates = load_file(report.weights)
     assert {t.dtype for n, t in gates.items() if "quality_gate" in n} == {torch.float32}
     assert {t.dtype for n, t in gates.items() if ".mlp.gate." in n} == {torch.bfloat16}
@@ -316,7 +296,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples(corpus, tm
     AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR).save_pretrained(broken)
     config = settings_of(corpus, model=broken, quality_gate_init_bias=None)
     with pytest.raises(TrainingStoppedError) as stopped:
-        run_warmup(config, place_at(tmp_path / "run"))
+        warm_up(config, worker_at(tmp_path / "run"))
     message = str(stopped.value)
     assert "the loss of step 1 is not a finite number, in the batch of the samples" in message
     ids = {json.loads(line)["id"] for line in corpus.read_text("utf-8").splitlines()}
@@ -328,7 +308,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_too(corpus, tmp_path):
     # The loss is a float32 still; the squares of its gradient, which its length sums, are not.
     config = settings_of(corpus, quality_loss_weight=1e30)
     with pytest.raises(TrainingStoppedError, match=r"the gradient of step 1 .*('demo-.*){4}"):
-        run_warmup(config, place_at(tmp_path))
+        warm_up(config, worker_at(tmp_path))
     assert not (tmp_path / "full_rank_weights.safetensors").exists()
 
 
@@ -337,8 +317,8 @@ def test_gates_that_call_everything_good_stop_the_run(corpus, tmp_path):
         corpus, quality_loss_type="linear", quality_gate_init_bias=12.0, learning_rate=1e-6,
         num_steps=20, logging_steps=1,
     )  # fmt: skip
-    with pytest.raises(TrainingStoppedError, match="all is good to every layer"):
-        run_warmup(config, place_at(tmp_path))
+    with pytest.raises(TrainingStoppedError, match="every layer keeps everything"):
+        warm_up(config, worker_at(tmp_path))
     assert len(metrics(tmp_path)) == 3
 
 
@@ -348,7 +328,7 @@ def test_new_gates_follow_from_their_settings_and_the_seed(corpus, tmp_path):
             corpus, num_steps=1, learning_rate=1e-30, quality_gate_init_mean=0.5,
             quality_gate_init_std=0.1, quality_gate_init_bias=3.0, seed=seed,
         )  # fmt: skip
-        return load_file(run_warmup(config, place_at(tmp_path / str(seed))).weights)
+        return load_file(warm_up(config, worker_at(tmp_path / str(seed))).weights)
 
     first, other = gates(1), gates(2)
     name = "layers.3.mlp.quality_gate"
@@ -381,34 +361,19 @@ def test_the_share_of_pairs_in_order_is_that_of_the_margins(samples):
     assert float(margins[0]) == pytest.approx(by_hand, abs=1e-5)  # float32 means
 
 
-def test_the_same_seed_gives_the_same_pairs(samples):
-    chat = ChatTokenizer(AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR), max_sequence_length=64)
-    first, second = (
-        next(
-            iter(
-                ContrastivePairs(samples, chat, kinds=("run_on",), max_tokens_per_batch=512, seed=s)
-            )
-        )
-        for s in (3, 3)
-    )
-    assert torch.equal(first["input_ids"], second["input_ids"])
-
-
 def test_an_unknown_kind_is_refused(corpus, tmp_path):
-    with pytest.raises(ConfigError, match="got 'sarcasm'"):
-        GateWarmup(kinds=("sarcasm",))
     with pytest.raises(ConfigError, match=r"training\.corruptions must be among .*, got 'sarcasm'"):
-        run_warmup(settings_of(corpus, corruptions=("sarcasm",)), place_at(tmp_path))
+        warm_up(settings_of(corpus, corruptions=("sarcasm",)), worker_at(tmp_path))
 
 
 def test_weights_of_another_model_are_no_checkpoint_of_this_one(corpus, tmp_path):
     config = settings_of(corpus, num_steps=4, save_steps=2)
-    run_warmup(config, place_at(tmp_path, callbacks=(StopAt(2),)))
+    warm_up(config, worker_at(tmp_path, callbacks=(StopAt(2),)))
     checkpoint = tmp_path / "scratch" / "checkpoint-2"
     file = checkpoint / "full_rank_weights.safetensors"
     save_file({"layers.99.mlp.quality_gate.weight": torch.zeros(2, 4)}, file)
     with pytest.raises(ModelError, match="the model has no tensor"):
-        run_warmup(config, place_at(tmp_path / "next", resume_from=str(checkpoint)))
+        warm_up(config, worker_at(tmp_path / "next", resume_from=str(checkpoint)))
 
 
 def test_a_model_that_cannot_fit_is_refused_with_numbers_before_its_weights_are_read():

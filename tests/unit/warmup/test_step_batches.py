@@ -131,7 +131,7 @@ def test_rows_that_cannot_be_made_worse_are_left_out_of_a_step(chat):
     assert [batch.sample_ids for batch in step] == [("long",)]
     assert step[0].share_of_step == 1
     short = TrainingRows(samples[:3], chat.tokenize(samples[:3]))
-    with pytest.raises(DataError, match="none of 3 samples can be made worse by shuffled_words"):
+    with pytest.raises(DataError, match="none of 3 samples can be corrupted by shuffled_words"):
         batches(short, chat, effective_batch_size=3, kinds=("shuffled_words",)).step(0)
 
 

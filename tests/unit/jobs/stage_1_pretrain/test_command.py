@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.stage_1_pretrain.command import claim_output, parse, print_report, require_inputs
+from jobs.on_ray.training_run import claim_output
+from jobs.stage_1_pretrain.command import parse, print_report, require_inputs
 from selectmoe.errors import ConfigError, DataError, ModelError, ResumeError
 from selectmoe.training.metrics_lines import metrics_line
+from selectmoe.training.tokenized_rows import TokenizedSummary
 
 
 def test_options_and_overrides_become_one_configuration_with_absolute_paths(tmp_path, monkeypatch):
@@ -48,7 +50,10 @@ def test_without_a_model_and_a_corpus_the_demo_preset_is_what_overrides_stand_on
             ["training.effective_batch_size=1", "scaling.num_workers=2"],
             r"at least scaling\.num_workers = 2",
         ),
-        (["training.strategy=single", "scaling.num_workers=2"], r"num_workers 1, got 2"),
+        (
+            ["training.strategy=single"],
+            r"ddp or fsdp \(scaling\.num_workers=1 is",
+        ),
         (["training.strategy=fsdp"], r"num_workers at least 2, got 1"),
         (["training.train_quality_gates=false"], "nothing would be trained"),
         (["dataset.names=cot"], r"dataset\.names needs dataset\.folder, got cot"),
@@ -104,17 +109,22 @@ def test_a_line_of_metrics_says_what_a_person_looks_for():
 
 
 def test_the_report_says_where_the_weights_are(capsys):
+    summary = TokenizedSummary(
+        fingerprint="", description="all rows of a.jsonl", num_read=1_203,
+        num_rejected={"no_answer_token": 3}, num_rows=1_200, num_truncated=0, num_tokens=90_000,
+        num_answer_tokens=60_000, max_tokens=512, rows_sha256="",
+    )  # fmt: skip
     report = {
-        "num_samples": 1_200, "num_rejected": 3, "num_parameters_trained": 65_600,
-        "num_steps": 100, "weights": str(Path("/runs/full_rank_weights.safetensors")),
+        "num_parameters_trained": 65_600, "num_steps": 100,
+        "weights": str(Path("/runs/full_rank_weights.safetensors")),
         "calibration": {"num_samples": 1_190},
     }  # fmt: skip
-    print_report(report, wall_seconds=42.0)
+    print_report(summary, report, wall_seconds=42.0)
     printed = capsys.readouterr().out
-    assert "1,200 (3 rows rejected)" in printed
+    assert "1,200 (3 rejected, all rows of a.jsonl)" in printed
     assert "100 in 42 s" in printed
     assert "scores   calibrated on 1,190 rows of the corpus" in printed
     assert "/runs/full_rank_weights.safetensors" in printed
     uncalibrated = {"calibration": None, "calibration_failure": "the model has no tensor 'x'"}
-    print_report(report | uncalibrated, wall_seconds=42.0)
+    print_report(summary, report | uncalibrated, wall_seconds=42.0)
     assert "not calibrated: the model has no tensor 'x'" in capsys.readouterr().out

@@ -6,8 +6,9 @@ from jobs.stage_1_pretrain.gate_worker import calibrate
 from selectmoe.config.loading import from_values
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.scoring.calibration import CALIBRATION_NAME
-from selectmoe.warmup.cache import prepare_warmup_rows
-from selectmoe.warmup.stage import TrainingPlace, run_warmup
+from selectmoe.training.tokenized_rows import read_summary
+from selectmoe.training.worker import TrainingWorker
+from tests.warmup_run import warm_up
 
 SETTINGS = {
     "dataset.subset_ratio": 0.1, "dataset.max_sequence_length": 64, "max_rejected": 1.0,
@@ -18,17 +19,16 @@ SETTINGS = {
 def calibrated(folder, **settings):
     """What the report of such a warm-up says of its calibration."""
     config = from_values(WarmupConfig, SETTINGS | settings)
-    rows = folder / "tokenized"
-    summary = prepare_warmup_rows(config, folder, rows, on_progress=lambda *_: None)
-    place = TrainingPlace(output=folder, scratch=folder / "scratch", rows=rows)
-    return summary, calibrate(config, place, run_warmup(config, place).weights)
+    worker = TrainingWorker(output=folder, scratch=folder / "scratch")
+    told = calibrate(config, worker, warm_up(config, worker).weights)
+    return read_summary(folder), told
 
 
 def test_a_calibration_is_reported_without_its_quantiles(tmp_path):
     summary, told = calibrated(tmp_path)
     written = json.loads((tmp_path / CALIBRATION_NAME).read_text("utf-8"))
     assert told["calibration"] == {k: v for k, v in written.items() if k != "quantiles"}
-    assert told["calibration"]["corpus"] == {"demo": summary.num_samples}
+    assert told["calibration"]["corpus"] == {"demo": summary.num_rows}
 
 
 def test_weights_that_cannot_score_are_kept_and_the_report_says_why(tmp_path):

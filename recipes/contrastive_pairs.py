@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from selectmoe.corruptions.kinds import corrupt
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import collate_padded
 from selectmoe.errors import DataError
 from selectmoe.records import Sample, TokenizedSample
+from selectmoe.warmup.step_batches import make_copy
 
 # Pairs sorted by length together; more means less padding, and batches that differ more in length.
 PAIRS_PER_SORT = 256
-NUM_DONORS = 64
-MAX_TRIES = 4
 
 
 class ContrastivePairs(IterableDataset[dict[str, Tensor]]):
@@ -75,22 +73,6 @@ class ContrastivePairs(IterableDataset[dict[str, Tensor]]):
         random.shuffle(groups)
         for group in groups:
             yield to_batch([clean[i] for i in group], [copies[i] for i in group])
-
-
-def make_copy(
-    sample: Sample, samples: Sequence[Sample], *, kinds: Sequence[str], random: Random
-) -> Sample | None:
-    """A copy made worse by one of `kinds`, or None where a few of them, tried in turn, cannot.
-
-    samples: the corpus, from whose answers some kinds take.
-    """
-    for _ in range(MAX_TRIES):
-        kind = random.choice(kinds)
-        donors = random.sample(samples, min(NUM_DONORS, len(samples)))
-        copy = corrupt(sample, kind=kind, seed=random.getrandbits(32), donors=donors)
-        if copy is not None:
-            return copy
-    return None
 
 
 def to_batch(
