@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.process_memory import process_tree  # noqa: E402
 from benchmarks.results import one_line_errors, report  # noqa: E402
-from recipes.held_out_rows import read_samples  # noqa: E402
+from recipes.held_out_rows import messages_of, read_samples  # noqa: E402
 from selectmoe.data.packing import pad_samples_closely  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
@@ -66,8 +66,7 @@ class Load:
 
 def encode(sample: Sample) -> bytes:
     """Encoded before the measurement, since clients and server share the cores."""
-    messages = [{"role": entry.role, "content": entry.content} for entry in sample.messages]
-    return json.dumps({"messages": messages}).encode()
+    return json.dumps({"messages": messages_of(sample)}).encode()
 
 
 @dataclass(slots=True)

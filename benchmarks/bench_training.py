@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,8 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import one_line_errors, report  # noqa: E402
+from recipes.held_out_rows import read_samples  # noqa: E402
 from selectmoe.config.warmup import TrainingConfig  # noqa: E402
-from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.model.checkpoint import model_folder  # noqa: E402
 from selectmoe.model.gate_weights import gate_weights  # noqa: E402
 from selectmoe.model.registration import register_select_moe  # noqa: E402
@@ -314,8 +313,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    rows = (row for row in read_corpus(args.data) if isinstance(row, Sample))
-    samples = list(islice(rows, args.num_rows))
+    samples = read_samples([args.data])[: args.num_rows]
     costs = measure(
         args.model,
         samples,

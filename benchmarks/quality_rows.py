@@ -12,7 +12,6 @@ import numpy as np
 from benchmarks.unseen_corruptions import UNSEEN_CORRUPTIONS
 from recipes.held_out_auroc import Copies, copies_by_kind
 from recipes.held_out_rows import is_held_out, is_test_row, read_samples
-from selectmoe.data.readers import read_corpus
 from selectmoe.errors import DataError
 from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import Message, Sample
@@ -86,12 +85,10 @@ def split_families(folder: Path) -> tuple[dict[str, list[Sample]], dict[str, lis
     """The test and training rows of each family."""
     test: dict[str, list[Sample]] = {family: [] for family in FAMILIES}
     training: dict[str, list[Sample]] = {family: [] for family in FAMILIES}
-    for row in read_corpus(str(folder)):
-        if not isinstance(row, Sample) or row.dataset not in test:
-            continue
-        if is_test_row(row.sample_id):
+    for row in read_samples([str(folder)]):
+        if row.dataset in test and is_test_row(row.sample_id):
             test[row.dataset].append(row)
-        elif not is_held_out(row.sample_id):
+        elif row.dataset in test and not is_held_out(row.sample_id):
             training[row.dataset].append(row)
     missing = [family for family in FAMILIES if not test[family]]
     if missing:

@@ -4,7 +4,7 @@ Each maps samples to scores, higher is better. IFD: Li et al. 2023, "From Quanti
 authors keep high values.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from recipes.baseline_scores import (
     load_language_model,
     save_untrained_gates,
 )
+from recipes.held_out_auroc import RowScores
 from selectmoe.config.warmup import TrainingConfig
 from selectmoe.corruptions.kinds import CORRUPTIONS, corrupt
 from selectmoe.data.chat import ChatTokenizer
@@ -34,8 +35,6 @@ from selectmoe.warmup.step_batches import NUM_DONORS
 SCORERS = ("gate", "untrained gate", "-NLL", "IFD", "length", "linear probe", "random")
 FRESH_GATES = TrainingConfig(quality_gate_init_std=FRESH_GATES_STD)
 MAX_SEQUENCE_LENGTH = 512
-
-RowScores = Callable[[Sequence[Sample]], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.paired_tests import sign_flip_p, t_test_p
 from benchmarks.worker_tasks import Task, run_tasks
+from recipes.held_out_rows import messages_of
 from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import load_config
@@ -298,8 +299,8 @@ def train_adapter(rows: Sequence[Sample], seed: int, settings: WorthSettings, fo
 
 
 def row_of(sample: Sample) -> dict[str, object]:
-    turns = [{"role": turn.role, "content": turn.content} for turn in sample.messages]
-    return {"dataset": sample.dataset, "id": sample.sample_id, "messages": turns}
+    messages = messages_of(sample)
+    return {"dataset": sample.dataset, "id": sample.sample_id, "messages": messages}
 
 
 def progress_lines(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from recipes.held_out_rows import read_samples
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.readers import read_corpus
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.model.quiet_loading import load_model
@@ -42,7 +42,7 @@ def load_subject(shape: str, *, data: str, num_rows: int, device: str, model: Pa
     """embedded: the weights of `model`. tiny: random weights of the same size. olmoe-1b-7b: random
     weights, and random token ids in rows as long as those of the embedded tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR if shape != "embedded" else model)
-    samples = [row for row in read_corpus(data) if isinstance(row, Sample)][:num_rows]
+    samples = read_samples([data])[:num_rows]
     rows = ChatTokenizer(tokenizer, max_sequence_length=MAX_SEQUENCE_LENGTH).tokenize(samples)
     if shape == "embedded":
         loaded: Any = load_model(SelectMoeForCausalLM, model, dtype=torch.float32)

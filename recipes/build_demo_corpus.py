@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from recipes.held_out_rows import read_samples  # noqa: E402
+from recipes.held_out_rows import messages_of, read_samples  # noqa: E402
 from selectmoe.corruptions.kinds import CORRUPTIONS, corrupt  # noqa: E402
 from selectmoe.data.writers import write_jsonl  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
@@ -47,7 +47,7 @@ def corrupted_copies(samples: list[Sample], num_copies: int) -> Iterator[tuple[s
 
 
 def as_row(sample: Sample, kind: str) -> dict[str, object]:
-    messages = [{"role": m.role, "content": m.content} for m in sample.messages]
+    messages = messages_of(sample)
     return {"dataset": sample.dataset, "id": sample.sample_id, "kind": kind, "messages": messages}
 
 

@@ -1,4 +1,4 @@
-"""Which rows the recipes train on, and which are held out for evaluation."""
+"""Rows of the recipes and benchmarks: how they are read, and which are held out for evaluation."""
 
 import zlib
 from collections.abc import Sequence
@@ -10,6 +10,10 @@ from selectmoe.records import Sample
 def read_samples(corpora: Sequence[str]) -> list[Sample]:
     """All valid rows of the corpora; invalid ones are skipped."""
     return [row for row in read_corpora(corpora) if isinstance(row, Sample)]
+
+
+def messages_of(sample: Sample) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in sample.messages]
 
 
 def is_held_out(sample_id: str) -> bool:
