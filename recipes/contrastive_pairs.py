@@ -1,4 +1,4 @@
-"""Batches of samples beside known-worse copies of themselves, made on the fly from a seed."""
+"""Batches of samples and their corrupted copies, generated on the fly from a seed."""
 
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -21,7 +21,7 @@ PAIRS_PER_SORT = 256
 class ContrastivePairs(IterableDataset[dict[str, Tensor]]):
     """Endless batches; row i and row i + B/2 of a batch are a sample and its corrupted copy.
 
-    A sample meets another kind of corruption in every pass over the corpus. Batches hold at most
+    A sample gets another kind of corruption in every epoch. Batches hold at most
     `max_tokens_per_batch` tokens, padding included.
     """
 
@@ -78,7 +78,7 @@ class ContrastivePairs(IterableDataset[dict[str, Tensor]]):
 def to_batch(
     clean: Sequence[TokenizedSample], copies: Sequence[TokenizedSample]
 ) -> dict[str, Tensor]:
-    """The first half of the rows is clean, the second holds their copies in the same order."""
+    """The first half of the rows are originals, the second half their copies in the same order."""
     rows = [*clean, *copies]
     batch = collate_padded(rows, np.arange(len(rows)))
     return {

@@ -1,4 +1,4 @@
-"""A contrastive warm-up of a model in memory, gates alone, in this process."""
+"""Contrastive warm-up of the gates of a model in memory, in this process."""
 
 import logging
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class GateWarmup:
     learning_rate: float = 5e-3
     """Peak learning rate of the cosine schedule."""
     max_tokens_per_batch: int = 8_192
-    """Tokens computed at once, padding included."""
+    """Maximum tokens per forward pass, padding included."""
     max_sequence_length: int = 512
     """Longer samples are truncated."""
     kinds: tuple[str, ...] = tuple(CORRUPTIONS)

@@ -1,4 +1,4 @@
-"""A warm-up in this process, and the batches of pairs that the tiny base was taught with."""
+"""The warm-up in one process, and the batches of pairs that train the tiny base."""
 
 import json
 
@@ -23,7 +23,7 @@ def samples():
     return [row for row in rows if isinstance(row, Sample) and row.dataset == "demo"][:48]
 
 
-def test_gates_learn_to_tell_gibberish_and_nothing_else_moves(samples, tmp_path):
+def test_gates_learn_to_detect_gibberish_and_no_other_weight_changes(samples, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
     fresh = SelectMoeModel.from_pretrained(EMBEDDED_SELECTOR, dtype=torch.float32)
     renew_gates(fresh, seed=0)
