@@ -236,7 +236,7 @@ def test_a_row_that_does_not_fit_alone_is_named_with_the_setting_to_lower(sample
     limit_memory(engine, longest - 1)
     with pytest.raises(
         ModelError,
-        match=rf"a row of {longest:,} tokens does not fit .*dataset\.max_sequence_length\) must be "
+        match=rf"a sample of {longest:,} tokens does not fit .*; max_sequence_length must be "
         r"lower: Out of memory",
     ):
         engine.score(samples)
