@@ -43,9 +43,7 @@ class MapOnRay:
         num_cpus = int(ray.cluster_resources().get("CPU", 1))
         max_running = max(2 * num_cpus, 1) if self.num_cpus else 1
         waiting = iter(items)
-        started: deque[ray.ObjectRef] = (
-            deque()
-        )  # in the order of the items, the next to yield first
+        started: deque[ray.ObjectRef] = deque()  # the next to yield comes first
         running: set[ray.ObjectRef] = set()
 
         def start_more() -> None:

@@ -55,8 +55,8 @@ def choose_warmup_rows(config: WarmupConfig) -> ChosenRows:
             rows = (row for row in rows if row.dataset == CLEAN_DEMO)
         return keep_subset(rows, ratio=ratio) if ratio < 1 else rows
 
-    share = "all rows" if ratio == 1 else f"a share of {ratio:g} of the rows"
-    return ChosenRows(read, None, f"{share} of {', '.join(specs) or 'the demo corpus'}")
+    rows_read = "all rows" if ratio == 1 else f"a subset ({ratio:g}) of the rows"
+    return ChosenRows(read, None, f"{rows_read} of {', '.join(specs) or 'the demo corpus'}")
 
 
 def warmup_tokenizer(config: WarmupConfig) -> ChatTokenizer:
