@@ -11,10 +11,11 @@ class SelectionProgress:
     """The Progress of stage 2: rows read, then rows scored, tokens a second and the time left."""
 
     def __init__(self) -> None:
-        self._reading = RowsProgress("normalizing")
+        self._reading: RowsProgress | None = None
         self._scoring: ScoringProgress | None = None
 
     def rows_read(self, num_rows: int) -> None:
+        self._reading = self._reading or RowsProgress("normalizing")
         self._reading(num_rows, None)
 
     def scoring_started(self, *, num_rows: int, num_rows_done: int) -> None:
@@ -25,10 +26,10 @@ class SelectionProgress:
         self._scoring.add(num_rows=num_rows, num_tokens=num_tokens)
 
     def close(self) -> None:
-        if self._scoring is None:
-            self._reading.clear()
-        else:
+        if self._scoring is not None:
             self._scoring.close()
+        elif self._reading is not None:
+            self._reading.clear()
 
 
 class ScoringProgress:
