@@ -59,7 +59,7 @@ def report_of(folder):
 
 def test_it_converts_verifies_prints_and_stores_the_report(command, base, tmp_path):
     printed = command.run("--base", "base", "--save-path", "out/new", "--verify", "seed=3")
-    assert "2 layers of 4 experts, bfloat16" in printed
+    assert "2 layers with 4 experts, bfloat16" in printed
     assert "45 of 45 base tensors are bit-identical" in printed
     assert "parity: yes" in printed
     new = tmp_path / "out" / "new"
