@@ -97,7 +97,7 @@ def test_a_mistake_on_the_worker_is_one_line_too(evaluate_here, adapter, tmp_pat
 
 def test_more_than_the_cluster_has_is_refused_with_what_it_has(evaluate_here):
     line = evaluate_here.refuse("num_cpus=10000", "--output", "run")
-    assert "no node has the num_cpus=10000 and num_gpus=0 of the run: the largest has 2" in line
+    assert "no node has num_cpus=10000 and num_gpus=0: the largest has 2 CPUs" in line
 
 
 def test_an_unknown_task_is_refused_before_ray_starts_or_a_folder_is_made(evaluate_here, tmp_path):
