@@ -19,9 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 class CommandHere:
     """Runs what `python jobs/<name>.py` runs, in `folder`; `Job` does it in a process of its own.
 
-    Importing torch, transformers and Ray takes a process five CPU seconds, and starting a Ray
-    takes eight. Here neither is paid, where there is a cluster: at `ray_address` or where the
-    environment says. At the end the command is disconnected from it, as a process that ends is.
+    A new process imports torch, transformers and Ray and starts a local Ray: more than ten CPU
+    seconds. Here neither is paid, where there is a cluster: at `ray_address`, or where RAY_ADDRESS
+    says. At the end the command is disconnected from it, as a process that ends is.
     """
 
     def __init__(
