@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from selectmoe.cli.output_folder import (
     absolute_model,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # it loads transformers, and --help must not wait for it
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
-Config = TypeVar("Config", WarmupConfig, FinetuneConfig)
+PATHS = {"model": absolute_model, "scaling.storage_path": absolute_unless_url}
 # Settings that a resumed run may change: they decide where, how fast and on which workers it
 # trains, not what it learns.
 FREE_ON_RESUME = (
@@ -35,19 +35,6 @@ FREE_ON_RESUME = (
     "scaling.num_cpus_per_worker", "scaling.max_failures", "scaling.num_checkpoints",
     "scaling.wait_for_nodes",
 )  # fmt: skip
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """The configuration with absolute paths of model and checkpoints: workers may run in another
-    directory than the driver."""
-    storage = config.scaling.storage_path
-    if storage is not None:
-        storage = absolute_unless_url(storage, "scaling.storage_path")
-    return dataclasses.replace(
-        config,
-        model=config.model and absolute_model(config.model, "--model"),
-        scaling=dataclasses.replace(config.scaling, storage_path=storage),
-    )
 
 
 def claim_output(config: WarmupConfig | FinetuneConfig, *, free: Sequence[str] = ()) -> Path:

@@ -1,6 +1,5 @@
 """What `jobs/pretrain.py` does: tokenize the rows, train the gates on Ray's workers, report."""
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,22 +7,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.on_ray.training_run import (
+    PATHS,
     claim_output,
     print_rows,
     show_metrics,
     tokenize,
     train_in,
-    with_absolute_paths,
     write_manifest,
 )
-from selectmoe.cli.command_line import parse_arguments, stage_parser
-from selectmoe.cli.output_folder import (
-    absolute_corpus,
-    absolute_path,
-    values_given,
-)
+from selectmoe.cli.command_line import parse_config
+from selectmoe.cli.output_folder import absolute_corpus, absolute_path
 from selectmoe.cli.progress import format_seconds
-from selectmoe.config.loading import load_config
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.warmup.settings import corpus_specs, corruption_kinds
 
@@ -65,31 +59,19 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> WarmupConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    description = "Stage 1: train the quality gates of a Select-MoE (gate warm-up)."
-    parser = stage_parser("jobs/pretrain.py", description, WarmupConfig, OPTIONS)
-    options, overrides = parse_arguments(parser, arguments)
-    values = values_given(vars(options))
-    config = load_config(WarmupConfig, overrides, values=values)
-    has_preset = any(override.startswith("preset=") for override in overrides)
-    if is_demo(config) and "resume" not in values and not has_preset:
-        config = load_config(WarmupConfig, ["preset=demo", *overrides], values=values)
-    return with_absolute_paths(with_absolute_data(config))
+    paths = {"dataset.paths": absolute_corpus, "dataset.folder": absolute_path, **PATHS}
+    prog = "jobs/pretrain.py"
+    config = parse_config(WarmupConfig, arguments, prog=prog, options=OPTIONS, paths=paths)
+    has_preset = any(argument.startswith("preset=") for argument in arguments)
+    if is_demo(config) and config.resume is None and not has_preset:
+        return parse(["preset=demo", *arguments])
+    return config
 
 
 def is_demo(config: WarmupConfig) -> bool:
     """True where neither a model nor a corpus is given: the defaults suit real ones, and would
     train the tiny selector for long on a few rows."""
     return config.model is None and not (config.dataset.paths or config.dataset.names)
-
-
-def with_absolute_data(config: WarmupConfig) -> WarmupConfig:
-    dataset = config.dataset
-    paths = tuple(absolute_corpus(path, "--data") for path in dataset.paths)
-    folder = dataset.folder
-    if folder is not None:
-        folder = str(absolute_path(folder, "dataset.folder"))
-    dataset = dataclasses.replace(dataset, paths=paths, folder=folder)
-    return dataclasses.replace(config, dataset=dataset)
 
 
 def require_inputs(config: WarmupConfig) -> None:

@@ -1,24 +1,22 @@
 """What `jobs/finetune.py` does: tokenize the rows, train an adapter on Ray's workers, report."""
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.on_ray.training_run import (
+    PATHS,
     claim_output,
     print_rows,
     tokenize,
     train_in,
-    with_absolute_paths,
     write_manifest,
 )
-from selectmoe.cli.command_line import parse_arguments, stage_parser
-from selectmoe.cli.output_folder import absolute_corpus, values_given
+from selectmoe.cli.command_line import parse_config
+from selectmoe.cli.output_folder import absolute_corpus
 from selectmoe.cli.progress import format_seconds
 from selectmoe.config.finetune import FinetuneConfig
-from selectmoe.config.loading import load_config
 from selectmoe.paths import model_or_embedded
 
 if TYPE_CHECKING:  # these load torch, and --help must not wait for it
@@ -58,20 +56,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> FinetuneConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    description = "Stage 3: finetune a causal language model with LoRA on selected rows."
-    parser = stage_parser("jobs/finetune.py", description, FinetuneConfig, OPTIONS)
-    options, overrides = parse_arguments(parser, arguments)
-    values = values_given(vars(options))
-    config = load_config(FinetuneConfig, overrides, values=values)
-    return with_absolute_paths(with_absolute_data(config))
-
-
-def with_absolute_data(config: FinetuneConfig) -> FinetuneConfig:
-    if config.dataset.data_path is None:
-        return config
-    data_path = absolute_corpus(config.dataset.data_path, "dataset.data_path")
-    dataset = dataclasses.replace(config.dataset, data_path=data_path)
-    return dataclasses.replace(config, dataset=dataset)
+    paths = {"dataset.data_path": absolute_corpus, **PATHS}
+    prog = "jobs/finetune.py"
+    return parse_config(FinetuneConfig, arguments, prog=prog, options=OPTIONS, paths=paths)
 
 
 def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":

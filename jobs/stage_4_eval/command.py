@@ -1,23 +1,21 @@
 """The command of `jobs/evaluate.py`: run tasks on a model, save and print results; compare runs."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from selectmoe.cli.command_line import parse_arguments, stage_parser
+from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import (
     absolute_model,
     absolute_path,
-    claim_output_folder,
     claim_run,
-    new_output_folder,
-    values_given,
 )
 from selectmoe.config.code_version import code_version, library_versions
 from selectmoe.config.evaluation import EvaluateConfig
-from selectmoe.config.loading import load_config, resolved
+from selectmoe.config.loading import resolved
 from selectmoe.errors import SelectMoeError
 
 if TYPE_CHECKING:
@@ -32,6 +30,12 @@ OPTIONS = {
         "output", "compare",
     )
 }  # fmt: skip
+PATHS = {
+    "model": absolute_model,
+    "adapter": absolute_path,
+    "tasks_dir": absolute_path,
+    "compare": absolute_path,
+}
 LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "ray")
 # Settings that config.json does not contain, since they do not affect results.
 UNSAVED = ("output", "output_root")
@@ -62,31 +66,17 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> EvaluateConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    description = "Stage 4: evaluate a model, with or without an adapter; compare runs."
-    parser = stage_parser("jobs/evaluate.py", description, EvaluateConfig, OPTIONS)
-    options, overrides = parse_arguments(parser, arguments)
-    if options.tasks is not None:  # with commas, too, as lm-eval's own command takes them
-        options.tasks = [task for names in options.tasks for task in names.split(",")]
-    values = values_given(vars(options))
-    return with_absolute_paths(load_config(EvaluateConfig, overrides, values=values))
-
-
-def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
-    """Workers may run in another directory than the driver, so no path stays relative."""
     from selectmoe.evaluation.local_tasks import is_row_file
 
+    prog = "jobs/evaluate.py"
+    config = parse_config(EvaluateConfig, arguments, prog=prog, options=OPTIONS, paths=PATHS)
+    # --tasks a,b and --tasks a b, as lm-eval's own command accepts them
+    split = ([text] if Path(text).is_file() else text.split(",") for text in config.tasks)
     tasks = tuple(
-        str(absolute_path(task, "--tasks")) if is_row_file(task) else task for task in config.tasks
+        str(absolute_path(task, "--tasks")) if is_row_file(task) else task
+        for task in itertools.chain.from_iterable(split)
     )
-    changes: dict[str, Any] = {"tasks": tasks}
-    for key in ("tasks_dir", "adapter"):
-        path = getattr(config, key)
-        if path is not None:
-            changes[key] = str(absolute_path(path, f"--{key.replace('_', '-')}"))
-    if config.model is not None:
-        changes["model"] = absolute_model(config.model, "--model")
-    changes["compare"] = tuple(str(absolute_path(run, "--compare")) for run in config.compare)
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, tasks=tasks)
 
 
 def require_inputs(config: EvaluateConfig) -> bool:
@@ -211,9 +201,7 @@ def compare(config: EvaluateConfig) -> None:
 
     runs = [read_run(Path(folder)) for folder in config.compare]
     table = compare_runs(runs, baseline=config.baseline)
-    output = new_output_folder(config.stage, output=config.output, output_root=config.output_root)
-    claim_output_folder(output, resolved(config), resume=False)
-    as_json, as_markdown = write_table(table, output)
+    as_json, as_markdown = write_table(table, claim_run(config, free=(), resume=False))
     print(to_text(table))
     for run in runs:
         adapter = f"adapter {run.adapter}" if run.adapter else "no adapter"

@@ -1,15 +1,15 @@
-"""What every command shares: quiet logs, dotted overrides, and one clear line for a mistake."""
+"""What every command shares: options and overrides, quiet logs, one line for a mistake."""
 
 import argparse
 import logging
 import os
 import re
 import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeGuard
 
-from selectmoe.config.loading import StageConfig
+from selectmoe.cli.output_folder import values_given
+from selectmoe.config.loading import Config, from_values, load_config, resolved
 from selectmoe.config.options import add_options, settings_help
 from selectmoe.errors import SelectMoeError
 
@@ -62,22 +62,37 @@ class CommandParser(argparse.ArgumentParser):
         _leave(f"error: {message} (see {self.prog} --help)", USER_ERROR_STATUS)
 
 
-def stage_parser(
+def parse_config(
+    config_class: type[Config],
+    arguments: Sequence[str],
+    *,
     prog: str,
-    description: str,
-    config_class: type[StageConfig],
-    options: Mapping[str, str] = types.MappingProxyType({}),
-) -> CommandParser:
-    """A parser with options for settings, {"--data": "dataset.paths"}; its --help ends with every
-    setting of the stage."""
+    options: Mapping[str, str],
+    paths: Mapping[str, Callable[[str, str], object]],
+) -> Config:
+    """Options and `key=value` overrides as one checked configuration with absolute paths.
+
+    options: those of settings, {"--data": "dataset.paths"}; --help ends with every setting.
+    paths: what makes the path of a setting absolute, given it and the setting's name, since workers
+    may run in another directory than the driver.
+    """
     parser = CommandParser(
         prog=prog,
-        description=description,
+        description=config_class.__doc__,
         epilog="settings:\n" + settings_help(config_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser, config_class, options)
-    return parser
+    given, overrides = parse_arguments(parser, arguments)
+    config = load_config(config_class, overrides, values=values_given(vars(given)))
+    settings, option_of = resolved(config), {key: option for option, key in options.items()}
+    for key, absolute in paths.items():
+        value, name = settings[key], option_of.get(key, key)
+        if isinstance(value, list):
+            settings[key] = [str(absolute(path, name)) for path in value]
+        elif value is not None:
+            settings[key] = str(absolute(value, name))
+    return from_values(config_class, settings)
 
 
 def parse_arguments(

@@ -1,15 +1,13 @@
 """`selectmoe convert` and `jobs/convert.py`: convert, verify, print and save the report."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectmoe.cli.command_line import parse_arguments, stage_parser
-from selectmoe.cli.output_folder import absolute_model, absolute_path, values_given
+from selectmoe.cli.command_line import parse_config
+from selectmoe.cli.output_folder import absolute_model, absolute_path
 from selectmoe.cli.tables import format_table
 from selectmoe.config.conversion import ConvertConfig
-from selectmoe.config.loading import load_config
 from selectmoe.errors import ConfigError
 
 if TYPE_CHECKING:  # these load torch, and --help must not wait for it
@@ -23,6 +21,7 @@ OPTIONS = {
     "--verify-only": "verify_only",
     "--seed": "seed",
 }
+PATHS = {"base": absolute_model, "save_path": absolute_path}
 GATE_SETTINGS = (
     "quality_gate_init_mean",
     "quality_gate_init_std",
@@ -44,7 +43,7 @@ REPORT_ROWS = (
 
 def main(arguments: Sequence[str], *, prog: str = "selectmoe convert") -> None:
     """Runs stage 0. Raises SelectMoeError for a mistake of the user."""
-    config = parse(arguments, prog=prog)
+    config = parse_config(ConvertConfig, arguments, prog=prog, options=OPTIONS, paths=PATHS)
 
     from selectmoe.model.checkpoint import require_olmoe
 
@@ -62,19 +61,6 @@ def main(arguments: Sequence[str], *, prog: str = "selectmoe convert") -> None:
         file = save_report(report)
         print_report(report, file)
         require_parity(report)
-
-
-def parse(arguments: Sequence[str], *, prog: str) -> ConvertConfig:
-    """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    description = "Stage 0: convert an OLMoE model to a Select-MoE model."
-    parser = stage_parser(prog, description, ConvertConfig, OPTIONS)
-    options, overrides = parse_arguments(parser, arguments)
-    config = load_config(ConvertConfig, overrides, values=values_given(vars(options)))
-    return dataclasses.replace(
-        config,
-        base=absolute_model(config.base, "--base"),
-        save_path=str(absolute_path(config.save_path, "--save-path")),
-    )
 
 
 def print_conversion(conversion: "Conversion") -> None:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selectmoe.cli.command_line import parse_arguments, stage_parser
-from selectmoe.cli.output_folder import absolute_path, values_given
+from selectmoe.cli.command_line import parse_config
+from selectmoe.cli.output_folder import absolute_path
 from selectmoe.cli.progress import RowsProgress
-from selectmoe.config.loading import load_config
 from selectmoe.config.score import ScoreConfig
 from selectmoe.errors import ConfigError
 
@@ -35,10 +34,8 @@ ROWS_AT_A_TIME = 512
 
 def main(arguments: Sequence[str]) -> None:
     """Raises SelectMoeError for what the user can mend."""
-    description = "Print the score of each row of a corpus, one JSON object per line."
-    parser = stage_parser("selectmoe score", description, ScoreConfig, OPTIONS)
-    options, overrides = parse_arguments(parser, arguments)
-    config = load_config(ScoreConfig, overrides, values=values_given(vars(options)))
+    prog = "selectmoe score"
+    config = parse_config(ScoreConfig, arguments, prog=prog, options=OPTIONS, paths={})
     if not config.data:
         raise ConfigError("no rows to score: give --data FILE, or --data - for standard input")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,20 +1,17 @@
 """`selectmoe select`: stage 2 in one process; `jobs/select.py` runs the same on Ray."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectmoe.cli.command_line import parse_arguments, stage_parser
+from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import (
     absolute_corpus,
     absolute_model,
     absolute_path,
     claim_run,
     telling_how_to_resume,
-    values_given,
 )
-from selectmoe.config.loading import load_config
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ConfigError
 
@@ -78,30 +75,18 @@ def run(config: SelectConfig, backend: "Backend | None", runner: "Runner") -> No
 
 def parse(arguments: Sequence[str], *, prog: str) -> SelectConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
-    description = "Stage 2: score a corpus and keep exactly the best fraction of it."
-    parser = stage_parser(prog, description, SelectConfig, OPTIONS)
-    options, overrides = parse_arguments(parser, arguments)
-    values = values_given(vars(options))
-    return with_absolute_paths(load_config(SelectConfig, overrides, values=values))
+    paths = {
+        "dataset.paths": absolute_corpus,
+        "model": absolute_model,
+        "model_checkpoint_path": absolute_path,
+        "scored": _finished_run,
+    }
+    return parse_config(SelectConfig, arguments, prog=prog, options=OPTIONS, paths=paths)
 
 
-def with_absolute_paths(config: SelectConfig) -> SelectConfig:
-    """Workers may run in another directory than the driver, so no path stays relative."""
-    paths = tuple(absolute_corpus(path, "--data") for path in config.dataset.paths)
-    changes: dict[str, object] = {"dataset": dataclasses.replace(config.dataset, paths=paths)}
-    if config.model is not None:
-        changes["model"] = absolute_model(config.model, "--model")
-    if config.model_checkpoint_path is not None:
-        changes["model_checkpoint_path"] = str(
-            absolute_path(config.model_checkpoint_path, "model_checkpoint_path")
-        )
-    if config.scored is not None:
-        changes["scored"] = str(_finished_run(absolute_path(config.scored, "--scored")))
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
-
-
-def _finished_run(folder: Path) -> Path:
+def _finished_run(path: str, key: str) -> Path:
     """The folder of a finished run, given it or its `scored`."""
+    folder = absolute_path(path, key)
     run = folder.parent if folder.name == "scored" else folder
     if not (run / "manifest.json").is_file():
         raise ConfigError(f"--scored must be the folder of a finished run, got {folder}")

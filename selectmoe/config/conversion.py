@@ -8,7 +8,7 @@ from selectmoe.config.checks import require_at_least
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertConfig:
-    """Stage 0: an OLMoE checkpoint becomes a Select-MoE checkpoint."""
+    """Stage 0: convert an OLMoE model to a Select-MoE model."""
 
     stage: ClassVar[str] = "stage_0_convert"
 

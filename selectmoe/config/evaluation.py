@@ -9,7 +9,7 @@ from selectmoe.config.run import RunConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig(RunConfig):
-    """Stage 4: evaluate a model, with or without an adapter, on lm-eval tasks and our own."""
+    """Stage 4: evaluate a model, with or without an adapter; compare runs."""
 
     stage: ClassVar[str] = "stage_4_eval"
 

@@ -85,7 +85,7 @@ class FinetuneTrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig(ResumableRunConfig):
-    """Stage 3: finetune a target model with LoRA on selected rows."""
+    """Stage 3: finetune a causal language model with LoRA on selected rows."""
 
     stage: ClassVar[str] = "stage_3_finetune"
 

@@ -8,7 +8,7 @@ from selectmoe.config.engine import EngineConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreConfig:
-    """Scores of single rows, without a selection."""
+    """Print the score of each row of a corpus, one JSON object per line."""
 
     stage: ClassVar[str] = "score"
 

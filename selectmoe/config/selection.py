@@ -11,7 +11,7 @@ from selectmoe.config.run import ResumableRunConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectConfig(ResumableRunConfig):
-    """Stage 2: score a corpus and keep the best fraction of it."""
+    """Stage 2: score a corpus and keep exactly the best fraction of it."""
 
     stage: ClassVar[str] = "stage_2_selection"
 

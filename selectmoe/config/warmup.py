@@ -138,7 +138,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmupConfig(ResumableRunConfig):
-    """Stage 1: train the quality gates to tell a sample from a corrupted copy of it."""
+    """Stage 1: train the quality gates of a Select-MoE (gate warm-up)."""
 
     stage: ClassVar[str] = "stage_1_pretrain"
 
