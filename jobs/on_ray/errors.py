@@ -1,4 +1,4 @@
-"""What a worker raised, without the exceptions that Ray wraps around it."""
+"""Finds the error of the user inside the exceptions that Ray wraps around it."""
 
 from selectmoe.cli.command_line import is_user_mistake
 from selectmoe.errors import SelectMoeError

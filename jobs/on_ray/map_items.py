@@ -1,4 +1,4 @@
-"""MapItems on Ray: every item is a task on whichever worker is free."""
+"""MapItems on Ray: calls a function on each item as a Ray task."""
 
 import itertools
 from collections import deque

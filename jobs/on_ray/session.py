@@ -1,4 +1,4 @@
-"""A quiet Ray: the cluster that the environment names, one that runs here, or one of our own."""
+"""Connects to the Ray cluster of the environment or of this machine, or starts a local one."""
 
 import contextlib
 import logging
@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -48,9 +49,16 @@ def start_ray(*worker_modules: ModuleType) -> None:
         "Ray is ready: %d CPUs, %d GPUs on %d node(s) (%.1f s)",
         int(resources.get("CPU", 0)),
         int(resources.get("GPU", 0)),
-        sum(node["Alive"] for node in ray.nodes()),
+        len(alive_nodes()),
         time.perf_counter() - started,
     )
+
+
+def alive_nodes() -> list[Mapping[str, float]]:
+    """The resources of each node of the cluster, used or free."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _connect_or_start(ray: ModuleType) -> None:

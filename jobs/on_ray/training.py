@@ -1,4 +1,4 @@
-"""What stages 1 and 3 share: a training function on the workers of a Ray cluster.
+"""Runs the training function of stage 1 or 3 on the workers of a Ray cluster, with checkpoints.
 
 A job calls `train_on_ray(train, config, ...)`; on every worker `train(config, worker)` runs inside
 the process group that Ray has set up (NCCL on GPUs, gloo on CPUs), with transformers.Trainer:
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.on_ray.errors import user_mistake
-from jobs.on_ray.session import ClusterError
+from jobs.on_ray.session import ClusterError, alive_nodes
 from selectmoe.config.scaling import ScalingConfig
 from selectmoe.errors import SelectMoeError
 from selectmoe.training.metrics_lines import METRICS_NAME
@@ -103,13 +103,6 @@ def train_on_ray(
     if isinstance(answer, SelectMoeError | OSError):
         raise answer
     return answer
-
-
-def alive_nodes() -> list[Resources]:
-    """The resources of each node of the cluster, used or free."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def trains_on_gpu(scaling: ScalingConfig, nodes: Sequence[Resources]) -> bool:

@@ -1,9 +1,9 @@
-"""What stages 1 and 3 share: tokenize, train on Ray, show metrics, store and print a report."""
+"""The steps of a run of stage 1 or 3: tokenize, train on Ray, write the manifest, report."""
 
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from selectmoe.cli.output_folder import (
     claim_run,
     telling_how_to_resume,
 )
-from selectmoe.cli.progress import RowsProgress
+from selectmoe.cli.progress import RowsProgress, format_seconds
 from selectmoe.config.code_version import code_version
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import resolved
@@ -122,6 +122,19 @@ def write_manifest(
     write_json(output / MANIFEST_NAME, manifest)
 
 
-def print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    for label, value in rows:
-        print(f"{label:<8} {value}")
+def print_report(
+    summary: "TokenizedSummary",
+    *stage_rows: tuple[str, str],
+    num_trained: int,
+    num_steps: int,
+    wall_seconds: float,
+) -> None:
+    """What the run did; stage_rows: (label, text), below what both stages print."""
+    rejected = sum(summary.num_rejected.values())
+    for label, text in (
+        ("rows", f"{summary.num_rows:,} ({rejected:,} rejected, {summary.description})"),
+        ("trained", f"{num_trained:,} parameters"),
+        ("steps", f"{num_steps:,} in {format_seconds(wall_seconds)}"),
+        *stage_rows,
+    ):
+        print(f"{label:<8} {text}")

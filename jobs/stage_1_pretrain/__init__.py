@@ -1,1 +1,1 @@
-"""The command behind `jobs/pretrain.py`, and its worker."""
+"""The command behind `jobs/pretrain.py`, and its training function."""

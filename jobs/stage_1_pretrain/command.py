@@ -1,15 +1,16 @@
-"""What `jobs/pretrain.py` does: tokenize the rows, train the gates on Ray's workers, report."""
+"""The command of `jobs/pretrain.py`: tokenize rows, train the gates on Ray workers, calibrate."""
 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.on_ray.training_run import (
     PATHS,
     claim_output,
-    print_rows,
+    print_report,
     show_metrics,
     tokenize,
     train_in,
@@ -17,12 +18,12 @@ from jobs.on_ray.training_run import (
 )
 from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import absolute_corpus, absolute_path
-from selectmoe.cli.progress import format_seconds
 from selectmoe.config.warmup import WarmupConfig
+from selectmoe.errors import SelectMoeError
 from selectmoe.warmup.settings import corpus_specs, corruption_kinds
 
-if TYPE_CHECKING:  # it loads transformers, and --help must not wait for it
-    from selectmoe.training.tokenized_rows import TokenizedSummary
+if TYPE_CHECKING:  # --help and a mistyped option must not wait for this import
+    from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ def main(arguments: Sequence[str]) -> None:
     require_inputs(config)
 
     # Only now: --help and a mistyped option must not wait for the imports below.
-    from jobs.stage_1_pretrain.gate_worker import warm_up
     from selectmoe.warmup.rows import prepare_warmup_rows, warmup_tokenizer
 
     output = claim_output(config, free=FREE_ON_RESUME)
@@ -54,7 +54,14 @@ def main(arguments: Sequence[str]) -> None:
     report = train_in(output, warm_up, config, show=shows_steps(config.training.num_steps))
     seconds = time.perf_counter() - started
     write_manifest(config, output, summary, report, wall_seconds=seconds)
-    print_report(summary, report, wall_seconds=seconds)
+    print_report(
+        summary,
+        ("scores", calibration_line(report)),
+        ("weights", report["weights"]),
+        num_trained=report["num_parameters_trained"],
+        num_steps=report["num_steps"],
+        wall_seconds=seconds,
+    )
 
 
 def parse(arguments: Sequence[str]) -> WarmupConfig:
@@ -97,21 +104,32 @@ def shows_steps(num_steps: int) -> Callable[[Mapping[str, Any]], None]:
     return show
 
 
-def print_report(
-    summary: "TokenizedSummary", report: Mapping[str, Any], *, wall_seconds: float
-) -> None:
-    calibration = report["calibration"]
-    rejected = sum(summary.num_rejected.values())
-    rows = (
-        ("rows", f"{summary.num_rows:,} ({rejected:,} rejected, {summary.description})"),
-        ("trained", f"{report['num_parameters_trained']:,} parameters"),
-        ("steps", f"{report['num_steps']:,} in {format_seconds(wall_seconds)}"),
-        (
-            "scores",
-            f"calibrated on {calibration['num_samples']:,} rows of the corpus"
-            if calibration
-            else f"not calibrated: {report['calibration_failure']}",
-        ),
-        ("weights", report["weights"]),
-    )
-    print_rows(rows)
+def calibration_line(report: Mapping[str, Any]) -> str:
+    if report["calibration"] is None:
+        return f"not calibrated: {report['calibration_failure']}"
+    return f"calibrated on {report['calibration']['num_samples']:,} rows of the corpus"
+
+
+def warm_up(config: WarmupConfig, worker: "TrainingWorker") -> dict[str, Any]:
+    """Stage 1 on one of Ray's workers; rank 0 writes into the run's folder.
+
+    Rank 0 alone calibrates: after the last step no worker waits for another, and the weights that
+    it has written are those of all.
+    """
+    from selectmoe.warmup.stage import run_warmup
+
+    report = asdict(run_warmup(config, worker))
+    return report if worker.rank > 0 else report | calibrate(config, worker, report["weights"])
+
+
+def calibrate(config: WarmupConfig, worker: "TrainingWorker", weights: str) -> dict[str, Any]:
+    """What the report says of the calibration. Weights that cannot be scored with are kept, and
+    their warm-up is not repeated: stage 2 would fail with the same error."""
+    from selectmoe.scoring.calibration import describe
+    from selectmoe.warmup.calibration import calibrate_warmup
+
+    try:
+        calibration = calibrate_warmup(config, worker, weights=weights)
+    except SelectMoeError as error:
+        return {"calibration": None, "calibration_failure": str(error)}
+    return {"calibration": describe(calibration)}

@@ -1,4 +1,4 @@
-"""What `jobs/select.py` does: the stage of the package, its backends and its work on Ray."""
+"""The command of `jobs/select.py`: stage 2 of the package with its scoring backends on Ray."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,1 +1,1 @@
-"""The command behind `jobs/finetune.py`, and its worker."""
+"""The command behind `jobs/finetune.py`, and its training function."""

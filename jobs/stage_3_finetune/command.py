@@ -1,28 +1,28 @@
-"""What `jobs/finetune.py` does: tokenize the rows, train an adapter on Ray's workers, report."""
+"""The command of `jobs/finetune.py`: tokenize rows, train a LoRA adapter on Ray workers."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.on_ray.training_run import (
     PATHS,
     claim_output,
-    print_rows,
+    print_report,
     tokenize,
     train_in,
     write_manifest,
 )
 from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import absolute_corpus
-from selectmoe.cli.progress import format_seconds
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.paths import model_or_embedded
 
 if TYPE_CHECKING:  # these load torch, and --help must not wait for it
     from transformers import PreTrainedTokenizerBase
 
-    from selectmoe.training.tokenized_rows import TokenizedSummary
+    from selectmoe.training.worker import TrainingWorker
 
 OPTIONS = {
     "--data": "dataset.data_path",
@@ -41,7 +41,6 @@ def main(arguments: Sequence[str]) -> None:
 
     # Only now: --help and a mistyped option must not wait for the imports below.
     from jobs.on_ray.training import storage_of
-    from jobs.stage_3_finetune.finetune_worker import train_adapter
     from selectmoe.finetune.supervised_data import prepare_supervised_rows
 
     output = claim_output(config)
@@ -51,7 +50,14 @@ def main(arguments: Sequence[str]) -> None:
     report["adapter"] = f"{folder}/{name}/{report.pop('checkpoint')}"
     seconds = time.perf_counter() - started
     write_manifest(config, output, summary, report, wall_seconds=seconds)
-    print_report(summary, report, wall_seconds=seconds)
+    print_report(
+        summary,
+        ("loss", f"{report['loss']:.4f} at the end"),
+        ("adapter", report["adapter"]),
+        num_trained=report["num_trained_parameters"],
+        num_steps=report["num_steps"],
+        wall_seconds=seconds,
+    )
 
 
 def parse(arguments: Sequence[str]) -> FinetuneConfig:
@@ -82,15 +88,9 @@ def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
     return load_target_tokenizer(config)
 
 
-def print_report(
-    summary: "TokenizedSummary", report: Mapping[str, Any], *, wall_seconds: float
-) -> None:
-    rejected = sum(summary.num_rejected.values())
-    rows = (
-        ("rows", f"{summary.num_rows:,} ({rejected:,} rejected, {summary.description})"),
-        ("trained", f"{report['num_trained_parameters']:,} parameters"),
-        ("steps", f"{report['num_steps']:,} in {format_seconds(wall_seconds)}"),
-        ("loss", f"{report['loss']:.4f} at the end"),
-        ("adapter", report["adapter"]),
-    )
-    print_rows(rows)
+def train_adapter(config: FinetuneConfig, worker: "TrainingWorker") -> dict[str, Any]:
+    """Stage 3 on one of Ray's workers, on the rows that the job has tokenized."""
+    from selectmoe.finetune.stage import finetune
+    from selectmoe.finetune.supervised_data import load_target_tokenizer
+
+    return asdict(finetune(config, load_target_tokenizer(config), worker))

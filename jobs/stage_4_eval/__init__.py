@@ -1,1 +1,1 @@
-"""The command behind `jobs/evaluate.py`, and its worker."""
+"""The command behind `jobs/evaluate.py`, and its Ray task."""

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -107,13 +108,10 @@ def with_resolved_adapter(config: EvaluateConfig) -> EvaluateConfig:
 
 def start_ray_for(config: EvaluateConfig) -> bool:
     """Starts Ray; True if the run gets a GPU. Raises ClusterError if no node has the resources."""
-    from jobs.on_ray.session import ClusterError, start_ray
-    from jobs.stage_4_eval import task_evaluator
+    from jobs.on_ray.session import ClusterError, alive_nodes, start_ray
 
-    start_ray(task_evaluator)
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    start_ray(sys.modules[__name__])
+    nodes = alive_nodes()
     has_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
     num_gpus = int(has_gpu) if config.num_gpus is None else config.num_gpus
     fits = any(
@@ -136,7 +134,6 @@ def run_on_ray(
     import ray
 
     from jobs.on_ray.errors import user_mistake
-    from jobs.stage_4_eval import task_evaluator
 
     logger.info(
         "evaluating %s on %s",
@@ -144,7 +141,7 @@ def run_on_ray(
         "a GPU" if use_gpu else f"{config.num_cpus} CPU(s)",
     )
     evaluate: Any = ray.remote(num_cpus=config.num_cpus, num_gpus=int(use_gpu), max_retries=0)(
-        cast("Any", task_evaluator.evaluate_tasks)
+        cast("Any", evaluate_tasks)
     )
     results = evaluate.options(num_returns="streaming").remote(
         config, needs_hub=needs_hub, use_gpu=use_gpu
@@ -160,6 +157,27 @@ def run_on_ray(
         details.write_text(str(error), encoding="utf-8")
         reason = str(error).strip().splitlines()[-1]
         raise EvaluationError(f"the evaluation failed: {reason}; details: {details}") from error
+
+
+def evaluate_tasks(
+    config: EvaluateConfig, *, needs_hub: bool, use_gpu: bool
+) -> "Iterator[TaskResult]":
+    """The Ray task: yields the result of each evaluation task when it is done.
+
+    needs_hub: a task or the model may have to be downloaded. Otherwise, or if the hub does not
+    answer, the hub's clients are set offline, since they would retry for minutes.
+    """
+    from selectmoe.model.hub_access import hub_answers, work_offline
+
+    if not (needs_hub and hub_answers()):
+        work_offline()
+    import torch
+
+    from selectmoe.evaluation.lm_eval_run import evaluate
+
+    if not use_gpu:
+        torch.set_num_threads(config.num_cpus)
+    yield from evaluate(config, device="cuda" if use_gpu else "cpu")
 
 
 class EvaluationError(SelectMoeError, RuntimeError):

@@ -100,10 +100,10 @@ def test_what_runs_on_workers_needs_no_checkout_there(repository):
     pickled = (
         "import sys, pickle, ray.cloudpickle as cloudpickle\n"
         "from jobs.on_ray import training as ray_training\n"
-        "from jobs.stage_1_pretrain import gate_worker\n"
-        "for module in (gate_worker, ray_training):\n"
+        "from jobs.stage_1_pretrain import command\n"
+        "for module in (command, ray_training):\n"
         "    cloudpickle.register_pickle_by_value(module)\n"
-        "parts = (ray_training._run_worker, ray_training._checkpoint_callback, gate_worker.warm_up)"
+        "parts = (ray_training._run_worker, ray_training._checkpoint_callback, command.warm_up)"
         "\nsys.stdout.buffer.write(cloudpickle.dumps(parts))"
     )
     unpickled = (

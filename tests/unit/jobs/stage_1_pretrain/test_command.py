@@ -1,12 +1,11 @@
 """jobs/pretrain.py up to the point where Ray would start."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from jobs.on_ray.training_run import claim_output
-from jobs.stage_1_pretrain.command import parse, print_report, require_inputs
+from jobs.on_ray.training_run import claim_output, print_report
+from jobs.stage_1_pretrain.command import calibration_line, parse, require_inputs
 from selectmoe.errors import ConfigError, DataError, ModelError, ResumeError
 from selectmoe.training.metrics_lines import metrics_line
 from selectmoe.training.tokenized_rows import TokenizedSummary
@@ -108,23 +107,26 @@ def test_a_line_of_metrics_says_what_a_person_looks_for():
     )
 
 
-def test_the_report_says_where_the_weights_are(capsys):
+def test_the_report_says_what_the_run_did(capsys):
     summary = TokenizedSummary(
         fingerprint="", description="all rows of a.jsonl", num_read=1_203,
         num_rejected={"no_answer_token": 3}, num_rows=1_200, num_truncated=0, num_tokens=90_000,
         num_answer_tokens=60_000, max_tokens=512, rows_sha256="",
     )  # fmt: skip
-    report = {
-        "num_parameters_trained": 65_600, "num_steps": 100,
-        "weights": str(Path("/runs/full_rank_weights.safetensors")),
-        "calibration": {"num_samples": 1_190},
-    }  # fmt: skip
-    print_report(summary, report, wall_seconds=42.0)
-    printed = capsys.readouterr().out
-    assert "1,200 (3 rejected, all rows of a.jsonl)" in printed
-    assert "100 in 42 s" in printed
-    assert "scores   calibrated on 1,190 rows of the corpus" in printed
-    assert "/runs/full_rank_weights.safetensors" in printed
+    report = {"calibration": {"num_samples": 1_190}}
     uncalibrated = {"calibration": None, "calibration_failure": "the model has no tensor 'x'"}
-    print_report(summary, report | uncalibrated, wall_seconds=42.0)
-    assert "not calibrated: the model has no tensor 'x'" in capsys.readouterr().out
+    print_report(
+        summary,
+        ("scores", calibration_line(report)),
+        ("scores", calibration_line(uncalibrated)),
+        num_trained=65_600,
+        num_steps=100,
+        wall_seconds=42.0,
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "rows     1,200 (3 rejected, all rows of a.jsonl)",
+        "trained  65,600 parameters",
+        "steps    100 in 42 s",
+        "scores   calibrated on 1,190 rows of the corpus",
+        "scores   not calibrated: the model has no tensor 'x'",
+    ]

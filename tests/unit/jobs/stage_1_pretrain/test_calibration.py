@@ -2,7 +2,7 @@
 
 import json
 
-from jobs.stage_1_pretrain.gate_worker import calibrate
+from jobs.stage_1_pretrain.command import calibrate
 from selectmoe.config.loading import from_values
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.scoring.calibration import CALIBRATION_NAME
