@@ -23,6 +23,7 @@ from selectmoe.records import (
     UnscoredSample,
 )
 from serve.error_responses import RequestError
+from serve.metrics import MetricStore
 
 Outcome = ScoredSample | ScoredTokens | UnscoredSample
 CALLS_PER_REPLICA = 2  # one batch is scored while the next one is being sent
@@ -63,16 +64,6 @@ class _Waiting:
     num_failures: int = 0
 
 
-class BatchObserver:
-    """The events of a Batcher; subclasses override them, for example to keep metrics."""
-
-    def batch_sent(self, *, num_samples: int, num_tokens: int, waits: Sequence[float]) -> None: ...
-
-    def batch_scored(self, *, num_samples: int, num_tokens: int, seconds: float) -> None: ...
-
-    def batch_lost(self) -> None: ...
-
-
 class Batcher:
     """Belongs to one event loop; `run` sends batches until it is cancelled."""
 
@@ -84,7 +75,7 @@ class Batcher:
         max_wait_seconds: float,
         max_queued_samples: int,
         packer: Callable[..., Iterator[PaddedBatch] | Iterator[PackedBatch]] = pad_samples,
-        observer: BatchObserver | None = None,
+        metrics: MetricStore | None = None,
     ) -> None:
         """packer: the function with which the select job makes its batches, on the scorers."""
         self.send = send
@@ -92,7 +83,7 @@ class Batcher:
         self.max_wait_seconds = max_wait_seconds
         self.max_queued_samples = max_queued_samples
         self.packer = packer
-        self.observer = observer or BatchObserver()
+        self.metrics = metrics or MetricStore()
         self.num_replicas = 1
         self.num_accepted = 0  # samples accepted and not yet answered
         self.num_in_flight = 0  # batches
@@ -221,7 +212,7 @@ class Batcher:
         try:
             await self._score_batch(batch)
         except ScorerLostError:
-            self.observer.batch_lost()
+            self.metrics.count("batches_lost_total")
             self._requeue(batch)
         except Exception as error:
             # A bug of ours: without this, the callers would wait until their requests time out.
@@ -232,11 +223,10 @@ class Batcher:
     async def _score_batch(self, batch: list[_Waiting]) -> None:
         num_tokens = sum(len(entry.sample.token_ids) for entry in batch)
         now = time.monotonic()
-        self.observer.batch_sent(
-            num_samples=len(batch),
-            num_tokens=num_tokens,
-            waits=[now - entry.arrived for entry in batch],
-        )
+        self.metrics.observe("batch_samples", len(batch))
+        self.metrics.observe("batch_tokens", num_tokens)
+        for entry in batch:
+            self.metrics.observe("queue_wait_seconds", now - entry.arrived)
         request = BatchRequest(
             tuple(entry.sample for entry in batch),
             tuple(entry.with_tokens for entry in batch),
@@ -244,9 +234,8 @@ class Batcher:
         )
         answer = await self.send(request)
         self._update_speed(len(batch), time.monotonic() - now)
-        self.observer.batch_scored(
-            num_samples=len(batch), num_tokens=num_tokens, seconds=answer.seconds
-        )
+        self.metrics.observe("batch_seconds", answer.seconds)
+        self.metrics.count("tokens_total", num_tokens)
         for entry, outcome in zip(batch, answer.outcomes, strict=True):
             if not entry.answer.done():
                 entry.answer.set_result(outcome)

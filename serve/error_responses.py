@@ -1,4 +1,4 @@
-"""One shape for every response that is not a 200; selectmoe/client/wire.py has the statuses."""
+"""The error response of every status other than 200, and the exception that becomes it."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Environment and signal handlers for `serve run`, which has no options for them.
+"""Sets the environment of `serve run`, and signal handlers that answer accepted requests first.
 
 A running cluster has its own environment: serve/rayservice.yaml sets the same variables there.
 """

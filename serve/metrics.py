@@ -1,12 +1,10 @@
-"""Counters, gauges and histograms as plain numbers, which can be summed over replicas."""
+"""Prometheus counters, gauges and histograms, summed over replicas."""
 
 import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from serve.batching import BatchObserver
 
 PREFIX = "selectmoe_serve_"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -43,7 +41,7 @@ METRICS = {
 }
 
 
-class MetricStore(BatchObserver):
+class MetricStore:
     """The metrics of one ingress replica."""
 
     def __init__(self) -> None:
@@ -72,19 +70,6 @@ class MetricStore(BatchObserver):
     def snapshot(self) -> Snapshot:
         with self._lock:
             return dict(self._values)
-
-    def batch_sent(self, *, num_samples: int, num_tokens: int, waits: Sequence[float]) -> None:
-        self.observe("batch_samples", num_samples)
-        self.observe("batch_tokens", num_tokens)
-        for wait in waits:
-            self.observe("queue_wait_seconds", wait)
-
-    def batch_scored(self, *, num_samples: int, num_tokens: int, seconds: float) -> None:
-        self.observe("batch_seconds", seconds)
-        self.count("tokens_total", num_tokens)
-
-    def batch_lost(self) -> None:
-        self.count("batches_lost_total")
 
 
 def sum_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:

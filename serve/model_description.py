@@ -1,4 +1,4 @@
-"""What an ingress needs to know about the scorers' model."""
+"""The description of the served model that a scorer reports to the ingress replicas."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What no signature of a route tells FastAPI for /openapi.json: errors, and the body of /score."""
+"""The parts of /openapi.json that FastAPI cannot infer: error responses, the body of /score."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A middleware around Serve's own HTTP proxy: its plain-text errors as JSON, in our one shape.
+"""A middleware of Serve's HTTP proxy that turns its plain-text errors into our JSON errors.
 
 Only Serve itself answers an error without JSON, since the web app catches every exception. Each of
 these becomes a 503: a 500 is a replica that died with the request, which can be sent again, and a

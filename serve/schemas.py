@@ -1,4 +1,4 @@
-"""The bodies of requests and responses, as the service returns and FastAPI documents them.
+"""The pydantic models of request and response bodies.
 
 The values shared with clients (detail levels, error types, statuses) are in
 selectmoe/client/wire.py.

@@ -1,9 +1,10 @@
-"""Between the web app and the scorers: tokenizes requests, queues samples, builds responses."""
+"""Scores requests: tokenizes samples, queues them for the scorers and builds the response."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Protocol, TypeVar
 
 from selectmoe.client.wire import SampleErrorType
@@ -118,13 +119,16 @@ class ScoringService:
         outcomes = await self._score(request)
         if not request.is_list and isinstance(outcomes[0], UnscoredSample):
             raise RequestError(_error_type(outcomes[0]), f"samples: {outcomes[0].detail}")
-        results = await self._results(tokenizer, description.calibration, request, outcomes)
+        calibration = description.calibration
+        results = await self._results(tokenizer, calibration, request, outcomes)
         num_tokens = sum(entry.num_tokens for entry in results if isinstance(entry, SampleResult))
         return ScoreResponse(
             results=results,
             model=description.model,
             revision=description.revision,
-            calibration=_calibration_info(description.calibration),
+            calibration=None
+            if calibration is None
+            else CalibrationInfo.model_validate(calibration, from_attributes=True),
             usage=Usage(tokens=num_tokens),
         )
 
@@ -222,7 +226,7 @@ class ScoringService:
             max_wait_seconds=self.settings.max_wait_milliseconds / 1_000,
             max_queued_samples=self.settings.max_queued_samples,
             packer=pack_samples if description.is_packed else pad_samples,
-            observer=self.metrics,
+            metrics=self.metrics,
         )
         self.description = description
         async with asyncio.TaskGroup() as tasks:
@@ -244,16 +248,6 @@ def _merge(entries: Sequence[object], outcomes: Sequence[T]) -> list[T | Unscore
     """Replaces each entry by the next outcome, except those that are unscored already."""
     remaining = iter(outcomes)
     return [entry if isinstance(entry, UnscoredSample) else next(remaining) for entry in entries]
-
-
-def _calibration_info(calibration: Calibration | None) -> CalibrationInfo | None:
-    if calibration is None:
-        return None
-    return CalibrationInfo(
-        formula=calibration.formula,
-        num_samples=calibration.num_samples,
-        weights_hash=calibration.weights_hash,
-    )
 
 
 def _percentiles(
@@ -298,13 +292,7 @@ def _token_results(
     assert isinstance(parsed.sample, Sample)
     texts = tokenizer.token_texts(parsed.sample)
     return [
-        TokenResult(
-            text=token.text,
-            start=token.start,
-            end=token.end,
-            is_answer=token.is_answer,
-            score=score,
-        )
+        TokenResult(**asdict(token), score=score)
         for token, score in zip(texts, scored.token_scores.tolist(), strict=True)
     ]
 

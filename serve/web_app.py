@@ -1,4 +1,4 @@
-"""The routes, and the middleware around them: API key, one error shape, metrics."""
+"""The routes of the service, and the middleware for the API key, errors and metrics."""
 
 import asyncio
 import contextlib

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from selectmoe.records import ScoredSample, TokenizedSample
-from serve.batching import MAX_ATTEMPTS, BatchAnswer, Batcher, BatchObserver, ScorerLostError
+from serve.batching import MAX_ATTEMPTS, BatchAnswer, Batcher, ScorerLostError
 from serve.error_responses import RequestError
+from serve.metrics import MetricStore
 
 
 def sample(name, num_tokens=10):
@@ -164,11 +165,11 @@ def test_a_client_that_left_holds_no_place_in_the_queue_even_behind_one_that_sta
     run(test)
 
 
-@pytest.mark.parametrize("part", ["send", "observer"])
+@pytest.mark.parametrize("part", ["send", "metrics"])
 def test_a_bug_fails_the_requests_of_its_batch_at_once_and_no_others(part):
-    class FailingObserver(BatchObserver):
-        def batch_scored(self, *, num_samples, num_tokens, seconds):
-            if part == "observer" and num_samples == 2:
+    class FailingMetrics(MetricStore):
+        def observe(self, name, value, **labels):
+            if part == "metrics" and (name, value) == ("batch_samples", 2):
                 raise KeyError("a bug")
 
     async def test(batcher, scorer):
@@ -182,7 +183,7 @@ def test_a_bug_fails_the_requests_of_its_batch_at_once_and_no_others(part):
         assert await ask(batcher, "c") == ["c"]
         assert batcher.num_in_flight == 0
 
-    run(test, observer=FailingObserver())
+    run(test, metrics=FailingMetrics())
 
 
 def test_a_batch_whose_scorer_died_is_scored_by_another_each_sample_alone():
