@@ -82,8 +82,11 @@ def parse(arguments: Sequence[str]) -> EvaluateConfig:
 
 def require_inputs(config: EvaluateConfig) -> bool:
     """Raises for missing inputs before Ray starts; True if the hub may be needed."""
-    from selectmoe.evaluation.local_tasks import plan_tasks, ships_with_the_package
-    from selectmoe.evaluation.task_names import require_known
+    from selectmoe.evaluation.local_tasks import (
+        plan_tasks,
+        require_known,
+        ships_with_the_package,
+    )
     from selectmoe.model.checkpoint import read_model_config
     from selectmoe.model.hub_access import hub_answers, work_offline
 

@@ -1,4 +1,4 @@
-"""Runs tasks on a model through lm-eval's Python API, without its output.
+"""Runs evaluation tasks on a model through lm-eval's Python API.
 
 >>> for result in evaluate(config, device="cpu"):
 ...     print(result.task, result.metrics["acc"].value)

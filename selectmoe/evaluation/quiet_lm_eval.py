@@ -1,4 +1,4 @@
-"""Silences lm-eval, datasets and tqdm, and counts the one warning that affects results."""
+"""Silences lm-eval and its libraries, and counts the warnings about truncated prompts."""
 
 import contextlib
 import logging

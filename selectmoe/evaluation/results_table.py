@@ -1,4 +1,4 @@
-"""A table of finished runs: one row per run, one column per task, and differences to a baseline."""
+"""Compares finished runs: a table with a row per run, and the differences to a baseline."""
 
 import math
 from collections.abc import Sequence

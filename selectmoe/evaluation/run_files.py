@@ -1,5 +1,4 @@
-"""The files of an evaluation run: samples.jsonl, rejected/rejected.jsonl, and then results.json,
-which marks it as complete."""
+"""Writes and reads the files of an evaluation run; results.json marks it as complete."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from selectmoe.data.rejected import write_rejected
 from selectmoe.data.writers import write_json, write_jsonl
 from selectmoe.errors import ConfigError, DataError
-from selectmoe.evaluation.task_results import MetricValue, SampleValues, TaskResult
+from selectmoe.evaluation.task_results import MetricValue, SampleValues, TaskResult, main_metric
 
 RESULTS_NAME = "results.json"
 SAMPLES_NAME = "samples.jsonl"
@@ -78,7 +77,7 @@ def read_run(folder: Path) -> EvaluationRun:
 def _to_json(result: TaskResult) -> dict[str, Any]:
     entries = asdict(result)
     del entries["task"], entries["samples"], entries["rejected"]
-    return {**entries, "main_metric": result.main_metric if result.metrics else None}
+    return {**entries, "main_metric": main_metric(list(result.metrics)) if result.metrics else None}
 
 
 def _read_samples(file: Path) -> dict[str, list[SampleValues]]:

@@ -1,4 +1,4 @@
-"""Loads the model to evaluate, and its adapter if there is one; partial loads are refused."""
+"""Loads the model to evaluate and its adapter; refuses a partial load."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""The result of a task: metrics with standard errors, and a value for every sample."""
+"""The result of an evaluation task: metrics with standard errors, and the values of samples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -47,10 +47,6 @@ class TaskResult:
     samples: tuple[SampleValues, ...] = ()
     seconds: float = 0.0
     rejected: tuple[RejectedRow, ...] = ()  # empty in a run that was read from its folder
-
-    @property
-    def main_metric(self) -> str:
-        return main_metric(list(self.metrics))
 
 
 def top_level(results: Sequence[TaskResult]) -> list[TaskResult]:

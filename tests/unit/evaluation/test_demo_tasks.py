@@ -7,7 +7,6 @@ from selectmoe.evaluation.local_tasks import (
     ANSWER_LOSS_FILES,
     SHIPPED_TASKS,
     check_choices,
-    check_rows,
     read_conversations,
     read_rows,
 )
@@ -22,7 +21,8 @@ def texts(conversation):
 
 
 def test_choices_are_120_questions_with_answers_spread_evenly_over_four_places():
-    check_rows(CHOICES, check_choices)
+    for location, row in read_rows(CHOICES):
+        check_choices(location, row)
     rows = [row for _, row in read_rows(CHOICES)]
     assert len({row["question"] for row in rows}) == len(rows) == 120
     assert {len(set(row["choices"])) for row in rows} == {4}

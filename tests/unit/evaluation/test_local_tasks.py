@@ -1,15 +1,22 @@
 import gzip
 import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+from selectmoe.config.evaluation import EvaluateConfig
+from selectmoe.config.loading import load_config
 from selectmoe.errors import ConfigError, DataError
 from selectmoe.evaluation.local_tasks import (
+    absent_names,
     choices_config,
     data_files,
     nearest,
     plan_tasks,
     read_task_file,
+    require_known,
     ships_with_the_package,
     with_absolute_files,
 )
@@ -164,3 +171,27 @@ def test_tasks_dir_must_be_a_folder(tmp_path):
 def test_the_nearest_name_is_suggested():
     assert nearest("hellasweg", ["arc_easy", "hellaswag"]) == "; did you mean 'hellaswag'?"
     assert nearest("x", []) == ""
+
+
+@pytest.fixture
+def lm_eval_tasks():
+    return Path(find_spec("lm_eval").origin).parent / "tasks"
+
+
+def test_tasks_groups_tags_and_names_in_templates_are_found(lm_eval_tasks):
+    preset = load_config(EvaluateConfig, ["preset=benchmarks"])
+    names = {*preset.tasks, "mmlu", "bbh", "mmlu_stem", "arc_easy", "leaderboard", "acp_bench"}
+    assert absent_names(names, lm_eval_tasks) == set()
+
+
+def test_a_name_that_is_only_part_of_another_is_none(lm_eval_tasks):
+    assert absent_names({"mml", "ellaswag", "hellaswag"}, lm_eval_tasks) == {"mml", "ellaswag"}
+
+
+def test_good_names_and_those_of_ones_own_files_do_without_lm_eval(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("task: only_mine\ntag: [all_of_mine]\n")
+    names = ["demo_choices", "demo_answer_loss", "arc_easy", "only_mine", "all_of_mine"]
+    monkeypatch.setitem(sys.modules, "selectmoe.evaluation.lm_eval_run", None)  # no import of it
+    require_known(plan_tasks(names, str(tmp_path)), str(tmp_path))
+    with pytest.raises(ImportError):  # whereas this name is for its index to judge
+        require_known(plan_tasks(["helaswag"], None), None)
