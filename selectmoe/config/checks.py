@@ -1,4 +1,4 @@
-"""One sentence for every setting that breaks its rule."""
+"""Raises ConfigError, with name, rule and value, for a setting out of range."""
 
 from selectmoe.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""The settings of stage 0."""
+"""The settings of stage 0, conversion."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

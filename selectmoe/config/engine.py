@@ -1,4 +1,4 @@
-"""The settings of ScoringEngine."""
+"""The settings of the scoring engine."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

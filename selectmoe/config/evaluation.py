@@ -1,4 +1,4 @@
-"""The settings of stage 4."""
+"""The settings of stage 4, evaluation."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -1,4 +1,4 @@
-"""The settings of stage 3."""
+"""The settings of stage 3, LoRA finetuning."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal

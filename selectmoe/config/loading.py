@@ -1,4 +1,4 @@
-"""From defaults, presets, options and overrides to one checked configuration.
+"""Builds a checked configuration from defaults, a preset, options and overrides.
 
 The settings of a run are, each overriding the one before: the defaults of the stage's dataclass, a
 preset (`preset=NAME`, a file in `presets/<stage>/`, or a YAML file of your own), the command's

@@ -1,4 +1,4 @@
-"""The --help of a command, and its options: made from the settings that they stand for."""
+"""Builds the options and the --help of a command from its settings."""
 
 import argparse
 import ast

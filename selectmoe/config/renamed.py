@@ -1,4 +1,4 @@
-"""Settings that have, or had, another name, by the stage whose they are."""
+"""Aliases of settings, and the names of renamed and removed settings, by stage."""
 
 ALIASES = {
     "stage_2_selection": {"dataset.max_sequence_length": "scoring.max_sequence_length"},

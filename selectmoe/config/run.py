@@ -1,4 +1,4 @@
-"""The settings that the stages share: where a run is written, and when it is resumed or fails."""
+"""The settings that all stages share: output folder, resumption, share of rejected rows."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The Ray workers of a training stage."""
+"""The settings of the Ray workers of stages 1 and 3."""
 
 from dataclasses import dataclass
 

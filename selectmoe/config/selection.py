@@ -1,12 +1,25 @@
-"""The settings of stage 2."""
+"""The settings of stage 2, selection."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from selectmoe.config.checks import require, require_at_least
-from selectmoe.config.dataset import DatasetConfig
 from selectmoe.config.engine import EngineConfig
 from selectmoe.config.run import ResumableRunConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """Which corpora are read, and how much of them."""
+
+    paths: tuple[str, ...] = ()
+    """Corpora: files, folders, globs, URLs or hub:NAME[:split]; several are separated by commas.
+    [] is the demo corpus."""
+    subset_ratio: float = 1.0
+    """Fraction of the rows to use, in (0, 1], chosen by a hash of their content."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.subset_ratio <= 1, "dataset.subset_ratio", "in (0, 1]", self.subset_ratio)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""The settings of stage 1, the gate warm-up."""
+"""The settings of stage 1, gate warm-up."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal

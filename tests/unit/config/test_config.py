@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from selectmoe.config.conversion import ConvertConfig
-from selectmoe.config.dataset import DatasetConfig
 from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import (
@@ -24,7 +23,7 @@ from selectmoe.config.loading import (
 from selectmoe.config.lora import LoraSettings
 from selectmoe.config.options import add_options, settings_help
 from selectmoe.config.renamed import ALIASES, REMOVED, RENAMED
-from selectmoe.config.selection import SelectConfig
+from selectmoe.config.selection import DatasetConfig, SelectConfig
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.errors import ConfigError
 
