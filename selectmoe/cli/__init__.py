@@ -1,1 +1,1 @@
-"""The command `selectmoe`, and what all commands share."""
+"""The command `selectmoe`, and code that all commands share."""

@@ -1,4 +1,4 @@
-"""What every command shares: options and overrides, quiet logs, one line for a mistake."""
+"""Parses options and overrides, configures logging and reports errors, for all commands."""
 
 import argparse
 import logging
@@ -44,6 +44,14 @@ def one_line(mistake: SelectMoeError | OSError) -> str:
     if isinstance(mistake, OSError) and not isinstance(mistake, SelectMoeError):
         return f"{mistake.filename}: {mistake.strerror}"
     return " ".join(str(mistake).split())
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
 
 
 def configure_logging() -> None:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectmoe.cli.command_line import parse_config
+from selectmoe.cli.command_line import format_table, parse_config
 from selectmoe.cli.output_folder import absolute_model, absolute_path
-from selectmoe.cli.tables import format_table
 from selectmoe.config.conversion import ConvertConfig
 from selectmoe.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""`selectmoe info`: the versions that are installed, and what a selector is."""
+"""`selectmoe info`: prints installed versions, or describes a selector."""
 
 import json
 from collections.abc import Sequence

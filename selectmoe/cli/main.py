@@ -1,4 +1,4 @@
-"""The command `selectmoe`: what needs no Ray, in one process."""
+"""The command `selectmoe`, whose subcommands run in one process without Ray."""
 
 import sys
 from collections.abc import Sequence

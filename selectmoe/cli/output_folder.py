@@ -1,4 +1,4 @@
-"""Where a run reads and writes, and what a folder that already holds one is good for."""
+"""Chooses the output folder of a run, and checks that a resumed run has the same settings."""
 
 import contextlib
 import datetime

@@ -1,5 +1,4 @@
-"""Progress that a person can follow: one line that moves in a terminal, a line now and then in a
-log file."""
+"""Progress of a run: one moving line in a terminal, a line every ten seconds in a log file."""
 
 import sys
 import time
@@ -7,78 +6,83 @@ import time
 SECONDS_BETWEEN_LOG_LINES = 10.0
 
 
-class SelectionProgress:
-    """The Progress of stage 2: rows read, then rows scored, tokens a second and the time left."""
+class ProgressLine:
+    """A line on stderr that the next one replaces; in a log file, at most one in ten seconds."""
 
     def __init__(self) -> None:
-        self._reading: RowsProgress | None = None
-        self._scoring: ScoringProgress | None = None
-
-    def rows_read(self, num_rows: int) -> None:
-        self._reading = self._reading or RowsProgress("normalizing")
-        self._reading(num_rows, None)
-
-    def scoring_started(self, *, num_rows: int, num_rows_done: int) -> None:
-        self._scoring = ScoringProgress(num_rows=num_rows, num_rows_done=num_rows_done)
-
-    def shard_scored(self, num_rows: int, num_tokens: int) -> None:
-        assert self._scoring is not None
-        self._scoring.add(num_rows=num_rows, num_tokens=num_tokens)
-
-    def close(self) -> None:
-        if self._scoring is not None:
-            self._scoring.close()
-        elif self._reading is not None:
-            self._reading.clear()
-
-
-class ScoringProgress:
-    """Rows done, tokens a second and the time left."""
-
-    def __init__(self, *, num_rows: int, num_rows_done: int = 0) -> None:
-        self.num_rows = num_rows
-        self.num_rows_done = num_rows_done
-        self.num_tokens = 0
-        self._num_rows_before = num_rows_done
-        self._started = time.perf_counter()
-        self._last_line = self._started
+        self._last_line = time.perf_counter()
         self._in_terminal = sys.stderr.isatty()
 
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.num_tokens / self.seconds
-
-    def add(self, *, num_rows: int, num_tokens: int) -> None:
-        self.num_rows_done += num_rows
-        self.num_tokens += num_tokens
-        now = time.perf_counter()
-        due = now - self._last_line >= SECONDS_BETWEEN_LOG_LINES
+    def show(self, line: str, *, end: str = "") -> None:
         if self._in_terminal:
-            print(f"\r{self._line()}\033[K", end="", file=sys.stderr, flush=True)
-        elif due:
-            self._last_line = now
-            print(self._line(), file=sys.stderr, flush=True)
+            print(f"\r{line}\033[K", end=end, file=sys.stderr, flush=True)
+        elif time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
+            self._last_line = time.perf_counter()
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self, line: str = "") -> None:
+        """Replaces the moving line by a last one, or clears it."""
+        if self._in_terminal:
+            print(f"\r{line}\033[K", end="\n" if line else "", file=sys.stderr, flush=True)
+        elif line:
+            print(line, file=sys.stderr)
+
+
+class SelectionProgress:
+    """The Progress of stage 2: rows read, then rows scored, tokens per second and time left."""
+
+    def __init__(self) -> None:
+        self._line: ProgressLine | None = None
+        self._num_tokens = 0
+
+    def rows_read(self, num_rows: int) -> None:
+        self._line = self._line or ProgressLine()
+        self._line.show(f"normalizing: {num_rows:,} rows")
+
+    def scoring_started(self, *, num_rows: int, num_rows_done: int) -> None:
+        self._line = ProgressLine()
+        self._num_rows, self._num_done = num_rows, num_rows_done
+        self._num_done_before = num_rows_done
+        self._started = time.perf_counter()
+
+    def shard_scored(self, num_rows: int, num_tokens: int) -> None:
+        self._num_done += num_rows
+        self._num_tokens += num_tokens
+        seconds, speed = self._seconds_and_speed()
+        num_new = self._num_done - self._num_done_before
+        left = (self._num_rows - self._num_done) * seconds / max(num_new, 1)
+        assert self._line is not None
+        self._line.show(
+            f"scoring: {self._num_done:,} of {self._num_rows:,} rows, {speed}, "
+            f"{format_seconds(left)} left"
+        )
 
     def close(self) -> None:
-        """What it all took, in place of the last line; nothing where nothing was scored."""
-        if self.num_tokens:
-            line = (
-                f"scored {self.num_rows_done - self._num_rows_before:,} rows in "
-                f"{format_seconds(self.seconds)}, {self.tokens_per_second:,.0f} tokens/s"
-            )
-            print(f"\r{line}\033[K" if self._in_terminal else line, file=sys.stderr)
+        """Prints what the scoring took; nothing where nothing was scored."""
+        if self._line is None:
+            return
+        if not self._num_tokens:
+            self._line.close()
+            return
+        seconds, speed = self._seconds_and_speed()
+        num_new = self._num_done - self._num_done_before
+        self._line.close(f"scored {num_new:,} rows in {format_seconds(seconds)}, {speed}")
 
-    def _line(self) -> str:
-        new_rows = self.num_rows_done - self._num_rows_before
-        left = (self.num_rows - self.num_rows_done) * self.seconds / max(new_rows, 1)
-        return (
-            f"scoring: {self.num_rows_done:,} of {self.num_rows:,} rows, "
-            f"{self.tokens_per_second:,.0f} tokens/s, {format_seconds(left)} left"
-        )
+    def _seconds_and_speed(self) -> tuple[float, str]:
+        seconds = time.perf_counter() - self._started
+        return seconds, f"{self._num_tokens / seconds:,.0f} tokens/s"
+
+
+class RowsProgress(ProgressLine):
+    """The number of rows that a step has done."""
+
+    def __init__(self, doing: str) -> None:
+        super().__init__()
+        self.doing = doing  # "tokenizing"
+
+    def __call__(self, num_done: int, num_rows: int | None) -> None:
+        line = f"{self.doing}: {num_done:,}{f' of {num_rows:,}' if num_rows else ''} rows"
+        self.show(line, end="\n" if num_done == num_rows else "")
 
 
 def format_seconds(seconds: float) -> str:
@@ -87,26 +91,3 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-class RowsProgress:
-    """How many rows something has been done to; the same two kinds of lines."""
-
-    def __init__(self, doing: str) -> None:
-        self.doing = doing  # "tokenising"
-        self._last_line = time.perf_counter()
-        self._in_terminal = sys.stderr.isatty()
-
-    def __call__(self, num_done: int, num_rows: int | None) -> None:
-        line = f"{self.doing}: {num_done:,}{f' of {num_rows:,}' if num_rows else ''} rows"
-        if self._in_terminal:
-            end = "\n" if num_done == num_rows else ""
-            print(f"\r{line}\033[K", end=end, file=sys.stderr, flush=True)
-        elif time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
-            self._last_line = time.perf_counter()
-            print(line, file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Takes away a line that moves: another one tells the end."""
-        if self._in_terminal:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)

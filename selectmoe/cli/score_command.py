@@ -1,4 +1,4 @@
-"""`selectmoe score`: one line of JSON for each row of a corpus, in its order."""
+"""`selectmoe score`: prints the score of each row of a corpus as a line of JSON."""
 
 import itertools
 import json
@@ -81,7 +81,8 @@ def score_lines(
     """The score of each row, null with a reason where there is none."""
     from selectmoe.records import RejectedRow
 
-    for chunk in _chunks(rows, ROWS_AT_A_TIME):
+    left = iter(rows)
+    while chunk := list(itertools.islice(left, ROWS_AT_A_TIME)):
         scored = iter(engine.score([row for row in chunk if not isinstance(row, RejectedRow)]))
         for row in chunk:
             outcome = row if isinstance(row, RejectedRow) else next(scored)
@@ -116,19 +117,13 @@ def _print_line(line: dict[str, Any]) -> bool:
     return True
 
 
-def _chunks(rows: "Iterable[Any]", size: int) -> Iterator[list[Any]]:
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
-
-
 def _with_progress(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     progress = RowsProgress("scoring")
     for number, line in enumerate(lines, start=1):
         yield line
         if number % ROWS_AT_A_TIME == 0:
             progress(number, None)
-    progress.clear()
+    progress.close()
 
 
 def _with_copied_input(config: ScoreConfig, file: Path) -> ScoreConfig:

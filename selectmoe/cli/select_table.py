@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from selectmoe.cli.command_line import format_table
 from selectmoe.cli.progress import format_seconds
-from selectmoe.cli.tables import format_table
 from selectmoe.data.rejected import rejected_file
 from selectmoe.selection.passes import ALL_DATASETS
 from selectmoe.selection.run_folder import RunFolder

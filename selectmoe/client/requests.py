@@ -1,4 +1,4 @@
-"""The client's protocol without its sockets: requests, retries and the parsing of responses.
+"""The HTTP protocol of the clients, without I/O: requests, retries and parsing of responses.
 
 A dialogue is a generator. It yields its next step, a `Request` or a `Wait`, receives the outcome of
 that step through `send`, and returns the parsed response. `score_client.py` performs the steps,

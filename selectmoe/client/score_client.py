@@ -1,4 +1,4 @@
-"""ScoreClient and AsyncScoreClient: they perform the dialogues of `requests.py` with httpx."""
+"""ScoreClient and AsyncScoreClient, which run the protocol of `requests.py` on httpx."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What the score server and its clients agree on: the values of fields, statuses and the API key.
+"""Constants shared by the score server and its clients: field values, statuses, API key rule.
 
 The bodies of requests and responses are pydantic models in serve/schemas.py.
 """
