@@ -12,14 +12,11 @@ output folder contains full_rank_weights.safetensors, for model_checkpoint_path 
 import os
 import sys
 
-# Run as a script, Python puts jobs/ first on the path, where select.py hides the standard
-# library's module `select`; the repository root belongs there instead.
-_HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:] = [path for path in sys.path if os.path.realpath(path or os.getcwd()) != _HERE]
-if os.path.dirname(_HERE) not in sys.path:
-    sys.path.insert(0, os.path.dirname(_HERE))
-
 if __name__ == "__main__":
+    # Python puts jobs/ first on the path of a script, where select.py would hide the standard
+    # library's module `select`; the root of the repository belongs there instead.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
     from jobs.stage_1_pretrain.command import main
     from selectmoe.cli.command_line import run_command
 
