@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.on_ray.session import ClusterError
-from selectmoe.client.requests import RetryPolicy, parse_info
+from selectmoe.client.requests import parse_info, retry_wait
 from selectmoe.client.wire import RETRIED_STATUSES
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ScoreRequestError, ServerUnavailableError
@@ -54,7 +54,7 @@ class DeploymentBackend(ServedBackend):
 
 
 class DeploymentScorer:
-    """Asks an application on this Ray cluster by its handle; several threads may use one."""
+    """Scores samples through the handle of a Serve application; safe to share between threads."""
 
     def __init__(self, application: str) -> None:
         from ray import serve
@@ -64,16 +64,15 @@ class DeploymentScorer:
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
         """Retries while a replica is lost or the queue is full."""
-        policy = RetryPolicy(PATIENCE_SECONDS)
-        deadline = time.monotonic() + policy.timeout_seconds
+        deadline = time.monotonic() + PATIENCE_SECONDS
         for num_tries in itertools.count(1):
             answers = self._ask(samples, max(deadline - time.monotonic(), 0.0))
             if isinstance(answers, list):
                 return answers
-            wait = policy.wait(num_tries, None, random.random())
+            wait = retry_wait(num_tries, None, random.random())
             if time.monotonic() + wait >= deadline:
                 raise ServerUnavailableError(
-                    f"{self.name}: not available within {policy.timeout_seconds:g} s "
+                    f"{self.name}: not available within {PATIENCE_SECONDS:g} s "
                     f"(tries: {num_tries}): {answers}"
                 )
             time.sleep(wait)

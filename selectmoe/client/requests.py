@@ -123,21 +123,11 @@ Outcome: TypeAlias = Answer | NoAnswer | None
 Dialogue: TypeAlias = Generator[Step, Outcome, T]
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How long a request is retried, and the waits between attempts."""
-
-    timeout_seconds: float  # of one request, with all its attempts
-
-    def __post_init__(self) -> None:
-        if not 0 < self.timeout_seconds < math.inf:
-            raise ConfigError(f"timeout_seconds must be above 0, got {self.timeout_seconds!r}")
-
-    def wait(self, num_tries: int, retry_after: float | None, draw: float) -> float:
-        """Seconds until the next attempt; `draw` in [0, 1) is the jitter that spreads clients."""
-        backoff = float(min(FIRST_WAIT_SECONDS * 2 ** min(num_tries - 1, 30), MAX_WAIT_SECONDS))
-        # Never before the server's Retry-After; without one, in the second half of the backoff.
-        return backoff * (1 + draw) / 2 if retry_after is None else retry_after + backoff * draw
+def retry_wait(num_tries: int, retry_after: float | None, draw: float) -> float:
+    """Seconds until the next attempt; `draw` in [0, 1) is the jitter that spreads clients."""
+    backoff = float(min(FIRST_WAIT_SECONDS * 2 ** min(num_tries - 1, 30), MAX_WAIT_SECONDS))
+    # Never before the server's Retry-After; without one, in the second half of the backoff.
+    return backoff * (1 + draw) / 2 if retry_after is None else retry_after + backoff * draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +136,13 @@ class ScoreDialogues:
 
     url: str
     has_key: bool
-    policy: RetryPolicy
+    timeout_seconds: float  # of one request, with all its attempts
     clock: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_seconds < math.inf:
+            raise ConfigError(f"timeout_seconds must be above 0, got {self.timeout_seconds!r}")
 
     def info(self) -> Dialogue[ServerInfo]:
         answer = yield from self._request("GET", "/info", None)
@@ -164,7 +158,7 @@ class ScoreDialogues:
         return self._parsed(answer, "/score", lambda content: parse_results(content, num_samples))
 
     def _request(self, method: str, path: str, body: bytes | None) -> Dialogue[Answer]:
-        deadline = self.clock() + self.policy.timeout_seconds
+        deadline = self.clock() + self.timeout_seconds
         for num_tries in itertools.count(1):
             left = max(deadline - self.clock(), 0.001)
             outcome = yield Request(method, path, body, timeout_seconds=left)
@@ -176,10 +170,10 @@ class ScoreDialogues:
             else:
                 assert outcome is not None
                 status, retry_after, problem = None, None, outcome.reason
-            seconds = self.policy.wait(num_tries, retry_after, self.draw())
+            seconds = retry_wait(num_tries, retry_after, self.draw())
             if self.clock() + seconds >= deadline:
                 raise ServerUnavailableError(
-                    f"{self.url}: not available within {self.policy.timeout_seconds:g} s "
+                    f"{self.url}: not available within {self.timeout_seconds:g} s "
                     f"(tries: {num_tries}): {problem}",
                     status=status,
                 )

@@ -14,7 +14,6 @@ from selectmoe.client.requests import (
     NoAnswer,
     Outcome,
     Request,
-    RetryPolicy,
     ScoreDialogues,
     ScoreFailure,
     ScoreResult,
@@ -54,8 +53,7 @@ class _Client:
             if not is_valid_api_key(api_key):
                 raise ConfigError(f"api_key must be {API_KEY_RULE}")  # without showing the key
             headers["Authorization"] = f"Bearer {api_key}"
-        policy = RetryPolicy(timeout_seconds)
-        self._dialogues = ScoreDialogues(self.url, has_key=api_key is not None, policy=policy)
+        self._dialogues = ScoreDialogues(self.url, api_key is not None, timeout_seconds)
         self._server_info: ServerInfo | None = None
         self._httpx = import_httpx()
         new_http_client = getattr(self._httpx, self.http_class)

@@ -10,7 +10,6 @@ from selectmoe.client.requests import (
     EncodedBatch,
     NoAnswer,
     Request,
-    RetryPolicy,
     ScoreDialogues,
     ScoreFailure,
     ScoreResult,
@@ -19,6 +18,7 @@ from selectmoe.client.requests import (
     encode_batches,
     parse_result,
     retry_after_seconds,
+    retry_wait,
 )
 from selectmoe.errors import (
     ConfigError,
@@ -56,7 +56,7 @@ def play(
     """The result of a dialogue that gets `outcomes`, and its steps."""
     clock, steps, outcomes = Clock(), [], iter(outcomes)
     dialogues = ScoreDialogues(
-        "http://server", has_key, RetryPolicy(timeout_seconds), clock=clock, draw=lambda: 0.5
+        "http://server", has_key, timeout_seconds, clock=clock, draw=lambda: 0.5
     )
     dialogue = dialogues.score(EncodedBatch(b"{}", sample_ids))
     step = next(dialogue)
@@ -92,15 +92,13 @@ def test_retry_after_is_never_undercut():
 
 
 def test_own_waits_stop_growing():
-    policy = RetryPolicy(1e6)
-    assert policy.wait(10_000, None, 0.999) <= 20
-    assert all(policy.wait(n, None, 0.0) <= policy.wait(n + 1, None, 0.0) for n in range(1, 40))
+    assert retry_wait(10_000, None, 0.999) <= 20
+    assert all(retry_wait(n, None, 0.0) <= retry_wait(n + 1, None, 0.0) for n in range(1, 40))
 
 
 def test_the_draw_spreads_clients_over_half_of_the_wait():
-    policy = RetryPolicy(60.0)
-    assert policy.wait(3, None, 0.0) == 0.5
-    assert policy.wait(3, None, 0.999) == pytest.approx(1.0, abs=0.001)  # draws end below 1
+    assert retry_wait(3, None, 0.0) == 0.5
+    assert retry_wait(3, None, 0.999) == pytest.approx(1.0, abs=0.001)  # draws end below 1
 
 
 def test_a_request_gives_up_where_its_time_ends_and_says_what_happened_last():
@@ -279,4 +277,4 @@ def test_retry_after_may_be_a_number_or_a_date():
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf])
 def test_a_time_limit_is_a_number_above_0(seconds):
     with pytest.raises(ConfigError, match="timeout_seconds must be above 0"):
-        RetryPolicy(seconds)
+        ScoreDialogues("http://server", has_key=False, timeout_seconds=seconds)
