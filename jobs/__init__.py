@@ -1,1 +1,1 @@
-"""One command per stage: each parses, submits to Ray, waits and reports. No maths here."""
+"""One command per stage, which parses its options, runs the stage on Ray and reports."""

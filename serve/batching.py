@@ -1,4 +1,4 @@
-"""The queue: batches the samples of many requests for the scorer that is free next.
+"""The queue of samples, which batches those of many requests for the next free scorer.
 
 Batches are made where requests arrive and not where they are scored: a queued sample can still join
 a batch, or leave when its client disconnects, and one call of a scorer serves many requests. This

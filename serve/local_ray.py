@@ -69,15 +69,10 @@ def _finish_accepted_requests(_: int, __: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the shutdown has begun
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
     try:
-        _drain()
+        from ray import serve
+
+        for name in serve.status().applications:
+            serve.get_app_handle(name).broadcast("drain").results(timeout_s=DRAIN_SECONDS)
     except Exception as error:
         logger.warning("some accepted requests may remain unanswered: %s", type(error).__name__)
     raise KeyboardInterrupt
-
-
-def _drain() -> None:
-    from ray import serve
-
-    for name in serve.status().applications:
-        handle = serve.get_app_handle(name)
-        handle.broadcast("drain").results(timeout_s=DRAIN_SECONDS)

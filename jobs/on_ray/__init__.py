@@ -1,1 +1,1 @@
-"""What the stages share on Ray: a session, tasks and training workers."""
+"""Ray code that the stages share: the connection, tasks and training workers."""

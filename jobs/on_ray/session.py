@@ -68,7 +68,8 @@ def _connect_or_start(ray: ModuleType) -> None:
         _use_a_token_of_our_own()
         ray.init(address="local", include_dashboard=False, **quiet)
         return
-    _require_answer(address)
+    if not _answers(address):
+        raise ClusterError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names")
     # Workers of a running cluster have their own environment, and need the checkout's path unless
     # Ray unpacked the checkout for this job. Those of a local Ray inherit ours: without a runtime
     # environment the job can use Ray's idle workers, which saves two seconds.
@@ -105,11 +106,6 @@ def _is_of_this_machine(address: str) -> bool:
         except OSError:
             return False
     return True
-
-
-def _require_answer(address: str) -> None:
-    if not _answers(address):
-        raise ClusterError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names")
 
 
 def _answers(address: str) -> bool:

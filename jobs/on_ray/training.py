@@ -67,22 +67,40 @@ def train_on_ray(
     Raises ClusterError where the cluster has too few workers, and a worker's SelectMoeError or
     OSError unchanged. Any other exception of a worker becomes a TrainingError.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, TrainingFailedError
-    from ray.train import ScalingConfig as RayScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import TrainingFailedError
 
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     nodes = alive_nodes()
     with_gpu = trains_on_gpu(scaling, nodes)
     require_workers(scaling, nodes, with_gpu=with_gpu)
+    settings = {
+        "train": train, "config": config, "output": output, "uses_gpu": with_gpu,
+        "num_threads": scaling.num_cpus_per_worker,
+    }  # fmt: skip
+    trainer = _ray_trainer(settings, output, scaling, with_gpu=with_gpu)
+    logger.info("training on %s", _describe(scaling, with_gpu=with_gpu))
+    try:
+        answer = _fit_and_show(trainer, output / METRICS_NAME, show).return_value
+    except TrainingFailedError as error:
+        raise _mistake_of(error) or TrainingError(_stop_message(error, output)) from error
+    if isinstance(answer, SelectMoeError | OSError):
+        raise answer
+    return answer
+
+
+def _ray_trainer(
+    settings: Mapping[str, object], output: Path, scaling: ScalingConfig, *, with_gpu: bool
+) -> Any:  # noqa: ANN401 (Ray's TorchTrainer)
+    """A trainer that calls `_run_worker(settings)` on every worker."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+    from ray.train import ScalingConfig as RayScalingConfig
+    from ray.train.torch import TorchTrainer
+
     storage_path, name = storage_of(output, scaling.storage_path)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _run_worker,  # type: ignore[arg-type]  # its annotation allows no returned value
-        train_loop_config={
-            "train": train, "config": config, "output": output, "uses_gpu": with_gpu,
-            "num_threads": scaling.num_cpus_per_worker,
-        },
+        train_loop_config=dict(settings),
         scaling_config=RayScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=with_gpu,
@@ -94,15 +112,7 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=scaling.num_checkpoints),
         ),
-    )  # fmt: skip
-    logger.info("training on %s", _describe(scaling, with_gpu=with_gpu))
-    try:
-        answer = _fit_and_show(trainer, output / METRICS_NAME, show).return_value
-    except TrainingFailedError as error:
-        raise _mistake_of(error) or TrainingError(_stop_message(error, output)) from error
-    if isinstance(answer, SelectMoeError | OSError):
-        raise answer
-    return answer
+    )
 
 
 def trains_on_gpu(scaling: ScalingConfig, nodes: Sequence[Resources]) -> bool:

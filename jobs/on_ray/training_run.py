@@ -27,6 +27,12 @@ if TYPE_CHECKING:  # it loads transformers, and --help must not wait for it
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
+TRAINING_OPTIONS = {
+    "--model": "model",
+    "--output": "output",
+    "--num-workers": "scaling.num_workers",
+    "--resume": "resume",
+}
 PATHS = {"model": absolute_model, "scaling.storage_path": absolute_unless_url}
 # Settings that a resumed run may change: they decide where, how fast and on which workers it
 # trains, not what it learns.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.on_ray.training_run import (
     PATHS,
+    TRAINING_OPTIONS,
     claim_output,
     print_report,
     show_metrics,
@@ -27,13 +28,7 @@ if TYPE_CHECKING:  # --help and a mistyped option must not wait for this import
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = {
-    "--data": "dataset.paths",
-    "--model": "model",
-    "--output": "output",
-    "--num-workers": "scaling.num_workers",
-    "--resume": "resume",
-}
+OPTIONS = {"--data": "dataset.paths", **TRAINING_OPTIONS}
 FREE_ON_RESUME = ("training.batch_size", "training.max_tokens_per_batch", "training.strategy")
 
 

@@ -1,4 +1,4 @@
-"""The work of stage 2 on a Ray cluster: tasks read the corpus, a pool of actors scores it."""
+"""Runs stage 2 on a Ray cluster: tasks read the corpus, a pool of actors scores it."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

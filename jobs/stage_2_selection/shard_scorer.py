@@ -1,4 +1,4 @@
-"""The actor of stage 2: scores shards with one scorer."""
+"""The Ray actor of stage 2, which scores shards of the corpus."""
 
 import contextlib
 import gc

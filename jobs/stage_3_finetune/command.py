@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.on_ray.training_run import (
     PATHS,
+    TRAINING_OPTIONS,
     claim_output,
     print_report,
     tokenize,
@@ -24,13 +25,7 @@ if TYPE_CHECKING:  # these load torch, and --help must not wait for it
 
     from selectmoe.training.worker import TrainingWorker
 
-OPTIONS = {
-    "--data": "dataset.data_path",
-    "--model": "model",
-    "--output": "output",
-    "--num-workers": "scaling.num_workers",
-    "--resume": "resume",
-}
+OPTIONS = {"--data": "dataset.data_path", **TRAINING_OPTIONS}
 
 
 def main(arguments: Sequence[str]) -> None:

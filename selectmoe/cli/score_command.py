@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
 def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
     """Reads, scores and writes rows a few hundred at a time: memory does not grow with the corpus.
 
-    hidden_folder: left out where a row's source is told.
+    hidden_folder: removed from the beginning of a row's source.
     Raises DataError where there is no row.
     """
     from selectmoe.data.readers import read_corpora, require_readable
@@ -67,8 +67,11 @@ def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
         config=config.scoring,
     )
     lines = score_lines(engine, read_corpora(config.data), hidden_folder)
+    num_rows = 0
     if config.output is None:
-        num_rows = sum(map(_print_line, lines))
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+            num_rows += 1
     else:
         num_rows = write_jsonl(absolute_path(config.output, "--output"), _with_progress(lines))
     if not num_rows:
@@ -110,11 +113,6 @@ def _numbers(
         "num_answer_tokens": outcome.num_answer_tokens,
         "truncated": outcome.truncated,
     }
-
-
-def _print_line(line: dict[str, Any]) -> bool:
-    print(json.dumps(line, ensure_ascii=False), flush=True)
-    return True
 
 
 def _with_progress(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

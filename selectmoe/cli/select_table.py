@@ -54,9 +54,9 @@ def _threshold(manifest: dict[str, Any], name: str) -> str:
 def _percentile_line(manifest: dict[str, Any]) -> str:
     percentiles = [threshold["percentile"] for threshold in manifest["thresholds"].values()]
     lowest, highest = f"{min(percentiles):.1f}", f"{max(percentiles):.1f}"
-    place = f" {lowest}" if lowest == highest else f"s {lowest} to {highest}"
+    limits = f" {lowest}" if lowest == highest else f"s {lowest} to {highest}"
     num_samples = manifest["calibration"]["num_samples"]
-    return f"threshold at percentile{place} of {num_samples:,} rows of the warm-up corpus"
+    return f"threshold at percentile{limits} of {num_samples:,} rows of the warm-up corpus"
 
 
 def _demo_line(bad: dict[str, Any], total: dict[str, int]) -> str:

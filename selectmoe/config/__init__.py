@@ -1,1 +1,1 @@
-"""The settings of the stages, each default once, and how they are loaded."""
+"""The settings of the stages, and how they are loaded."""
