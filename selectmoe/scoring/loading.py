@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from selectmoe.config.engine import EngineConfig
 from selectmoe.model.checkpoint import ADAPTER_WEIGHTS_NAME, model_folder
 from selectmoe.model.devices import choose_dtype, choose_experts
-from selectmoe.model.gate_weights import load_gate_weights
-from selectmoe.model.merged_adapter import merge_adapter
+from selectmoe.model.gate_weights import load_gate_weights, merge_adapter
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.quiet_loading import load_model, load_tokenizer
 

@@ -19,7 +19,7 @@ from selectmoe.model.modeling_select_moe import (
     SelectMoeForCausalLM,
     SelectMoeModel,
 )
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 from tests.tiny_select_moe import LOUD, blocks, tiny_config, tiny_model
 
 
