@@ -1,4 +1,4 @@
-"""Everything that a user of Select-MoE can cause, as one tree.
+"""Every error that a user of Select-MoE can cause, as one tree.
 
     SelectMoeError
     ├── ConfigError (ValueError)            a setting is unknown, of a wrong type or out of range
@@ -12,7 +12,7 @@
     ├── ScoreRequestError (RuntimeError)    a score server refused, or gave no scores
     │   ├── UnauthorizedError               it got no API key, or a wrong one
     │   └── ServerUnavailableError          it was not there, not ready or overloaded
-    ├── TrainingStoppedError (RuntimeError) training cannot lead anywhere: a loss that is no number
+    ├── TrainingStoppedError (RuntimeError) training cannot succeed, as with a NaN loss
     ├── ClusterError (RuntimeError)         no cluster answers, or it has not what a run needs
     ├── ScoringError (RuntimeError)         scoring ended with shards left
     ├── TrainingError (RuntimeError)        workers were lost more often than allowed, or failed

@@ -93,7 +93,7 @@ class RowsProgress:
     """How many rows something has been done to; the same two kinds of lines."""
 
     def __init__(self, doing: str) -> None:
-        self.doing = doing  # "tokenising"
+        self.doing = doing  # "tokenizing"
         self._last_line = time.perf_counter()
         self._in_terminal = sys.stderr.isatty()
 

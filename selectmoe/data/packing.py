@@ -1,4 +1,4 @@
-"""Samples as padded or packed (variable length) batches, as many as a token budget allows."""
+"""Batches samples, padded or packed (variable length), within a token budget."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

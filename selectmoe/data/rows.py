@@ -1,4 +1,4 @@
-"""One row of a corpus as a Sample, or the reason why not: the input contract."""
+"""The input contract: parses a row of a corpus into a Sample, or rejects it with a reason."""
 
 import reprlib
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Which conversations finetuning uses: the selected ones, all of them, or a random draw."""
+"""Chooses the conversations that finetuning uses: the selected ones, all, or a random sample."""
 
 import hashlib
 import json

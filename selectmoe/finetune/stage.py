@@ -2,7 +2,7 @@
 
 rows         tokenized into the folder of the run        `tokenized_rows`
 memory       estimated before weights are read           `memory_estimate`
-model        the target, frozen, with an adapter         `lora`
+model        the target, frozen, with an adapter         `lora_targets`
 checkpoints  <scratch>/checkpoint-N, for peft, lm-eval
 """
 

@@ -1,4 +1,4 @@
-"""What finetuning learns from: tokenized rows, their batches, and the order of a step's rows."""
+"""The training data of finetuning: tokenized rows, padded batches and the order of the rows."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence

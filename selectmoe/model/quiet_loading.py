@@ -1,4 +1,4 @@
-"""Loads models and tokenizers with transformers, without its progress bars and load reports."""
+"""Registers the model type; loads models and tokenizers without transformers' progress bars."""
 
 import contextlib
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""The tensors in the .safetensors files of a model folder: names, shapes, single tensors.
+"""Reads the .safetensors files of a model folder: names and shapes of tensors, single tensors.
 
 OLMoE's experts come in two layouts, and both are read here by the names of the first:
 

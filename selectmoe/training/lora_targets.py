@@ -1,4 +1,4 @@
-"""LoRA adapters, and the modules and fused experts that get one, by the model's own names."""
+"""Adds LoRA adapters, and finds the modules and fused experts that get one."""
 
 import warnings
 from collections.abc import Iterator, Sequence

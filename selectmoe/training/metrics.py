@@ -1,4 +1,4 @@
-"""A training run's metrics every few steps: metrics.jsonl and TensorBoard."""
+"""Trainer callbacks that write a run's metrics to metrics.jsonl and TensorBoard."""
 
 import json
 import logging

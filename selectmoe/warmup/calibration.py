@@ -1,4 +1,4 @@
-"""The end of a warm-up: score its corpus with the trained gates, so that scores get percentiles."""
+"""Calibrates trained gates: scores a sample of the warm-up's corpus, for percentiles."""
 
 import gc
 import logging

@@ -1,4 +1,4 @@
-"""The model of a gate warm-up: loaded, frozen except for what is trained, with LoRA if set."""
+"""Loads the model of a gate warm-up, freezes what is not trained and adds LoRA where it is set."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""transformers.Trainer for gates: batches of any size, checkpoints of kilobytes, NaN checks."""
+"""A transformers.Trainer for the gates: batches of any size, small checkpoints, NaN checks."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""training.strategy=fsdp: shards the frozen layers and replicates the few trained tensors.
+"""Sharding for training.strategy=fsdp: frozen layers are sharded, trained tensors replicated.
 
 It uses torch's fully_shard, which works with gloo on CPUs too. On CPUs transformers and accelerate
 would silently run DDP, and neither saves the state of an optimizer whose tensors are not sharded.

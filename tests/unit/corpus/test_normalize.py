@@ -1,4 +1,4 @@
-"""Normalised shards: the same for every order and splitting of the rows, and every row counted."""
+"""Normalized shards: the same for every order and splitting of the rows, and every row counted."""
 
 import json
 import os
