@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 # The commands are shown as they run: they are what one would type.
 demo: RUN := outputs/demo/$(shell date +%Y-%m-%d/%H-%M-%S)
 demo: install  ## all four stages, offline: is the best 20 % of a corpus worth more than any 20 %?
-	@echo '# 1: teach the quality gates to tell a sample from a worse copy of it'
+	@echo '# 1: teach the quality gates to tell a sample from a corrupted copy of it'
 	$(BIN)/python jobs/pretrain.py --output $(RUN)/pretrain
 	@echo; echo '# 2: score 600 rows, 220 of them known to be bad, and keep the best 120'
 	$(BIN)/python jobs/select.py --pct 0.2 --output $(RUN)/select \

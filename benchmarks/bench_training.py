@@ -38,7 +38,7 @@ from recipes.held_out_rows import read_samples  # noqa: E402
 from selectmoe.config.warmup import TrainingConfig  # noqa: E402
 from selectmoe.model.checkpoint import model_folder  # noqa: E402
 from selectmoe.model.gate_weights import gate_weights  # noqa: E402
-from selectmoe.model.registration import register_select_moe  # noqa: E402
+from selectmoe.model.quiet_loading import register_select_moe  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402

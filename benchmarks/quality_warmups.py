@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from benchmarks.quality_scorers import FRESH_GATES, Selector, gate_scores
 from recipes.gate_warmup import GateWarmup, warm_up_gates
 from selectmoe.corruptions.kinds import CORRUPTIONS
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 from selectmoe.records import Sample
 from selectmoe.warmup.gate_model import load_gated_model
 

@@ -14,8 +14,7 @@ from selectmoe.evaluation.answer_loss import MAX_TOKENS_PER_BATCH, batch_losses
 from selectmoe.model.devices import choose_dtype, choose_experts
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
-from selectmoe.model.quiet_loading import load_model
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import load_model, register_select_moe
 from selectmoe.records import Sample
 from selectmoe.warmup.gate_model import load_gated_model
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from recipes.held_out_rows import is_held_out, read_samples  # noqa: E402
 from selectmoe.errors import SelectMoeError  # noqa: E402
-from selectmoe.model.checkpoint import calibration_folder, weights_file  # noqa: E402
+from selectmoe.model.checkpoint import calibration_folder  # noqa: E402
 from selectmoe.paths import EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
 from selectmoe.scoring.calibration import save_calibration  # noqa: E402
@@ -41,8 +41,7 @@ def calibrate_selector(
     engine = ScoringEngine.from_pretrained(selector, model_checkpoint_path=weights, formula=formula)
     positions = sampled_positions(len(training), seed=seed)
     calibration = calibrate_on(engine, [training[position] for position in positions])
-    stage_1 = None if weights is None else weights_file(weights)
-    return save_calibration(calibration_folder(str(selector), stage_1), calibration)
+    return save_calibration(calibration_folder(str(selector), weights), calibration)
 
 
 def main() -> None:

@@ -56,14 +56,17 @@ from selectmoe.config.loading import load_config, resolved  # noqa: E402
 from selectmoe.config.warmup import TrainingConfig, WarmupConfig  # noqa: E402
 from selectmoe.corpus.shards import keep_subset, row_key  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
-from selectmoe.errors import DataError, SelectMoeError  # noqa: E402
+from selectmoe.errors import (  # noqa: E402
+    DataError,
+    SelectMoeError,
+    TrainingStoppedError,
+)
 from selectmoe.model.checkpoint import GATE_WEIGHTS_NAME, model_folder  # noqa: E402
 from selectmoe.model.gate_weights import save_gate_weights  # noqa: E402
-from selectmoe.model.registration import register_select_moe  # noqa: E402
+from selectmoe.model.quiet_loading import register_select_moe  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, model_or_embedded  # noqa: E402
 from selectmoe.records import Sample, TokenizedSample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
-from selectmoe.training.stopping import TrainingStoppedError  # noqa: E402
 from selectmoe.training.worker import TrainingWorker  # noqa: E402
 from selectmoe.warmup.rows import (  # noqa: E402
     CLEAN_DEMO,

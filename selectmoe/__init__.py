@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         SelectMoeModel,
         register_trash_expert,
     )
-    from selectmoe.model.registration import register_select_moe
+    from selectmoe.model.quiet_loading import register_select_moe
     from selectmoe.records import Message, Sample, ScoredSample
     from selectmoe.scoring.engine import ScoringEngine
     from selectmoe.selection.api import Selection, select
@@ -46,7 +46,7 @@ _HOMES = {
     "SelectMoeForCausalLM": "model.modeling_select_moe",
     "SelectMoeModel": "model.modeling_select_moe",
     "Selection": "selection.api",
-    "register_select_moe": "model.registration",
+    "register_select_moe": "model.quiet_loading",
     "register_trash_expert": "model.modeling_select_moe",
     "select": "selection.api",
 }
@@ -56,5 +56,5 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'selectmoe' has no attribute {name!r}")
     if name in ("SelectMoeForCausalLM", "SelectMoeModel"):
-        import_module("selectmoe.model.registration").register_select_moe()
+        import_module("selectmoe.model.quiet_loading").register_select_moe()
     return getattr(import_module(f"selectmoe.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Everything that a user of Select-MoE can cause, as one tree.
+"""Every error that a user of Select-MoE can cause, as one tree.
 
     SelectMoeError
     ├── ConfigError (ValueError)            a setting is unknown, of a wrong type or out of range
@@ -12,17 +12,18 @@
     ├── ScoreRequestError (RuntimeError)    a score server refused, or gave no scores
     │   ├── UnauthorizedError               it got no API key, or a wrong one
     │   └── ServerUnavailableError          it was not there, not ready or overloaded
-    ├── TrainingStoppedError (RuntimeError) training cannot lead anywhere: a loss that is no number
+    ├── TrainingStoppedError (RuntimeError) training cannot succeed, as with a NaN loss
     ├── ClusterError (RuntimeError)         no cluster answers, or it has not what a run needs
     ├── ScoringError (RuntimeError)         scoring ended with shards left
     ├── TrainingError (RuntimeError)        workers were lost more often than allowed, or failed
     └── EvaluationError (RuntimeError)      the worker was lost, or failed
 
-TrainingStoppedError and NotEnoughMemoryError live in `training/`; ClusterError and the last two in
-`jobs/`.
+ClusterError and the last two live in `jobs/`.
 A message names the file, row or key, then the rule, then the value. The commands in `jobs/` print
 it on one line and exit with status 2; nothing else in the package catches it.
 """
+
+from collections.abc import Sequence
 
 
 class SelectMoeError(Exception):
@@ -31,6 +32,10 @@ class SelectMoeError(Exception):
 
 class ConfigError(SelectMoeError, ValueError):
     """A setting is unknown, of a wrong type or out of range."""
+
+
+class NotEnoughMemoryError(ConfigError):
+    """The settings ask for more memory than a worker has."""
 
 
 class DataError(SelectMoeError, ValueError):
@@ -78,8 +83,18 @@ class ServerUnavailableError(ScoreRequestError):
     """In the time given a score server was not there, not ready or overloaded."""
 
 
+class TrainingStoppedError(SelectMoeError, RuntimeError):
+    """Training cannot succeed, as with a NaN loss; raised on all workers in the same step."""
+
+
 class ScoringError(SelectMoeError, RuntimeError):
     """Scoring ended with shards left: workers were lost for good, or failed."""
+
+
+def list_names(names: Sequence[str], *, most: int = 8) -> str:
+    """'cot-17', 'cot-4' and 22 more"""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
 
 
 def first_line(error: BaseException) -> str:

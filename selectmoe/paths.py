@@ -1,4 +1,4 @@
-"""What ships inside the package."""
+"""Files that ship inside the package: the embedded selector and the demo corpus."""
 
 from pathlib import Path
 

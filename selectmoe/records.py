@@ -1,4 +1,4 @@
-"""The nouns of the pipeline: a sample changes its type when it changes its meaning.
+"""The records of the pipeline: a sample changes its type when it changes its meaning.
 
 Sample -> TokenizedSample -> PaddedBatch or PackedBatch -> ScoredSample
 RejectedRow     instead of a Sample, when a row of the corpus breaks the input contract

@@ -305,8 +305,7 @@ def _error_type(outcome: UnscoredSample) -> SampleErrorType:
 def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:
     from transformers import AutoTokenizer
 
-    from selectmoe.model.quiet_loading import quiet_transformers
-    from selectmoe.model.registration import register_select_moe
+    from selectmoe.model.quiet_loading import quiet_transformers, register_select_moe
 
     register_select_moe()
     with quiet_transformers():

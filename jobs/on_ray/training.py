@@ -35,9 +35,8 @@ from typing import Any
 from jobs.on_ray.errors import user_mistake
 from jobs.on_ray.session import ClusterError, alive_nodes
 from selectmoe.config.scaling import ScalingConfig
-from selectmoe.errors import SelectMoeError
+from selectmoe.errors import SelectMoeError, TrainingStoppedError
 from selectmoe.training.metrics_lines import METRICS_NAME
-from selectmoe.training.stopping import TrainingStoppedError
 from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)

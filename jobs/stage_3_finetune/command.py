@@ -76,10 +76,7 @@ def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
     from selectmoe.training.memory_estimate import skeleton
 
     require_source(config.dataset)
-    lora = config.training.lora
-    find_targets(
-        skeleton(model), lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model
-    )
+    find_targets(skeleton(model), config.training.lora, model_name=model)
     return load_target_tokenizer(config)
 
 

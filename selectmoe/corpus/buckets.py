@@ -29,12 +29,11 @@ class RowBucket:
 class BucketWriter:
     """Appends samples to a file per bucket, chosen by two hexadecimal digits of their keys.
 
-    Memory holds at most `max_rows_in_memory` rows, or fewer where they have MAX_CHARACTERS of text.
+    Memory holds at most MAX_ROWS_IN_MEMORY rows, or fewer where they have MAX_CHARACTERS of text.
     """
 
-    def __init__(self, directory: Path, *, max_rows_in_memory: int, first_digit: int = 0) -> None:
+    def __init__(self, directory: Path, *, first_digit: int = 0) -> None:
         self.directory = directory
-        self.max_rows_in_memory = max_rows_in_memory
         self.digits = slice(first_digit, first_digit + 2)
         self.in_memory: list[KeyedSample] = []
         # Shares of what fits in memory: of the rows held now, and of each bucket on disk.
@@ -55,7 +54,7 @@ class BucketWriter:
         }
 
     def _share(self, keyed: KeyedSample) -> float:
-        return 1 / self.max_rows_in_memory + num_characters(keyed[1]) / MAX_CHARACTERS
+        return 1 / MAX_ROWS_IN_MEMORY + num_characters(keyed[1]) / MAX_CHARACTERS
 
     def _spill(self) -> None:
         self.directory.mkdir(exist_ok=True)
@@ -84,11 +83,7 @@ def merge_buckets(parts: Iterable[Mapping[str, RowBucket]]) -> dict[str, RowBuck
 
 
 def rows_in_order(
-    buckets: Mapping[str, RowBucket],
-    *,
-    scratch: Path,
-    max_rows_in_memory: int,
-    first_digit: int = 0,
+    buckets: Mapping[str, RowBucket], *, scratch: Path, first_digit: int = 0
 ) -> Iterator[KeyedSample]:
     """Every sample of some buckets, once, sorted by its key. The sort is stable: samples with one
     key keep the order of the folders and, within a folder, the order in which they were added.
@@ -103,18 +98,11 @@ def rows_in_order(
         elif first_digit + 2 == KEY_DIGITS:
             yield from rows  # all have one key
         else:
-            inner = BucketWriter(
-                scratch / digits,
-                max_rows_in_memory=max_rows_in_memory,
-                first_digit=first_digit + 2,
-            )
+            inner = BucketWriter(scratch / digits, first_digit=first_digit + 2)
             for keyed in rows:
                 inner.add(keyed)
             yield from rows_in_order(
-                inner.close(),
-                scratch=inner.directory,
-                max_rows_in_memory=max_rows_in_memory,
-                first_digit=first_digit + 2,
+                inner.close(), scratch=inner.directory, first_digit=first_digit + 2
             )
             shutil.rmtree(inner.directory)
 

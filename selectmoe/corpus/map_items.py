@@ -1,4 +1,4 @@
-"""One protocol for "call this function on these items somewhere", and a pool of threads for it.
+"""The protocol MapItems, for calling a function on items in any process, and a thread pool.
 
 The builtin `map` satisfies it too, one item after the other; `jobs/on_ray/map_items.py` calls the
 function on the workers of a cluster. Reading a corpus and selecting from its scores are written

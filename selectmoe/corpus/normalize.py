@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 
 from selectmoe.corpus.buckets import (
     MAX_CHARACTERS,
-    MAX_ROWS_IN_MEMORY,
     BucketWriter,
     KeyedSample,
     RowBucket,
@@ -55,14 +54,12 @@ COUNT_NAME = "rows_read"
 REJECTED_NAME = "rejected.parquet"
 REJECTED_SCHEMA = pa.schema(
     [
-        ("file", pa.string()),
-        ("row", pa.int64()),
-        ("dataset", pa.string()),
-        ("sample_id", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
+        (field.name, pa.int64() if field.type is int else pa.string())
+        for field in fields(RejectedRow)
     ]
 )
+KeyRange = tuple[str, Mapping[str, RowBucket]]
+"""What one task of the second step sorts: the digits with which its keys begin, and its buckets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +73,6 @@ class GatheredPart:
     first_rejected: str  # "<file>:<row>: <reason>", or empty
     read_by_dataset: Counter[str]  # rows of the subset, and rejected rows
     buckets: dict[str, RowBucket]
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRange:
-    """What one task of the second step sorts: some buckets of every part."""
-
-    digits: str  # with which their keys begin
-    buckets: Mapping[str, RowBucket]
-
-
-@dataclass(frozen=True, slots=True)
-class OrderedRange:
-    """Result of the second step."""
-
-    num_shards: int
-    num_duplicate_ids: int
 
 
 def write_corpus(
@@ -108,8 +89,7 @@ def write_corpus(
     map_items: calls the tasks; `directory` must be on storage that all of its workers see.
     Raises DataError where a corpus cannot be read, has no rows, or none in the subset.
     """
-    _make_empty(directory)
-    with _bucket_folder(directory) as buckets:
+    with _emptied(directory) as buckets:
         gather = functools.partial(_gather_part, buckets=buckets, subset_ratio=subset_ratio)
         numbered = list(enumerate(split_corpora(specs, map_items=map_items)))
         gathered = list(map_items(gather, numbered))
@@ -131,11 +111,7 @@ def write_corpus(
 
 
 def write_shards(
-    rows: Iterable[Sample | RejectedRow],
-    directory: Path,
-    *,
-    rows_per_shard: int,
-    max_rows_in_memory: int = MAX_ROWS_IN_MEMORY,
+    rows: Iterable[Sample | RejectedRow], directory: Path, *, rows_per_shard: int
 ) -> CorpusSummary:
     """Writes shard-000000.parquet …, rejected.parquet and, last, summary.json into `directory`.
 
@@ -144,18 +120,11 @@ def write_shards(
     `directory` are removed first.
     Raises DataError when there is no row at all.
     """
-    _make_empty(directory)
-    with _bucket_folder(directory) as buckets:
-        part = gather(rows, buckets / "part", max_rows_in_memory=max_rows_in_memory)
+    with _emptied(directory) as buckets:
+        part = gather(rows, buckets / "part")
         if not part.num_read:
             raise DataError("the corpus has no rows")
-        return _write_gathered(
-            [part],
-            directory,
-            scratch=buckets,
-            rows_per_shard=rows_per_shard,
-            max_rows_in_memory=max_rows_in_memory,
-        )
+        return _write_gathered([part], directory, scratch=buckets, rows_per_shard=rows_per_shard)
 
 
 def rows_read(directory: Path) -> int:
@@ -171,14 +140,12 @@ def _text_of(file: Path) -> str:
         return ""
 
 
-def _make_empty(directory: Path) -> None:
+@contextlib.contextmanager
+def _emptied(directory: Path) -> Iterator[Path]:
+    """Empties the directory; yields a folder in it for buckets, which is gone afterwards."""
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
-
-
-@contextlib.contextmanager
-def _bucket_folder(directory: Path) -> Iterator[Path]:
     # Cleanup errors are ignored: where one task has failed, others may still be writing.
     with tempfile.TemporaryDirectory(
         prefix="buckets-", dir=directory, ignore_cleanup_errors=True
@@ -209,17 +176,13 @@ def _gather_part(
 
 
 def gather(
-    rows: Iterable[Sample | RejectedRow],
-    folder: Path,
-    *,
-    subset_ratio: float = 1.0,
-    max_rows_in_memory: int = MAX_ROWS_IN_MEMORY,
+    rows: Iterable[Sample | RejectedRow], folder: Path, *, subset_ratio: float = 1.0
 ) -> GatheredPart:
     """Puts samples into buckets by their keys, and rejected rows into a file beside them."""
     folder.mkdir(exist_ok=True)
     read_by_dataset: Counter[str] = Counter()
     num_read = num_samples = 0
-    buckets = BucketWriter(folder, max_rows_in_memory=max_rows_in_memory)
+    buckets = BucketWriter(folder)
     with pq.ParquetWriter(folder / REJECTED_NAME, REJECTED_SCHEMA) as writer:
         rejected = _RejectedRows(writer)
         for num_read, row in enumerate(rows, start=1):
@@ -252,7 +215,6 @@ def _write_gathered(
     *,
     scratch: Path,
     rows_per_shard: int,
-    max_rows_in_memory: int = MAX_ROWS_IN_MEMORY,
     map_items: MapItems = map,
 ) -> CorpusSummary:
     read_by_dataset = sum((part.read_by_dataset for part in parts), Counter[str]())
@@ -260,18 +222,14 @@ def _write_gathered(
     num_kept = read_by_dataset.total() - num_rejected
     _concatenate_rejected(parts, directory)
     order = functools.partial(
-        order_range,
-        directory=directory,
-        scratch=scratch,
-        rows_per_shard=rows_per_shard,
-        max_rows_in_memory=max_rows_in_memory,
+        _order_range, directory=directory, scratch=scratch, rows_per_shard=rows_per_shard
     )
     ordered = list(map_items(order, _key_ranges(parts, num_kept, rows_per_shard)))
     summary = CorpusSummary(
         num_read=read_by_dataset.total(),
         num_rejected=num_rejected,
-        num_shards=sum(keys.num_shards for keys in ordered),
-        num_duplicate_ids=sum(keys.num_duplicate_ids for keys in ordered),
+        num_shards=sum(num_shards for num_shards, _ in ordered),
+        num_duplicate_ids=sum(num_duplicates for _, num_duplicates in ordered),
         read_by_dataset=dict(sorted(read_by_dataset.items())),
         first_rejected=next((part.first_rejected for part in parts if part.first_rejected), ""),
     )
@@ -292,24 +250,26 @@ def _key_ranges(
     ranges: dict[str, dict[str, RowBucket]] = {} if num_digits else {"": {}}
     for digits, bucket in merge_buckets(part.buckets for part in parts).items():
         ranges.setdefault(digits[:num_digits], {})[digits] = bucket
-    return [KeyRange(digits, buckets) for digits, buckets in ranges.items()]
+    return list(ranges.items())
 
 
-def order_range(
-    keys: KeyRange, *, directory: Path, scratch: Path, rows_per_shard: int, max_rows_in_memory: int
-) -> OrderedRange:
-    """Writes the shards of one range of keys. A retry writes the same files."""
-    duplicates = _DuplicateCounter()
+def _order_range(
+    keys: KeyRange, *, directory: Path, scratch: Path, rows_per_shard: int
+) -> tuple[int, int]:
+    """Writes the shards of one range of keys; returns their number and that of duplicate ids.
+
+    A retry writes the same files.
+    """
+    digits, buckets = keys
+    duplicates = _Duplicates()
     num_shards = 0
     with tempfile.TemporaryDirectory(prefix="split-", dir=scratch) as folder:
-        rows = rows_in_order(
-            keys.buckets, scratch=Path(folder), max_rows_in_memory=max_rows_in_memory
-        )
-        for chunk in _chunks(_with_numbers(duplicates.watch(rows)), rows_per_shard):
-            number = f"{keys.digits}-{num_shards:06d}" if keys.digits else f"{num_shards:06d}"
+        rows = duplicates.number(rows_in_order(buckets, scratch=Path(folder)))
+        for chunk in _chunks(rows, rows_per_shard):
+            number = f"{digits}-{num_shards:06d}" if digits else f"{num_shards:06d}"
             write_parquet(directory / f"shard-{number}.parquet", shard_table(chunk))
             num_shards += 1
-    return OrderedRange(num_shards, duplicates.num_duplicate_ids)
+    return num_shards, duplicates.num_duplicate_ids
 
 
 def _concatenate_rejected(parts: Iterable[GatheredPart], directory: Path) -> None:
@@ -323,30 +283,24 @@ def _concatenate_rejected(parts: Iterable[GatheredPart], directory: Path) -> Non
                     writer.write_batch(batch)
 
 
-def _with_numbers(rows: Iterable[KeyedSample]) -> Iterator[KeyedSample]:
-    """Appends a number to the key of exact duplicates, so that all keys differ."""
-    previous, number = "", 0
-    for key, sample in rows:
-        number = number + 1 if key == previous else 0
-        previous = key
-        yield (f"{key}-{number}" if number else key), sample
-
-
-class _DuplicateCounter:
+class _Duplicates:
     """Counts rows whose (dataset, id) came before; rows with equal ids are neighbours by key."""
 
     def __init__(self) -> None:
         self.num_duplicate_ids = 0
 
-    def watch(self, rows: Iterable[KeyedSample]) -> Iterator[KeyedSample]:
-        current, seen = "", set[tuple[str, str]]()
+    def number(self, rows: Iterable[KeyedSample]) -> Iterator[KeyedSample]:
+        """Appends a number to the key of exact duplicates, so that all keys differ."""
+        previous, number, seen = "", 0, set[tuple[str, str]]()
         for key, sample in rows:
-            if key[:16] != current:
-                current, seen = key[:16], set()
+            if key[:16] != previous[:16]:  # another id
+                seen = set()
+            number = number + 1 if key == previous else 0
+            previous = key
             name = (sample.dataset, sample.sample_id)
             self.num_duplicate_ids += name in seen
             seen.add(name)
-            yield key, sample
+            yield (f"{key}-{number}" if number else key), sample
 
 
 class _RejectedRows:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from random import Random
 
 from selectmoe.corruptions.text_pieces import (
+    LONG_WORD,
     MIN_WORDS,
     Donors,
     join_pieces,
@@ -21,7 +22,6 @@ from selectmoe.corruptions.text_pieces import (
 _FOREIGN_SHARE = 0.5
 _SWAPPED_SHARE = 0.25
 _RAMBLING_SHARE = (0.3, 1.0)
-_LONG_WORD = re.compile(r"[^\W\d_]{4,}")
 # A capitalized word that does not begin a sentence: it follows a lower-case letter or a comma.
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{2,}")
 
@@ -64,7 +64,7 @@ def similar_answer(answer: str, question: str, others: Donors, random: Random) -
 
 @lru_cache(maxsize=65_536)
 def _long_words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(_LONG_WORD, text.lower()))
+    return frozenset(re.findall(LONG_WORD, text.lower()))
 
 
 def other_turn(answer: str, question: str, others: Donors, random: Random) -> str | None:
@@ -136,7 +136,7 @@ def _names(text: str) -> frozenset[str]:
 
 def swapped_words(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """A quarter of the long words are replaced by long words of another answer."""
-    num_words = len(re.findall(_LONG_WORD, answer))
+    num_words = len(re.findall(LONG_WORD, answer))
     donors = [text for text in _foreign_answers(answer, question, others) if _long_words(text)]
     if num_words < MIN_WORDS or not donors:
         return None
@@ -150,7 +150,7 @@ def swapped_words(answer: str, question: str, others: Donors, random: Random) ->
         word = random.choice(foreign)
         return word.capitalize() if match[0][0].isupper() else word
 
-    return re.sub(_LONG_WORD, swapped, answer)
+    return re.sub(LONG_WORD, swapped, answer)
 
 
 def refusal(answer: str, question: str, others: Donors, random: Random) -> str | None:

@@ -10,6 +10,7 @@ import string
 from random import Random
 
 from selectmoe.corruptions.text_pieces import (
+    LONG_WORD,
     MIN_WORDS,
     Donors,
     join_pieces,
@@ -25,7 +26,6 @@ _GIBBERISH_SHARE = 0.3
 _MOJIBAKE_SHARE = 0.06
 _TYPO_SHARE = 0.25
 _MARKUP_SHARE = 0.15
-_LONG_WORD = re.compile(r"[^\W\d_]{4,}")
 _LIST_OR_CODE = re.compile(r"^\s*(?:[-*\u2022\u2013]|\d+[.)])\s|^```|^(?: {4}|\t)", re.MULTILINE)
 
 
@@ -115,7 +115,7 @@ def mojibake(answer: str, question: str, others: Donors, random: Random) -> str 
 
 def typos(answer: str, question: str, others: Donors, random: Random) -> str | None:
     """In some words a letter is doubled, dropped, or swapped with the next one."""
-    chosen = some_positions(len(re.findall(_LONG_WORD, answer)), _TYPO_SHARE, random)
+    chosen = some_positions(len(re.findall(LONG_WORD, answer)), _TYPO_SHARE, random)
     number = itertools.count()
 
     def typed(match: re.Match[str]) -> str:
@@ -127,7 +127,7 @@ def typos(answer: str, question: str, others: Donors, random: Random) -> str | N
         slip = random.choice((second + first, first + first + second, second))
         return word[:at] + slip + word[at + 2 :]
 
-    return re.sub(_LONG_WORD, typed, answer)
+    return re.sub(LONG_WORD, typed, answer)
 
 
 def run_on(answer: str, question: str, others: Donors, random: Random) -> str | None:

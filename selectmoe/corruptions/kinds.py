@@ -59,7 +59,8 @@ def corrupt(
     donors: other samples of the corpus, whose answers some kinds use.
     """
     corruption = kinds[kind]
-    random = _random_for(sample, kind, seed)
+    text = "\0".join((str(seed), kind, sample.sample_id, *(m.content for m in sample.messages)))
+    random = Random(hashlib.blake2b(text.encode(), digest_size=8).digest())
     others = [donor for donor in donors if donor.sample_id != sample.sample_id]
     if kind == _OWN_TURNS:
         others = [sample]
@@ -77,8 +78,3 @@ def corrupt(
     if not changed:
         return None
     return replace(sample, sample_id=f"{sample.sample_id}#{kind}", messages=tuple(messages))
-
-
-def _random_for(sample: Sample, kind: str, seed: int) -> Random:
-    text = "\0".join((str(seed), kind, sample.sample_id, *(m.content for m in sample.messages)))
-    return Random(hashlib.blake2b(text.encode(), digest_size=8).digest())

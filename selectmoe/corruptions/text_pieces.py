@@ -7,6 +7,7 @@ from random import Random
 from selectmoe.records import Sample
 
 Donors = Sequence[Sample]  # other samples, whose answers a corruption may use
+LONG_WORD = re.compile(r"[^\W\d_]{4,}")
 MIN_WORDS = 4  # of an answer whose order can be corrupted
 
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese have no spaces between words: each character of

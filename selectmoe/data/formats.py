@@ -1,4 +1,4 @@
-"""The rows of one file: lines of .jsonl (or .jsonl.gz), row groups of .parquet."""
+"""Reads the rows of one file: lines of .jsonl (or .jsonl.gz), row groups of .parquet."""
 
 import codecs
 import gzip

@@ -1,4 +1,4 @@
-"""Samples as padded or packed (variable length) batches, as many as a token budget allows."""
+"""Batches samples, padded or packed (variable length), within a token budget."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -7,6 +7,7 @@ import numpy as np
 from selectmoe.records import PackedBatch, PaddedBatch, TokenizedSample
 
 # Shape letters: B = rows of a batch, T = tokens of its longest row.
+IGNORED_LABEL = -100  # of a token that no loss counts; torch's default `ignore_index`
 
 
 def pad_samples(

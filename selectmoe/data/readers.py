@@ -1,4 +1,4 @@
-"""A corpus as a stream of samples: files, folders and globs of them, object stores, the hub."""
+"""Reads a corpus as a stream of samples: files, folders, globs, object stores, the hub."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec

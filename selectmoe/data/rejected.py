@@ -6,6 +6,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from selectmoe.data.writers import write_jsonl
@@ -28,14 +29,8 @@ def write_rejected(rows: Iterable[RejectedRow], run: Path) -> RejectedCounts:
     def lines() -> Iterator[dict[str, object]]:
         for row in rows:
             counts.setdefault(row.dataset, Counter())[row.reason] += 1
-            yield {
-                "file": row.file,
-                "row": row.row,
-                "dataset": row.dataset,
-                "id": row.sample_id,
-                "reason": row.reason,
-                "detail": row.detail,
-            }
+            columns = asdict(row)
+            yield {"id" if name == "sample_id" else name: columns[name] for name in columns}
 
     file = rejected_file(run)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One row of a corpus as a Sample, or the reason why not: the input contract."""
+"""The input contract: parses a row of a corpus into a Sample, or rejects it with a reason."""
 
 import reprlib
 from collections.abc import Callable, Mapping
@@ -149,30 +149,16 @@ def _find_layout(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], object
     )
 
 
-def _from_alpaca(row: Mapping[str, Any]) -> object:
-    return _dialogue(_with_context(row, "input"), _text(row, "output"))
-
-
-def _from_dolly(row: Mapping[str, Any]) -> object:
-    return _dialogue(_with_context(row, "context"), _text(row, "response"))
-
-
-def _from_prompt(row: Mapping[str, Any]) -> object:
-    return _dialogue(_text(row, "prompt"), _text(row, "response"))
-
-
-def _from_text(row: Mapping[str, Any]) -> object:
-    return [{"role": "assistant", "content": _text(row, "text")}]
-
-
-def _dialogue(question: str, answer: str) -> object:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def _with_context(row: Mapping[str, Any], key: str) -> str:
-    instruction = _text(row, "instruction")
-    context = _text(row, key) if row.get(key) is not None else ""
-    return f"{instruction}\n\n{context}" if context else instruction
+def _dialogue(
+    row: Mapping[str, Any], answer: str, *, question: str = "instruction", context: str = ""
+) -> object:
+    """One question and its answer, from the columns of these names; the context may be absent."""
+    asked = _text(row, question)
+    added = _text(row, context) if context and row.get(context) is not None else ""
+    return [
+        {"role": "user", "content": f"{asked}\n\n{added}" if added else asked},
+        {"role": "assistant", "content": _text(row, answer)},
+    ]
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
@@ -198,10 +184,10 @@ def _require_encodable(text: str, name: str) -> None:
 
 _LAYOUTS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], object]] = {
     ("messages",): lambda row: row["messages"],
-    ("instruction", "output"): _from_alpaca,
-    ("instruction", "response"): _from_dolly,
-    ("prompt", "response"): _from_prompt,
-    ("text",): _from_text,
+    ("instruction", "output"): lambda row: _dialogue(row, "output", context="input"),
+    ("instruction", "response"): lambda row: _dialogue(row, "response", context="context"),
+    ("prompt", "response"): lambda row: _dialogue(row, "response", question="prompt"),
+    ("text",): lambda row: [{"role": "assistant", "content": _text(row, "text")}],
 }
 ROW_KEYS = frozenset(
     {"dataset", "id", "input", "context", *(key for keys in _LAYOUTS for key in keys)}

@@ -1,4 +1,4 @@
-"""Where the files of a corpus are: paths, folders, globs, and the same in object stores."""
+"""Finds the files of a corpus: paths, folders, globs, and the same in object stores."""
 
 import difflib
 import os

@@ -17,8 +17,7 @@ from selectmoe.errors import ModelError, first_line
 from selectmoe.evaluation.adapter_folder import ADAPTER_CONFIG_NAME, adapter_folder
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.devices import choose_dtype
-from selectmoe.model.quiet_loading import load_model, load_tokenizer
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import load_model, load_tokenizer, register_select_moe
 from selectmoe.paths import model_or_embedded
 
 

@@ -1,4 +1,4 @@
-"""Which conversations finetuning uses: the selected ones, all of them, or a random draw."""
+"""Chooses the conversations that finetuning uses: the selected ones, all, or a random sample."""
 
 import hashlib
 import json
@@ -13,11 +13,9 @@ from selectmoe.data.readers import read_corpus, require_readable
 from selectmoe.errors import ConfigError, DataError
 from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import RejectedRow, Sample
-from selectmoe.selection.run_folder import RunFolder
+from selectmoe.selection.run_folder import SELECTED_NAME, RunFolder
 from selectmoe.selection.top_k import num_to_keep
 from selectmoe.training.tokenized_rows import ChosenRows
-
-SELECTED_NAME = "selected_data.jsonl"
 
 
 def choose_rows(dataset: FinetuneDatasetConfig, *, seed: int) -> ChosenRows:

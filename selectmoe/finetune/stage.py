@@ -2,7 +2,7 @@
 
 rows         tokenized into the folder of the run        `tokenized_rows`
 memory       estimated before weights are read           `memory_estimate`
-model        the target, frozen, with an adapter         `lora`
+model        the target, frozen, with an adapter         `lora_targets`
 checkpoints  <scratch>/checkpoint-N, for peft, lm-eval
 """
 
@@ -31,13 +31,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from selectmoe.config.finetune import FinetuneConfig, FinetuneTrainingConfig
 from selectmoe.config.loading import resolved
+from selectmoe.data.packing import IGNORED_LABEL
 from selectmoe.data.writers import write_json
-from selectmoe.errors import ModelError, ResumeError
-from selectmoe.finetune.supervised_data import IGNORED_LABEL, StepOrder, SupervisedRows
+from selectmoe.errors import ModelError, ResumeError, TrainingStoppedError, list_names
+from selectmoe.finetune.supervised_data import StepOrder, SupervisedRows
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.devices import choose_dtype
-from selectmoe.model.quiet_loading import load_model
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import load_model, register_select_moe
 from selectmoe.paths import model_or_embedded
 from selectmoe.training.lora_targets import add_adapter
 from selectmoe.training.memory_estimate import (
@@ -46,9 +46,9 @@ from selectmoe.training.memory_estimate import (
     estimate_memory,
     in_words,
     require_memory,
+    vocabulary_size,
 )
 from selectmoe.training.metrics import LastStep, MetricsFile, tensorboard
-from selectmoe.training.stopping import TrainingStoppedError, list_ids
 from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)
@@ -150,8 +150,7 @@ def load_target(config: FinetuneConfig, model_name: str, worker: TrainingWorker)
 
 def require_vocabulary(model: PreTrainedModel, rows: SupervisedRows, model_name: str) -> None:
     """Refuses a tokenizer that has more tokens than the model has embeddings for."""
-    embeddings: Any = model.get_input_embeddings()
-    highest, size = int(rows.token_ids.max()), embeddings.weight.shape[0]
+    highest, size = int(rows.token_ids.max()), vocabulary_size(model)
     if highest >= size:
         raise ModelError(
             f"{model_name}: its tokenizer has a token {highest}, and the model embeds {size}; "
@@ -301,7 +300,7 @@ class ClipOrStop(TrainerCallback):
         rows = names or gather_object(trainer.rows.ids_of(numbers.tolist()))
         raise TrainingStoppedError(
             f"step {state.global_step + 1}: {what} is not a finite number on the batch of the rows "
-            f"{list_ids(rows)}; lower training.learning_rate or check these rows"
+            f"{list_names(rows)}; lower training.learning_rate or check these rows"
         )
 
 

@@ -1,4 +1,4 @@
-"""What finetuning learns from: tokenized rows, their batches, and the order of a step's rows."""
+"""The training data of finetuning: tokenized rows, padded batches and the order of the rows."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.data.chat import package_template
-from selectmoe.data.packing import collate_padded
-from selectmoe.errors import ModelError, first_line
+from selectmoe.data.packing import IGNORED_LABEL, collate_padded
+from selectmoe.errors import ModelError
 from selectmoe.finetune.sources import choose_rows
-from selectmoe.model.quiet_loading import load_tokenizer, quiet_transformers
+from selectmoe.model.quiet_loading import load_tokenizer
 from selectmoe.paths import model_or_embedded
 from selectmoe.training.tokenized_rows import (
     Progress,
@@ -27,7 +27,6 @@ from selectmoe.training.tokenized_rows import (
 )
 
 # Shape letters: B = rows of a batch, T = tokens of its longest row.
-IGNORED_LABEL = -100  # torch's default `ignore_index`
 
 
 class SupervisedRows(TokenizedRows, Dataset[int]):
@@ -85,22 +84,11 @@ class StepOrder(Sampler[int]):
 
 
 def load_target_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of the target, with a chat template. A hub name downloads no weights.
+    """The tokenizer of the target, with a chat template.
 
     Raises ModelError for a tokenizer that is missing, unreadable or without a template.
     """
-    model = model_or_embedded(config.model)
-    if Path(model).is_dir():
-        return with_chat_template(load_tokenizer(Path(model)), config)
-    with quiet_transformers():
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
-        except Exception as error:  # the hub's client has many; a broken file raises a bare one
-            reason = first_line(error)
-            raise ModelError(
-                f"{model}: its tokenizer could not be downloaded from the hub: {reason}"
-            ) from error
-    return with_chat_template(tokenizer, config)
+    return with_chat_template(load_tokenizer(model_or_embedded(config.model)), config)
 
 
 def with_chat_template(
@@ -126,7 +114,7 @@ def prepare_supervised_rows(
     tokenizer: PreTrainedTokenizerBase,
     run: Path,
     *,
-    on_progress: Progress = lambda num_done, num_rows: None,
+    on_progress: Progress | None = None,
 ) -> TokenizedSummary:
     """Tokenizes the rows of `config.dataset` into the folder of a run, as `prepare_rows` does.
 

@@ -31,7 +31,10 @@ def read_model_config(model: str) -> dict[str, object]:
         if not file.is_file():
             raise ModelError(f"{model}: not a model folder: it has no config.json")
     elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        file = _hub_config(model)
+        from huggingface_hub import hf_hub_download
+
+        with _hub_errors(model) as answers:
+            file = Path(hf_hub_download(model, "config.json", local_files_only=not answers))
     else:
         raise ModelError(f"model folder {model} does not exist")
     return read_json_object(file)
@@ -105,9 +108,9 @@ def weights_file(path: str | Path) -> Path:
     return weights
 
 
-def calibration_folder(model: str, weights_file: Path | None) -> Path:
+def calibration_folder(model: str, checkpoint: str | Path | None) -> Path:
     """The folder of these weights' calibration: that of stage 1's weights, else the model's."""
-    return Path(model) if weights_file is None else weights_file.parent
+    return weights_file(checkpoint).parent if checkpoint else Path(model)
 
 
 def weights_size(model: str) -> int:
@@ -115,25 +118,18 @@ def weights_size(model: str) -> int:
     return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
 
 
-def hash_weights(model: str, weights_file: Path | None) -> str:
+def hash_weights(model: str, checkpoint: str | Path | None) -> str:
     """SHA-256 over the model's weight files and stage 1's; of a hub name, over the name."""
     digest = hashlib.sha256()
     folder = Path(model)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:
         digest.update(model.encode())
-    for file in [*files, *([weights_file] if weights_file else [])]:
+    for file in [*files, *([weights_file(checkpoint)] if checkpoint else [])]:
         with file.open("rb") as stream:
             while chunk := stream.read(HASH_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def _hub_config(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    with _hub_errors(name) as answers:
-        return Path(hf_hub_download(name, "config.json", local_files_only=not answers))
 
 
 @contextlib.contextmanager

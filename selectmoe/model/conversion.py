@@ -1,4 +1,4 @@
-"""Stage 0: an OLMoE checkpoint becomes a Select-MoE that, its gates forced open, computes the same.
+"""Stage 0: converts an OLMoE into a Select-MoE that computes the same with its gates forced open.
 
 >>> convert_olmoe("allenai/OLMoE-1B-7B-0125", "select-moe-1b-7b", seed=0)
 

@@ -1,12 +1,14 @@
-"""Saves and loads the trained tensors of stage 1: kilobytes instead of the whole model."""
+"""Stage 1's weights: saves and loads the trained gates, and merges a LoRA adapter."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selectmoe.errors import ModelError
+from selectmoe.errors import ModelError, first_line
 from selectmoe.model.checkpoint import GATE_WEIGHTS_NAME, weights_file
 
 _TRAINED_PARTS = (".quality_gate.", ".mlp.gate.", ".trash_expert.")
@@ -52,6 +54,31 @@ def load_gate_weights(model: nn.Module, path: str | Path) -> None:
             )
     prefix = "model." if hasattr(model, "lm_head") else ""
     model.load_state_dict({prefix + name: tensor for name, tensor in weights.items()}, strict=False)
+
+
+def merge_adapter(model: nn.Module, file: Path) -> nn.Module:
+    """`model` (a SelectMoeForCausalLM) with the adapter of `file`'s folder in its weights: LoRA
+    weights added, gates replaced. Dtype and classes stay the same.
+
+    Raises ModelError where peft is not installed or the adapter is of another model.
+    """
+    dtype: torch.dtype = next(model.parameters()).dtype
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError(f"{file}: a LoRA adapter needs `pip install peft`") from error
+    with warnings.catch_warnings():
+        # peft only warns of missing keys, which are an error here.
+        warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
+        # peft reads a property that transformers has renamed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        try:
+            adapted: Any = PeftModel.from_pretrained(model, file.parent)
+        except Exception as error:  # a broken file, other shapes, other names: peft has many
+            refusal = f"{file}: is not an adapter of this model: {first_line(error)}"
+            raise ModelError(refusal) from error
+    merged: nn.Module = adapted.merge_and_unload()
+    return merged.to(dtype)
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Checks whether the Hugging Face hub answers, without its client, which retries for long.
+"""Checks within seconds whether the Hugging Face hub answers; its client would retry for longer.
 
-The environment variables are the client's own. It must not be imported here: it reads them once, at
-import.
+The environment variables are the client's own. The client must not be imported here: it reads them
+once, at import.
 """
 
 import os

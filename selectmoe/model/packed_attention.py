@@ -1,4 +1,4 @@
-"""Attention over packed (variable-length) rows: each token sees its own row, up to itself.
+"""Causal attention over packed (variable-length) rows: a token attends to its own row alone.
 
 Shape letters: N = tokens of all rows, R = rows, A = heads, D = head size, B and T = rows and tokens
 of a padded batch.

@@ -1,4 +1,4 @@
-"""The quality gates' logits of packed (variable-length) rows, and nothing else of the model.
+"""The forward pass over packed (variable-length) rows, for the quality gates' logits alone.
 
 Unlike `SelectMoeModel.forward` it reads no padding, multiplies the router and the quality gate in
 one product, applies the routing weight and the good-probability where the experts' outputs are

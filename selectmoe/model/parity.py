@@ -1,4 +1,4 @@
-"""Compares a converted model with its base: do they compute the same, and how far do gates drift?
+"""Compares a converted model with its base: tensors, logits with gates forced open, and drift.
 
 Both models are loaded from their folders, one at a time and on the CPU, so that never more than one
 is in memory.

@@ -1,4 +1,4 @@
-"""Losses on good-probabilities: pure functions, each with a gradient that reaches the gate.
+"""Losses on the gates' good-probabilities: pure functions with a gradient at the gates.
 
 The distribution losses take the good-probabilities of every gate at every token, and say what they
 should look like as a whole. Only `contrastive` has an ordering signal: it is told which rows are

@@ -1,4 +1,4 @@
-"""Loads models and tokenizers with transformers, without its progress bars and load reports."""
+"""Registers the model type; loads models and tokenizers without transformers' progress bars."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -9,11 +9,19 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from selectmoe.errors import ModelError, first_line
+from selectmoe.model import modeling_select_moe
+from selectmoe.model.quality_losses import QUALITY_LOSSES
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 # A tokenizer is one of these files; without any, transformers builds an empty tokenizer.
 VOCABULARY_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def register_select_moe() -> None:
+    """Registers the model type with the Auto classes, and its quality losses; safe to repeat."""
+    modeling_select_moe.register_auto_classes()
+    modeling_select_moe.QUALITY_LOSSES.update(QUALITY_LOSSES)
 
 
 @contextlib.contextmanager
@@ -61,19 +69,23 @@ def load_model(
     return loaded
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. Raises ModelError where it has none, or an unreadable one."""
-    if not any((folder / name).is_file() for name in VOCABULARY_NAMES):
+def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or of a hub name, whose weights are not downloaded.
+
+    Raises ModelError where it is missing or unreadable.
+    """
+    is_folder = Path(model).is_dir()
+    if is_folder and not any((Path(model) / name).is_file() for name in VOCABULARY_NAMES):
         raise ModelError(
-            f"{folder}: has no tokenizer; put the base's tokenizer.json and tokenizer_config.json "
+            f"{model}: has no tokenizer; put the base's tokenizer.json and tokenizer_config.json "
             "there"
         )
     with quiet_transformers():
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # a broken tokenizer.json raises a bare Exception
-            reason = first_line(error)
-            raise ModelError(f"{folder}: its tokenizer cannot be read: {reason}") from error
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+        except Exception as error:  # the hub's client has many; a broken file raises a bare one
+            failed = "cannot be read" if is_folder else "could not be downloaded from the hub"
+            raise ModelError(f"{model}: its tokenizer {failed}: {first_line(error)}") from error
     return tokenizer
 
 

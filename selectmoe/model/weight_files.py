@@ -1,4 +1,4 @@
-"""The tensors in the .safetensors files of a model folder: names, shapes, single tensors.
+"""Reads the .safetensors files of a model folder: names and shapes of tensors, single tensors.
 
 OLMoE's experts come in two layouts, and both are read here by the names of the first:
 
@@ -8,6 +8,7 @@ OLMoE's experts come in two layouts, and both are read here by the names of the 
 Shape letters: E = experts, H = hidden, I = intermediate.
 """
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from selectmoe.errors import ModelError
+from selectmoe.errors import ModelError, list_names
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -34,7 +35,6 @@ _DTYPES = {
 _EXPERT = re.compile(
     r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<part>gate|up|down)_proj\.weight"
 )
-_MAX_LISTED = 3  # tensor names in an error message
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,10 @@ def require_tensors(
         expected |= {name: tensor} if name in stored else hub_tensors({name: tensor})
     missing = expected.keys() - stored.keys() - ({HEAD} if tied else set())
     unexpected = stored.keys() - expected.keys()
-    wrong = [f"lacks {_list_names(missing)}"] if missing else []
-    wrong += [f"has {_list_names(unexpected)}, which no such model has"] if unexpected else []
+    wrong = [f"lacks {list_names(sorted(missing), most=3)}"] if missing else []
+    if unexpected:
+        names = list_names(sorted(unexpected), most=3)
+        wrong.append(f"has {names}, which no such model has")
     wrong += [
         f"{name!r} must have the shape {list(expected[name].shape)} by config.json, "
         f"got {list(found.shape)}"
@@ -127,10 +129,7 @@ def common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:
         if name not in _DTYPES:
             file = next(tensor.file for tensor in stored.values() if tensor.dtype == name)
             raise ModelError(f"{file}: dtype must be one of {', '.join(_DTYPES)}, got {name}")
-    dtype = _DTYPES[names[0]]
-    for name in names[1:]:
-        dtype = torch.promote_types(dtype, _DTYPES[name])
-    return dtype
+    return functools.reduce(torch.promote_types, [_DTYPES[name] for name in names])
 
 
 class TensorReader:
@@ -173,9 +172,3 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             }
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: not a readable weights file: {error}") from error
-
-
-def _list_names(names: set[str]) -> str:
-    """'a', 'b', 'c' and 4 more"""
-    listed = ", ".join(repr(name) for name in sorted(names)[:_MAX_LISTED])
-    return listed + (f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else "")

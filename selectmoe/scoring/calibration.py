@@ -4,7 +4,6 @@ A calibration belongs to one set of weights and one formula, and is saved beside
 `calibration.json`. With other weights or another formula there is no percentile, never a wrong one.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from selectmoe.data.writers import write_json
 from selectmoe.errors import DataError, ModelError
+from selectmoe.model.checkpoint import read_json_object
 
 # Shape letters: N = scores, Q = quantiles.
 
@@ -159,10 +159,7 @@ def load_calibration(folder: Path) -> Calibration | None:
     file = folder / CALIBRATION_NAME
     if not file.is_file():
         return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file}: not valid JSON: {error}") from error
+    content = read_json_object(file)
     try:
         return from_json(content)
     except DataError as error:

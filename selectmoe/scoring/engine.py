@@ -16,14 +16,18 @@ from selectmoe.config.engine import EngineConfig
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pad_samples
 from selectmoe.model.checkpoint import (
+    ADAPTER_WEIGHTS_NAME,
     calibration_folder,
     hash_weights,
+    model_folder,
     require_select_moe,
     weights_file,
 )
-from selectmoe.model.devices import default_device
-from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.model.devices import choose_dtype, choose_experts, default_device
+from selectmoe.model.gate_weights import load_gate_weights, merge_adapter
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.packed_attention import copy_to
+from selectmoe.model.quiet_loading import load_model, load_tokenizer
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
     PaddedBatch,
@@ -43,7 +47,6 @@ from selectmoe.scoring.formulas import (
     scored_tokens,
     token_scores,
 )
-from selectmoe.scoring.loading import load_scoring_model
 from selectmoe.scoring.packed import CPU_TOKENS, MOST_TOKENS, PackedScorer, choose_layout
 
 Packer = Callable[..., Iterator[PaddedBatch]]
@@ -109,9 +112,9 @@ class ScoringEngine:
         config = dataclasses.replace(config or EngineConfig(), **settings)
         require_select_moe(str(model))
         checkpoint = None if model_checkpoint_path is None else weights_file(model_checkpoint_path)
-        loaded, tokenizer = load_scoring_model(
-            str(model), checkpoint, config, device=device or default_device()
-        )
+        folder = model_folder(str(model))
+        tokenizer = load_tokenizer(folder)
+        loaded = _load_model(folder, checkpoint, config, device=device or default_device())
         engine = cls(loaded, tokenizer, config)
         engine._files = str(model), checkpoint
         engine._stored_calibration = load_calibration(calibration_folder(str(model), checkpoint))
@@ -233,6 +236,30 @@ class ScoringEngine:
         decoded = self.model(input_ids=token_ids_BT, use_cache=False, output_quality_logits=True)
         margins_LBT = good_margins(torch.stack(decoded["quality_logits"]))
         return margins_LBT, scored_tokens(answer_mask_BT, attention_mask_BT, self.formula.tokens)
+
+
+def _load_model(
+    folder: Path, checkpoint: Path | None, config: EngineConfig, *, device: str
+) -> SelectMoeModel:
+    """checkpoint: stage 1's weights file, of its gates or of its adapter."""
+    on_gpu = torch.device(device).type != "cpu"
+    is_adapter = checkpoint is not None and checkpoint.name == ADAPTER_WEIGHTS_NAME
+    # An adapter names its tensors by those of the whole model that it was trained on.
+    model_class: Any = SelectMoeForCausalLM if is_adapter else SelectMoeModel
+    loaded: Any = load_model(
+        model_class,
+        folder,
+        unused_parts=("lm_head",),
+        dtype=choose_dtype(config.dtype, on_gpu=on_gpu),
+        attn_implementation=config.attn_implementation,
+        experts_implementation=choose_experts(config.experts_implementation, on_gpu=on_gpu),
+    )
+    if checkpoint is not None and is_adapter:
+        loaded = merge_adapter(loaded, checkpoint).model
+    elif checkpoint is not None:
+        load_gate_weights(loaded, checkpoint)
+    model: SelectMoeModel = loaded.to(device)
+    return model
 
 
 def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | UnscoredSample:

@@ -1,4 +1,4 @@
-"""From the gates' logits to one score a sample: pure functions, and the formulas by name."""
+"""Score formulas: pure functions from the gates' logits to one score per sample."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -21,7 +21,7 @@ from selectmoe.client.score_client import API_KEY_VARIABLE
 from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ConfigError, ScoreRequestError
-from selectmoe.model.checkpoint import calibration_folder, hash_weights, weights_file
+from selectmoe.model.checkpoint import calibration_folder, hash_weights
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.calibration import (
@@ -77,10 +77,8 @@ class LocalBackend:
         self.weights_sha256 = hash_of_weights(config)
 
     def calibration(self) -> Calibration | None:
-        checkpoint = self.config.model_checkpoint_path
-        folder = calibration_folder(self.model, weights_file(checkpoint) if checkpoint else None)
         return match_calibration(
-            load_calibration(folder),
+            load_calibration(calibration_folder(self.model, self.config.model_checkpoint_path)),
             formula=self.config.scoring.formula,
             weights_hash=lambda: self.weights_sha256,
         )
@@ -223,6 +221,4 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
 
 def hash_of_weights(config: SelectConfig) -> str:
     """SHA-256 of the model's weights and stage 1's."""
-    checkpoint = config.model_checkpoint_path
-    model = model_or_embedded(config.model)
-    return hash_weights(model, weights_file(checkpoint) if checkpoint else None)
+    return hash_weights(model_or_embedded(config.model), config.model_checkpoint_path)

@@ -1,4 +1,4 @@
-"""The scores of a run, a row group at a time, and of the other columns only what is asked for."""
+"""Reads the scores of a run one row group at a time, and other columns on demand."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property

@@ -25,9 +25,6 @@ class ScoringReport:
     seconds: float
     tokens_per_second: float
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def write_manifest(
     config: SelectConfig,

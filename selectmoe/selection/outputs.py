@@ -1,4 +1,4 @@
-"""From the scores of a run to its outputs: exactly k rows kept, every other one accounted for."""
+"""Writes the outputs of a selection: exactly k selected rows, and every rejected row."""
 
 import shutil
 from collections import Counter

@@ -135,7 +135,7 @@ def kept_rows(thresholds: Mapping[str, Threshold], shard: Path) -> tuple[np.ndar
     for block in score_blocks(shard, _columns(thresholds), key_range=key_range):
         kept = np.zeros(len(block.scores), dtype=bool)
         for name, rows in _rows_by_name(block, thresholds):
-            kept[rows] = thresholds[name].keeps_of(block.scores[rows], block.keys_of(rows))
+            kept[rows] = thresholds[name].keeps(block.scores[rows], block.keys_of(rows))
         row_numbers.append(block.row_numbers[kept])
         all_scores.append(block.scores[kept])
     return np.concatenate(row_numbers), np.concatenate(all_scores)

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,7 +94,7 @@ def run_selection(
     else:
         folder = RunFolder(output)
         report = score_corpus(config, folder, backend, runner, progress or NoProgress())
-        scoring = report.as_json()
+        scoring = asdict(report)
     selected = select_rows(
         folder,
         RunFolder(output),

@@ -38,12 +38,11 @@ class Threshold:
     row_key: str
     num_kept: int
 
-    def keeps(self, scores: np.ndarray, row_keys: np.ndarray) -> np.ndarray:
-        """bool (N,): exactly `num_kept` are True over all blocks that it was computed from."""
-        return self.keeps_of(scores, row_keys.__getitem__)
+    def keeps(self, scores: np.ndarray, read_keys: ReadKeys) -> np.ndarray:
+        """bool (N,): exactly `num_kept` are True over all blocks that it was computed from.
 
-    def keeps_of(self, scores: np.ndarray, read_keys: ReadKeys) -> np.ndarray:
-        """The same, but reads only the row keys of ties."""
+        Only the row keys of ties are read.
+        """
         threshold = np.float32(self.score)
         kept: np.ndarray = scores > threshold
         tied = np.flatnonzero(scores == threshold)

@@ -1,4 +1,4 @@
-"""LoRA adapters, and the modules and fused experts that get one, by the model's own names."""
+"""Adds LoRA adapters, and finds the modules and fused experts that get one."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,9 +39,7 @@ def add_adapter(
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    targets = find_targets(
-        model, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model_name
-    )
+    targets = find_targets(model, lora, model_name=model_name)
     settings = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
@@ -59,19 +57,17 @@ def add_adapter(
     return adapted
 
 
-def find_targets(
-    model: nn.Module, names: Sequence[str], *, lora_dropout: float, model_name: str
-) -> LoraTargets:
-    """The targets whose names end in `names`; without names, the attention projections.
+def find_targets(model: nn.Module, lora: LoraSettings, *, model_name: str) -> LoraTargets:
+    """What ends in the names of `lora.target_modules`; without any, the attention projections.
 
     Raises ConfigError for a name that nothing in the model ends with, for a model without linear
     attention projections, and for experts with dropout, which peft cannot apply to a parameter.
     """
-    if not names:
+    if not lora.target_modules:
         return LoraTargets(attention_projections(model, model_name))
     modules, experts = dict(linear_modules(model)), dict(expert_parameters(model))
     targets: dict[str, list[str]] = {"modules": [], "parameters": []}
-    for name in names:
+    for name in lora.target_modules:
         if any(is_end(name, of=module) for module in modules):
             targets["modules"].append(name)
         elif any(is_end(name, of=parameter) for parameter in experts):
@@ -81,11 +77,11 @@ def find_targets(
                 f"training.lora.target_modules must name linear modules or fused experts of "
                 f"{model_name} ({_list_ends([*modules, *experts])}), got {name!r}"
             )
-    if targets["parameters"] and lora_dropout:
+    if targets["parameters"] and lora.lora_dropout:
         raise ConfigError(
             "training.lora.lora_dropout must be 0 where target_modules name fused experts, which "
             f"are parameters and not modules ({targets['parameters'][0]}), got "
-            f"{lora_dropout:g}"
+            f"{lora.lora_dropout:g}"
         )
     return LoraTargets(tuple(targets["modules"]), tuple(targets["parameters"]))
 

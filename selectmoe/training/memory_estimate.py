@@ -15,9 +15,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selectmoe.config.finetune import FinetuneTrainingConfig
-from selectmoe.errors import ConfigError, ModelError, first_line
-from selectmoe.model.quiet_loading import quiet_transformers
-from selectmoe.model.registration import register_select_moe
+from selectmoe.errors import ModelError, NotEnoughMemoryError, first_line
+from selectmoe.model.quiet_loading import quiet_transformers, register_select_moe
 from selectmoe.training.lora_targets import (
     LoraTargets,
     expert_parameters,
@@ -33,10 +32,6 @@ BYTES_PER_LOGIT_OF_LOSS = 8
 # Hidden-sized activations of a layer besides the outputs of its linear modules: those of its two
 # norms and one residual sum.
 HIDDEN_TENSORS_PER_LAYER = 3
-
-
-class NotEnoughMemoryError(ConfigError):
-    """The settings ask for more memory than a worker has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +57,14 @@ class MemoryEstimate:
         )
 
 
-def read_config(model: str) -> Any:  # noqa: ANN401 (a configuration class of any model)
-    """The configuration of a folder or hub name, as an object of the model's own class."""
+def skeleton(model: str) -> nn.Module:
+    """The model of a folder or hub name on the meta device: all modules and shapes, no memory."""
     register_select_moe()
-    with quiet_transformers():
+    with quiet_transformers(), torch.device("meta"):
         try:
-            return AutoConfig.from_pretrained(model)
+            config = AutoConfig.from_pretrained(model)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelError(f"{model}: cannot be loaded: {first_line(error)}") from error
-
-
-def skeleton(model: str) -> nn.Module:
-    """The model on the meta device: all modules and shapes, no memory."""
-    config = read_config(model)
-    with quiet_transformers(), torch.device("meta"):
         try:
             bare: nn.Module = AutoModelForCausalLM.from_config(config)
         except (ValueError, ImportError) as error:
@@ -94,9 +83,7 @@ def estimate_memory(
     """
     bare = skeleton(model)
     lora = training.lora
-    targets = find_targets(
-        bare, lora.target_modules, lora_dropout=lora.lora_dropout, model_name=model
-    )
+    targets = find_targets(bare, lora, model_name=model)
     num_parameters = sum(parameter.numel() for parameter in bare.parameters())
     num_trained = sum(n * lora.r * (rows + cols) for n, rows, cols in targeted(bare, targets))
     num_tokens = training.batch_size * max_tokens

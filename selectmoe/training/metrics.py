@@ -1,4 +1,4 @@
-"""A training run's metrics every few steps: metrics.jsonl and TensorBoard."""
+"""Trainer callbacks that write a run's metrics to metrics.jsonl and TensorBoard."""
 
 import json
 import logging
@@ -11,6 +11,7 @@ from transformers.integrations.integration_utils import (
     is_tensorboard_available,
 )
 
+from selectmoe.data.writers import whole_file
 from selectmoe.training.metrics_lines import METRICS_NAME
 
 TENSORBOARD_NAME = "tensorboard"
@@ -32,9 +33,8 @@ class MetricsFile(TrainerCallback):
             lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= state.global_step]
             if kept != lines:
-                partial = self.file.with_name(self.file.name + ".partial")
-                partial.write_text("".join(kept), encoding="utf-8")
-                partial.replace(self.file)
+                with whole_file(self.file) as stream:
+                    stream.write("".join(kept).encode())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
         if state.is_world_process_zero and logs and "loss" in logs:

@@ -1,4 +1,4 @@
-"""A row of metrics.jsonl as a log line; loads no torch, since the jobs print it."""
+"""Formats a row of metrics.jsonl as a log line; imports no torch."""
 
 from collections.abc import Mapping
 from typing import Any

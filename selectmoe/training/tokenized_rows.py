@@ -122,11 +122,7 @@ def read_summary(run: Path) -> TokenizedSummary | None:
 
 
 def prepare_rows(
-    rows: RowsToTokenize,
-    chat: ChatTokenizer,
-    run: Path,
-    *,
-    on_progress: Progress = lambda num_done, num_rows: None,
+    rows: RowsToTokenize, chat: ChatTokenizer, run: Path, *, on_progress: Progress | None = None
 ) -> TokenizedSummary:
     """Tokenizes the rows into the folder of a run, unless they are there already.
 
@@ -141,7 +137,7 @@ def prepare_rows(
     rows_file(run).parent.mkdir(parents=True, exist_ok=True)
     _summary_file(run).unlink(missing_ok=True)
     counter = _RowCounter(chat, full_sequence=rows.full_sequence)
-    samples = _with_progress(chosen, on_progress)
+    samples = _with_progress(chosen, on_progress) if on_progress else chosen.read()
     with whole_file(rows_file(run)) as file, pq.ParquetWriter(file, ROWS_SCHEMA) as writer:
         while block := list(itertools.islice(samples, ROWS_PER_BLOCK)):
             writer.write_table(counter.table(block))

@@ -1,4 +1,4 @@
-"""One process of a training run, as stages 1 and 3 see it; loads no torch."""
+"""What a training worker of stage 1 or 3 knows: folders, rank and device; imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path

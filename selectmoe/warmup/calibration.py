@@ -1,4 +1,4 @@
-"""The end of a warm-up: score its corpus with the trained gates, so that scores get percentiles."""
+"""Calibrates trained gates: scores a sample of the warm-up's corpus, for percentiles."""
 
 import gc
 import logging
@@ -12,7 +12,7 @@ import torch
 
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.corpus.shards import read_rows
-from selectmoe.model.checkpoint import calibration_folder, weights_file
+from selectmoe.model.checkpoint import calibration_folder
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample
 from selectmoe.scoring.calibration import Calibration, calibrate, save_calibration
@@ -43,7 +43,7 @@ def calibrate_warmup(config: WarmupConfig, worker: TrainingWorker, *, weights: s
         max_sequence_length=config.dataset.max_sequence_length,
     )
     calibration = calibrate_on(engine, sampled_rows(worker.output, seed=config.seed))
-    save_calibration(calibration_folder(model, weights_file(weights)), calibration)
+    save_calibration(calibration_folder(model, weights), calibration)
     return calibration
 
 

@@ -1,4 +1,4 @@
-"""The model of a gate warm-up: loaded, frozen except for what is trained, with LoRA if set."""
+"""Loads the model of a gate warm-up, freezes what is not trained and adds LoRA where it is set."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from selectmoe.config.warmup import TrainingConfig
+from selectmoe.errors import NotEnoughMemoryError
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.conversion import meta_tensors, read_config
 from selectmoe.model.devices import choose_dtype, choose_experts
 from selectmoe.model.modeling_select_moe import QualityGate, SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.quiet_loading import load_model
 from selectmoe.training.lora_targets import add_adapter
-from selectmoe.training.memory_estimate import NotEnoughMemoryError, available_memory, in_words
+from selectmoe.training.memory_estimate import available_memory, in_words
 from selectmoe.warmup.gate_objectives import (
     ContrastiveObjective,
     LanguageModelObjective,
@@ -32,7 +33,6 @@ class Trainee:
 
     model: nn.Module
     objective: Objective
-    num_layers: int
     is_adapter: bool
 
 
@@ -121,22 +121,21 @@ def prepare_trainee(
 
     name: of the model, for messages. seed: for the initial weights of the adapter.
     """
-    num_layers = int(model.config.num_hidden_layers)
     label_weight, weight = training.label_weight, training.quality_loss_weight
     if learns_detached(training):
         decoder: SelectMoeModel = getattr(model, "model", model)
         freeze_all_but(decoder, (QUALITY_GATES,))
         decoder.detach_gates()
         objective: Objective = ContrastiveObjective(label_weight, weight)
-        return Trainee(decoder, objective, num_layers, is_adapter=False)
+        return Trainee(decoder, objective, is_adapter=False)
     objective = LanguageModelObjective(label_weight, weight)
     if training.peft_mode == "lora":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapted = with_adapter(model, training, name=name)
-        return Trainee(adapted, objective, num_layers, is_adapter=True)
+        return Trainee(adapted, objective, is_adapter=True)
     freeze_all_but(model, trained_parts(training))
-    return Trainee(model, objective, num_layers, is_adapter=False)
+    return Trainee(model, objective, is_adapter=False)
 
 
 def trained_parts(training: TrainingConfig) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +69,8 @@ class LanguageModelObjective:
         # its other losses alike. A row without a share of the step must not count.
         counts = float(batch.share_of_step > 0)
         loss = counts * output.loss
-        parts = _parts_of(output, counts)
+        names = ("lm_loss", "aux_loss", "quality_loss")
+        parts = {name: counts * output[name] for name in names if output.get(name) is not None}
         if len(batch.token_ids_BT) > batch.num_real:
             contrast = contrastive_parts(margins_LBT, batch)
             loss = loss + self.loss_weight * weighted(contrast, self.label_weight)
@@ -104,11 +104,6 @@ def row_margins(margins_LBT: Tensor, batch: MicroBatch) -> Tensor:
 def answer_tokens(batch: MicroBatch) -> Tensor:
     """Mask of the tokens that a score averages: [B, T]."""
     return scored_tokens(batch.answer_mask_BT, batch.attention_mask_BT, "answer")
-
-
-def _parts_of(output: Any, counts: float) -> dict[str, Tensor]:  # noqa: ANN401 (SelectMoe's, or what PEFT makes of it)
-    names = ("lm_loss", "aux_loss", "quality_loss")
-    return {name: counts * output[name] for name in names if output.get(name) is not None}
 
 
 def _detached(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

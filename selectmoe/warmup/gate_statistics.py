@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from selectmoe.training.stopping import TrainingStoppedError
+from selectmoe.errors import TrainingStoppedError
 from selectmoe.warmup.gate_objectives import MicroLoss, answer_tokens, row_margins
 from selectmoe.warmup.step_batches import MicroBatch
 

@@ -1,4 +1,4 @@
-"""transformers.Trainer for gates: batches of any size, checkpoints of kilobytes, NaN checks."""
+"""A transformers.Trainer for the gates: batches of any size, small checkpoints, NaN checks."""
 
 import contextlib
 import dataclasses
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from selectmoe.errors import TrainingStoppedError, list_names
 from selectmoe.model.gate_weights import load_gate_weights, save_gate_weights
-from selectmoe.training.stopping import TrainingStoppedError, list_ids
 from selectmoe.warmup.gate_objectives import Objective
 from selectmoe.warmup.gate_statistics import CollapseWatch, GateStatistics
 from selectmoe.warmup.sharding import average_gradients
@@ -32,7 +32,6 @@ class GateTrainer(Trainer):
         self,
         *args: Any,  # noqa: ANN401
         objective: Objective,
-        num_layers: int,
         keeps_gates_alone: bool,
         is_sharded: bool = False,
         **kwargs: Any,  # noqa: ANN401
@@ -40,7 +39,6 @@ class GateTrainer(Trainer):
         self.is_sharded = is_sharded  # before super().__init__, which moves the model
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
-        self.num_layers = num_layers
         self.keeps_gates_alone = keeps_gates_alone
         # Makes Trainer leave the model as it is, without DDP. Set only now: its constructor would
         # refuse to save the optimizer, whose tensors are not sharded here.
@@ -116,7 +114,7 @@ class GateTrainer(Trainer):
         ids = ids or gather_object([sample_id for b in batches for sample_id in b.sample_ids])
         raise TrainingStoppedError(
             f"the {what} of step {self.state.global_step + 1} is not a finite number, in the batch "
-            f"of the samples {list_ids(ids)}; the gates are not saved"
+            f"of the samples {list_names(ids)}; the gates are not saved"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -131,7 +129,8 @@ class GateTrainer(Trainer):
             self.collapse_watch.check(logs)
 
     def _start_statistics(self) -> None:
-        self.statistics = GateStatistics(self.num_layers, self.args.device)
+        model: Any = self.model
+        self.statistics = GateStatistics(model.config.num_hidden_layers, self.args.device)
         self._last_log = time.perf_counter()
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ANN401

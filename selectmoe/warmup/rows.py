@@ -29,11 +29,7 @@ CLEAN_DEMO = "demo"  # the demo corpus also has rows that were corrupted on purp
 
 
 def prepare_warmup_rows(
-    config: WarmupConfig,
-    chat: ChatTokenizer,
-    run: Path,
-    *,
-    on_progress: Progress = lambda num_done, num_rows: None,
+    config: WarmupConfig, chat: ChatTokenizer, run: Path, *, on_progress: Progress | None = None
 ) -> TokenizedSummary:
     """Tokenizes the rows of `config.dataset` into the folder of a run, as `prepare_rows` does."""
     rows = RowsToTokenize(

@@ -1,4 +1,4 @@
-"""What the settings of a gate warm-up imply; loads no torch, since the job checks them first."""
+"""Rules that follow from the settings of a gate warm-up; imports no torch."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""training.strategy=fsdp: shards the frozen layers and replicates the few trained tensors.
+"""Sharding for training.strategy=fsdp: frozen layers are sharded, trained tensors replicated.
 
 It uses torch's fully_shard, which works with gloo on CPUs too. On CPUs transformers and accelerate
 would silently run DDP, and neither saves the state of an optimizer whose tensors are not sharded.
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from selectmoe.model.modeling_select_moe import SelectMoeDecoderLayer
 from selectmoe.warmup.gate_model import MOE_GATES, QUALITY_GATES, TRASH_EXPERTS
@@ -41,12 +42,7 @@ def shard_frozen(model: nn.Module, *, uses_gpu: bool) -> None:
 
 def average_gradients(model: nn.Module) -> None:
     """Averages the gradients of replicated tensors over the workers, as DDP would."""
-    num_workers = torch.distributed.get_world_size()
     gradients: list[Any] = [p.grad for p in model.parameters() if p.grad is not None]
-    together = torch.cat([gradient.flatten() for gradient in gradients])
+    together = parameters_to_vector(gradients)
     torch.distributed.all_reduce(together)
-    together /= num_workers
-    for gradient, mean in zip(
-        gradients, together.split([g.numel() for g in gradients]), strict=True
-    ):
-        gradient.copy_(mean.view_as(gradient))
+    vector_to_parameters(together / torch.distributed.get_world_size(), gradients)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -19,7 +18,7 @@ from selectmoe.config.warmup import TrainingConfig, WarmupConfig
 from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, model_folder
 from selectmoe.model.devices import choose_dtype
 from selectmoe.model.gate_weights import save_gate_weights
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 from selectmoe.paths import model_or_embedded
 from selectmoe.training.metrics import LastStep, MetricsFile, tensorboard
 from selectmoe.training.worker import TrainingWorker
@@ -61,11 +60,13 @@ def run_warmup(config: WarmupConfig, worker: TrainingWorker) -> WarmupReport:
     trainee = prepare_trainee(model, training, name=name, seed=config.seed)
     settings = step_settings(training, worker, seed=config.seed)
     trainer = train(trainee, StepBatches(rows, chat, settings), training, worker=worker)
+    trained = [p for p in trainee.model.parameters() if p.requires_grad]
+    logs = [log for log in trainer.state.log_history if "loss" in log]
     return WarmupReport(
         weights=str(save_trained(trainer, worker)),
         num_steps=training.num_steps,
-        num_parameters_trained=num_trained(trainee.model),
-        last_metrics=last_metrics(trainer),
+        num_parameters_trained=sum(parameter.numel() for parameter in trained),
+        last_metrics=logs[-1] if logs else {},
     )
 
 
@@ -108,7 +109,6 @@ def train(
             LastStep(), MetricsFile(worker.output), *tensorboard(worker.output), *worker.callbacks
         ],
         objective=trainee.objective,
-        num_layers=trainee.num_layers,
         keeps_gates_alone=not trainee.is_adapter,
         is_sharded=is_sharded,
     )  # fmt: skip
@@ -161,13 +161,3 @@ def save_trained(trainer: GateTrainer, worker: TrainingWorker) -> Path:
     if worker.rank == 0:
         model.save_pretrained(folder)
     return folder
-
-
-def num_trained(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def last_metrics(trainer: GateTrainer) -> dict[str, float]:
-    """The last row of metrics."""
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    return dict(rows[-1]) if rows else {}

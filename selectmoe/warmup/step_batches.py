@@ -7,7 +7,7 @@ ones, and several workers, each with a share of the step, together train on what
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -17,12 +17,11 @@ from torch.utils.data import IterableDataset
 
 from selectmoe.corruptions.kinds import corrupt
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import collate_padded
+from selectmoe.data.packing import IGNORED_LABEL, collate_padded
 from selectmoe.errors import DataError
 from selectmoe.records import Sample, TokenizedSample
 
 # Shape letters: B = rows of a batch (real ones first, then their copies), T = tokens.
-IGNORED_LABEL = -100
 NUM_DONORS = 64  # samples whose answers a corruption may use
 MAX_TRIES = 4
 Unit = tuple[TokenizedSample, ...]
@@ -47,15 +46,8 @@ class MicroBatch:
         return int(self.attention_mask_BT.sum())
 
     def to(self, device: torch.device) -> "MicroBatch":
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("token_ids_BT", "attention_mask_BT", "answer_mask_BT", "labels_BT")
-        }
-        kept = {
-            name: getattr(self, name)
-            for name in ("sample_ids", "num_real", "share_of_step", "num_labels_of_step")
-        }
-        return MicroBatch(**moved, **kept)
+        tensors = ("token_ids_BT", "attention_mask_BT", "answer_mask_BT", "labels_BT")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,7 +153,8 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
     def _micro_batch(self, units: Sequence[Unit], *, weight: float, num_labels: int) -> MicroBatch:
         rows = [row for nth in zip(*units, strict=True) for row in nth]
         batch = collate_padded(rows, np.arange(len(rows)))
-        predicted = batch.attention_mask if self._predicts_all else batch.answer_mask
+        predicts_all = self.settings.full_sequence_prediction
+        predicted = batch.attention_mask if predicts_all else batch.answer_mask
         labels = np.where(predicted, batch.token_ids, IGNORED_LABEL)
         labels[len(units) :] = IGNORED_LABEL
         return MicroBatch(
@@ -177,11 +170,9 @@ class StepBatches(IterableDataset[list[MicroBatch]]):
 
     def _num_labels(self, row: TokenizedSample) -> int:
         """The number of labels of a row; no token precedes the first one to predict it."""
-        return len(row.token_ids) - 1 if self._predicts_all else int(row.answer_mask[1:].sum())
-
-    @property
-    def _predicts_all(self) -> bool:
-        return self.settings.full_sequence_prediction
+        if self.settings.full_sequence_prediction:
+            return len(row.token_ids) - 1
+        return int(row.answer_mask[1:].sum())
 
 
 def make_copy(

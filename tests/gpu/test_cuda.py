@@ -7,7 +7,7 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Message, Sample
 from selectmoe.scoring.engine import ScoringEngine

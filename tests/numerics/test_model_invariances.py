@@ -9,7 +9,7 @@ import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from selectmoe.model.quality_losses import QUALITY_LOSSES
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 from tests.tiny_select_moe import LOUD, SMALL, tiny_model
 
 ROUNDING = 1e-5

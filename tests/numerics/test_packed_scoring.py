@@ -127,7 +127,7 @@ def test_two_runs_give_the_same_bits(engine, samples):
     np.testing.assert_array_equal(scores(engine, samples), scores(engine, samples))
 
 
-def test_tokenising_in_parts_on_a_thread_changes_no_bit(engine, samples):
+def test_tokenizing_in_parts_on_a_thread_changes_no_bit(engine, samples):
     many = (samples * 7)[: TOKENIZED_TOGETHER + 60]
     by_hand = engine.score_tokenized(engine.tokenizer.tokenize(many))
     np.testing.assert_array_equal(scores(engine, many), [scored.score for scored in by_hand])

@@ -1,4 +1,4 @@
-"""Normalised shards: the same for every order and splitting of the rows, and every row counted."""
+"""Normalized shards: the same for every order and splitting of the rows, and every row counted."""
 
 import json
 import os
@@ -49,11 +49,14 @@ def test_every_sample_is_in_one_shard_unchanged_and_in_the_order_of_its_key(tmp_
 
 
 @pytest.mark.parametrize("max_rows_in_memory", [2, 7, 100, 249, 250, 251, 1_000])
-def test_shards_do_not_depend_on_memory_or_on_the_order_of_the_rows(tmp_path, max_rows_in_memory):
+def test_shards_do_not_depend_on_memory_or_on_the_order_of_the_rows(
+    tmp_path, monkeypatch, max_rows_in_memory
+):
     corpus = samples(250)
     write_shards(corpus, tmp_path / "a", rows_per_shard=64)
     random.Random(1).shuffle(corpus)
-    write_shards(corpus, tmp_path / "b", rows_per_shard=64, max_rows_in_memory=max_rows_in_memory)
+    monkeypatch.setattr(buckets, "MAX_ROWS_IN_MEMORY", max_rows_in_memory)
+    write_shards(corpus, tmp_path / "b", rows_per_shard=64)
     assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
     assert len(shard_bytes(tmp_path / "b")) == 4
 
@@ -73,7 +76,7 @@ def test_shards_of_the_same_rows_in_other_files_differ_in_the_source_alone(tmp_p
         assert one["source"] != seven["source"]
 
 
-def test_duplicates_are_all_kept_and_counted(tmp_path):
+def test_duplicates_are_all_kept_and_counted(tmp_path, monkeypatch):
     corpus = [
         sample_of("1", source="f:1"),
         sample_of("1", source="f:2"),  # the very same
@@ -83,9 +86,8 @@ def test_duplicates_are_all_kept_and_counted(tmp_path):
         sample_of("2", source="f:6"),
     ]
     for max_rows_in_memory in (2, 100):
-        summary = write_shards(
-            corpus, tmp_path / "c", rows_per_shard=4, max_rows_in_memory=max_rows_in_memory
-        )
+        monkeypatch.setattr(buckets, "MAX_ROWS_IN_MEMORY", max_rows_in_memory)
+        summary = write_shards(corpus, tmp_path / "c", rows_per_shard=4)
         assert (summary.num_read, summary.num_duplicate_ids) == (6, 3)
         rows = shard_rows(tmp_path / "c")
         assert sorted(sample.source for _, sample in rows) == [f"f:{n}" for n in range(1, 7)]
@@ -96,10 +98,11 @@ def test_duplicates_are_all_kept_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", "the very same"])
-def test_rows_of_one_id_do_not_fill_memory(tmp_path, content):
+def test_rows_of_one_id_do_not_fill_memory(tmp_path, monkeypatch, content):
     """Cut by their ids they would all lie in one bucket, and copies of one row by any key."""
     corpus = [sample_of("1", content=content.format(n)) for n in range(200)]
-    summary = write_shards(corpus, tmp_path / "c", rows_per_shard=50, max_rows_in_memory=9)
+    monkeypatch.setattr(buckets, "MAX_ROWS_IN_MEMORY", 9)
+    summary = write_shards(corpus, tmp_path / "c", rows_per_shard=50)
     assert (summary.num_shards, summary.num_duplicate_ids) == (4, 199)
     rows = shard_rows(tmp_path / "c")
     assert Counter(s.messages for _, s in rows) == Counter(s.messages for s in corpus)
@@ -109,14 +112,16 @@ def test_rows_of_one_id_do_not_fill_memory(tmp_path, content):
 def peak_of(folder: Path, rows: Iterator[Sample | RejectedRow]) -> int:
     """The most bytes that Python held while `rows` were written."""
     tracemalloc.start()
-    write_shards(rows, folder, rows_per_shard=50, max_rows_in_memory=50)
+    write_shards(rows, folder, rows_per_shard=50)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return peak
 
 
 @pytest.mark.parametrize(("name", "number"), [("{}", 3_000), ("the same", 1_000)])
-def test_memory_does_not_grow_with_the_corpus(tmp_path, name, number):
+def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch, name, number):
+    monkeypatch.setattr(buckets, "MAX_ROWS_IN_MEMORY", 50)
+
     def rows(number: int) -> Iterator[Sample]:
         return (sample_of(name.format(n), content=f"{n} {'x' * 2_000}") for n in range(number))
 
@@ -125,7 +130,9 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, name, number):
     assert peak_of(tmp_path, rows(number)) < peak_of(tmp_path, rows(300)) + (1 << 19)
 
 
-def test_memory_does_not_grow_with_the_rejected_rows(tmp_path):
+def test_memory_does_not_grow_with_the_rejected_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(buckets, "MAX_ROWS_IN_MEMORY", 50)
+
     def rows(number: int) -> Iterator[RejectedRow]:
         return (RejectedRow("f", n, "d", "", "why", f"{n} {'x' * 1_000}") for n in range(number))
 
@@ -166,7 +173,7 @@ def test_a_corpus_without_rows_is_refused(tmp_path):
     assert read_summary(tmp_path / "c") is None
 
 
-def test_an_interrupted_write_leaves_no_summary_and_can_be_done_again(tmp_path):
+def test_an_interrupted_write_leaves_no_summary_and_can_be_done_again(tmp_path, monkeypatch):
     corpus = samples(30)
 
     def interrupted():
@@ -174,12 +181,13 @@ def test_an_interrupted_write_leaves_no_summary_and_can_be_done_again(tmp_path):
         yield rejected_rows(1)[0]
         raise DataError("f: cannot be read to its end")
 
+    monkeypatch.setattr(buckets, "MAX_ROWS_IN_MEMORY", 3)
     with pytest.raises(DataError, match="to its end"):
-        write_shards(interrupted(), tmp_path / "c", rows_per_shard=5, max_rows_in_memory=3)
+        write_shards(interrupted(), tmp_path / "c", rows_per_shard=5)
     assert read_summary(tmp_path / "c") is None
     assert os.listdir(tmp_path / "c") == []  # neither half a file nor a bucket
     (tmp_path / "c" / "shard-000099.parquet").write_bytes(b"of a killed run")
-    write_shards(corpus, tmp_path / "c", rows_per_shard=10, max_rows_in_memory=3)
+    write_shards(corpus, tmp_path / "c", rows_per_shard=10)
     names = ["rejected.parquet", *(f"shard-00000{n}.parquet" for n in range(3)), "summary.json"]
     assert sorted(os.listdir(tmp_path / "c")) == names
 

@@ -1,4 +1,4 @@
-"""Known-worse copies: deterministic, only of what the assistant says, and never the same again."""
+"""Corrupted copies: deterministic, only of what the assistant says, and never the same again."""
 
 import hashlib
 import json

@@ -10,17 +10,21 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from selectmoe.config.lora import LoraSettings
-from selectmoe.errors import ModelError, ResumeError
+from selectmoe.errors import (
+    ModelError,
+    NotEnoughMemoryError,
+    ResumeError,
+    TrainingStoppedError,
+    list_names,
+)
 from selectmoe.finetune.stage import (
     load_target,
     num_optimizer_steps,
     require_vocabulary,
 )
 from selectmoe.finetune.supervised_data import StepOrder, SupervisedRows
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 from selectmoe.paths import EMBEDDED_SELECTOR
-from selectmoe.training.memory_estimate import NotEnoughMemoryError
-from selectmoe.training.stopping import TrainingStoppedError, list_ids
 from selectmoe.training.worker import TrainingWorker
 from tests.finetune_run import LORA, NUM_ROWS, Run, assert_same, spoiled
 from tests.tiny_olmoe import save_tiny_olmoe
@@ -259,5 +263,5 @@ def test_the_last_step_of_an_epoch_may_have_fewer_rows(
 
 
 def test_of_many_rows_a_few_are_named():
-    assert list_ids([str(n) for n in range(3)]) == "'0', '1', '2'"
-    assert list_ids([str(n) for n in range(10)]).endswith("'7' and 2 more")
+    assert list_names([str(n) for n in range(3)]) == "'0', '1', '2'"
+    assert list_names([str(n) for n in range(10)]).endswith("'7' and 2 more")

@@ -113,7 +113,7 @@ def test_rows_are_tokenized_once_and_again_for_other_settings(file, tmp_path):
         prepare_supervised_rows(settings(file, length=64), tiny_tokenizer(), folder)
 
 
-def test_an_interrupted_tokenisation_leaves_nothing_that_passes_for_whole(file, tmp_path):
+def test_an_interrupted_tokenization_leaves_nothing_that_passes_for_whole(file, tmp_path):
     folder = tmp_path / "run"
 
     def interrupt(num_done, num_rows):

@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, OlmoeConfig
 
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 from tests.tiny_select_moe import tiny_model
 
 EVERY_SETTING_CHANGED = {

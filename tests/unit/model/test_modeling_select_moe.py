@@ -19,7 +19,7 @@ from selectmoe.model.modeling_select_moe import (
     SelectMoeForCausalLM,
     SelectMoeModel,
 )
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 from tests.tiny_select_moe import LOUD, blocks, tiny_config, tiny_model
 
 
@@ -112,7 +112,7 @@ def test_gates_start_as_configured():
 
 def test_a_fresh_models_gates_are_nearly_open(ids):
     good = tiny_model()(ids).router_logits[0]["quality_logits"].softmax(-1)[..., 0]
-    # Normalised hidden states of 32 numbers times weights of 0.02: 0.16 around the bias of 4.
+    # Normalized hidden states of 32 numbers times weights of 0.02: 0.16 around the bias of 4.
     assert (good - 1 / (1 + math.exp(-4))).abs().max() < 0.02
 
 

@@ -16,7 +16,7 @@ from selectmoe.model.quality_losses import (
     mse,
     sigmoid,
 )
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 
 LOSSES = [
     (sigmoid, {}),

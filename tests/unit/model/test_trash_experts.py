@@ -11,7 +11,7 @@ from selectmoe.model.modeling_select_moe import (
     SelectMoeForCausalLM,
     register_trash_expert,
 )
-from selectmoe.model.registration import register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
 from tests.tiny_select_moe import blocks, tiny_config, tiny_model
 
 

@@ -3,6 +3,7 @@
 import pytest
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, Qwen3Config
 
+from selectmoe.config.lora import LoraSettings
 from selectmoe.errors import ConfigError
 from selectmoe.training.lora_targets import find_targets, targeted
 from tests.tiny_olmoe import save_tiny_olmoe
@@ -23,7 +24,8 @@ def olmoe(tmp_path):
 
 
 def find(model, *names, dropout=0.1):
-    return find_targets(model, names, lora_dropout=dropout, model_name="the model")
+    lora = LoraSettings(target_modules=names, lora_dropout=dropout)
+    return find_targets(model, lora, model_name="the model")
 
 
 @pytest.mark.parametrize(

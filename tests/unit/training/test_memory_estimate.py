@@ -14,12 +14,11 @@ from transformers import (
 
 from selectmoe.config.finetune import FinetuneTrainingConfig
 from selectmoe.config.lora import LoraSettings
-from selectmoe.errors import ModelError
+from selectmoe.errors import ModelError, NotEnoughMemoryError
 from selectmoe.finetune.stage import checkpoint_layers
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.training.lora_targets import add_adapter
 from selectmoe.training.memory_estimate import (
-    NotEnoughMemoryError,
     available_memory,
     estimate_memory,
     require_memory,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from selectmoe.training.stopping import TrainingStoppedError
+from selectmoe.errors import TrainingStoppedError
 from selectmoe.warmup.gate_objectives import MicroLoss
 from selectmoe.warmup.gate_statistics import CollapseWatch, GateStatistics, collapse_of
 from selectmoe.warmup.step_batches import MicroBatch

@@ -12,13 +12,11 @@ from transformers import AutoTokenizer, TrainerCallback
 from selectmoe.config.warmup import TrainingConfig, WarmupConfig, WarmupDatasetConfig
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.readers import read_corpus
-from selectmoe.errors import ConfigError, ModelError
+from selectmoe.errors import ConfigError, ModelError, NotEnoughMemoryError, TrainingStoppedError
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Sample
-from selectmoe.training.memory_estimate import NotEnoughMemoryError
-from selectmoe.training.stopping import TrainingStoppedError
 from selectmoe.training.worker import TrainingWorker
 from selectmoe.warmup.gate_model import (
     load_gated_model,
