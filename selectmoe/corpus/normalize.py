@@ -129,15 +129,12 @@ def write_shards(
 
 def rows_read(directory: Path) -> int:
     """About how many rows the tasks of `write_corpus` have read so far."""
-    files = directory.glob(f"buckets-*/*/{COUNT_NAME}")
-    return sum(int(text) for file in files if (text := _text_of(file)).isdigit())
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text("ascii")
-    except OSError:  # removed after it was listed
-        return ""
+    num_rows = 0
+    for file in directory.glob(f"buckets-*/*/{COUNT_NAME}"):
+        # Removed after it was listed, or not written yet.
+        with contextlib.suppress(OSError, ValueError):
+            num_rows += int(file.read_text("ascii"))
+    return num_rows
 
 
 @contextlib.contextmanager

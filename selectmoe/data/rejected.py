@@ -11,7 +11,7 @@ from pathlib import Path
 
 from selectmoe.data.writers import write_jsonl
 from selectmoe.errors import TooManyRejectedError
-from selectmoe.records import RejectedRow, Sample, UnscoredSample
+from selectmoe.records import RejectedRow, UnscoredSample
 
 NO_ANSWER_TOKEN = "no assistant token has another token before it that could predict it"
 RejectedCounts = dict[str, Counter[str]]
@@ -38,23 +38,11 @@ def write_rejected(rows: Iterable[RejectedRow], run: Path) -> RejectedCounts:
     return counts
 
 
-def rejected_row(
-    *, source: str, dataset: str, sample_id: str, reason: str, detail: str
-) -> RejectedRow:
+def reject(refused: UnscoredSample, *, dataset: str, source: str) -> RejectedRow:
     """The rejection of a sample that was read at `source`, "<file>:<row>" or empty."""
     file, _, row = source.rpartition(":")
-    return RejectedRow(file, int(row or 0), dataset, sample_id, reason, detail)
-
-
-def reject(sample: Sample, refusal: UnscoredSample) -> RejectedRow:
-    """The rejection of a sample that was read, for the reason of `refusal`."""
-    return rejected_row(
-        source=sample.source,
-        dataset=sample.dataset,
-        sample_id=sample.sample_id,
-        reason=refusal.reason,
-        detail=refusal.detail,
-    )
+    number = int(row or 0)
+    return RejectedRow(file, number, dataset, refused.sample_id, refused.reason, refused.detail)
 
 
 def describe(row: RejectedRow) -> str:

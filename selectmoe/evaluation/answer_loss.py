@@ -53,7 +53,8 @@ def answer_losses(
     for position, tokenized in enumerate(chat.tokenize_each(samples)):
         outcome = _complete_or_refused(tokenized)
         if isinstance(outcome, UnscoredSample):
-            rejected.append(reject(samples[position], outcome))
+            sample = samples[position]
+            rejected.append(reject(outcome, dataset=sample.dataset, source=sample.source))
         else:
             kept[position] = outcome
     positions = list(kept)

@@ -17,12 +17,12 @@ from selectmoe.corpus.normalize import REJECTED_NAME
 from selectmoe.corpus.shards import read_rows
 from selectmoe.data.rejected import (
     RejectedCounts,
-    rejected_row,
+    reject,
     require_few_rejected,
     write_rejected,
 )
 from selectmoe.data.writers import whole_file, write_jsonl
-from selectmoe.records import RejectedRow
+from selectmoe.records import RejectedRow, UnscoredSample
 from selectmoe.scoring.calibration import Calibration, load_calibration
 from selectmoe.selection.passes import (
     NUM_QUANTILE_BINS,
@@ -202,7 +202,8 @@ def _rejected_rows(folder: RunFolder) -> Iterator[RejectedRow]:
             yield from (RejectedRow(**row) for row in batch.to_pylist())
     for shard in folder.scored_shards():
         for row in _unscored(shard):
-            yield rejected_row(sample_id=row.pop("id"), **row)
+            refused = UnscoredSample(row["id"], row["reason"], row["detail"])
+            yield reject(refused, dataset=row["dataset"], source=row["source"])
 
 
 def _unscored(shard: Path) -> Iterator[dict[str, Any]]:

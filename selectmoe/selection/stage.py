@@ -172,17 +172,13 @@ def normalize(
 ) -> CorpusSummary:
     """Writes the shards of the corpus; of the demo corpus where none is named."""
     started = time.perf_counter()
-
-    def report_rows() -> None:
-        progress.rows_read(rows_read(folder.corpus))
-
     try:
         summary = write_corpus(
             config.dataset.paths or (str(DEMO_CORPUS),),
             folder.corpus,
             rows_per_shard=config.rows_per_shard,
             subset_ratio=config.dataset.subset_ratio,
-            map_items=runner.map_parts(report_rows),
+            map_items=runner.map_parts(lambda: progress.rows_read(rows_read(folder.corpus))),
         )
     finally:
         progress.close()

@@ -200,7 +200,7 @@ class _RowCounter:
         for sample, outcome in zip(samples, self.chat.tokenize_each(samples), strict=True):
             refusal = self._refusal(outcome)
             if refusal is not None:
-                self.rejected.append(reject(sample, refusal))
+                self.rejected.append(reject(refusal, dataset=sample.dataset, source=sample.source))
             elif isinstance(outcome, TokenizedSample):
                 kept.append((sample, outcome))
                 self._count(outcome)

@@ -6,18 +6,17 @@ import pytest
 
 from selectmoe.data.rejected import (
     describe,
+    reject,
     rejected_file,
-    rejected_row,
     require_few_rejected,
     write_rejected,
 )
 from selectmoe.errors import TooManyRejectedError
+from selectmoe.records import UnscoredSample
 
 ROWS = [
-    rejected_row(
-        source="/data/a:b.jsonl:41", dataset="a", sample_id="x", reason="no_label", detail="none"
-    ),
-    rejected_row(source="", dataset="a", sample_id="", reason="invalid_json", detail="line 1"),
+    reject(UnscoredSample("x", "no_label", "none"), dataset="a", source="/data/a:b.jsonl:41"),
+    reject(UnscoredSample("", "invalid_json", "line 1"), dataset="a", source=""),
 ]
 
 
