@@ -8,8 +8,8 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
         raise ConfigError(f"{key} must be {rule}, got {value!r}")
 
 
-def require_at_least(minimum: int, settings: object, *names: str, group: str = "") -> None:
-    """Each of the named settings is null or at least `minimum`; group: "training." or the like."""
+def require_at_least(minimum: int, settings: object, *names: str) -> None:
+    """Each of the named settings is null or at least `minimum`."""
     for name in names:
         value = getattr(settings, name)
-        require(value is None or value >= minimum, group + name, f"at least {minimum}", value)
+        require(value is None or value >= minimum, name, f"at least {minimum}", value)

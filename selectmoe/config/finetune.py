@@ -33,10 +33,10 @@ class FinetuneDatasetConfig:
 
     def __post_init__(self) -> None:
         share = self.fraction
-        require(share is None or 0 < share <= 1, "dataset.fraction", "in (0, 1]", share)
+        require(share is None or 0 < share <= 1, "fraction", "in (0, 1]", share)
         if share is not None and self.mode != "random":
-            raise ConfigError(f"dataset.fraction needs dataset.mode=random, got {self.mode!r}")
-        require_at_least(2, self, "max_sequence_length", group="dataset.")
+            raise ConfigError(f"fraction needs dataset.mode=random, got {self.mode!r}")
+        require_at_least(2, self, "max_sequence_length")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,12 +75,12 @@ class FinetuneTrainingConfig:
 
     def __post_init__(self) -> None:
         names = ("num_epochs", "effective_batch_size", "batch_size", "logging_steps", "save_steps")
-        require_at_least(1, self, *names, group="training.")
+        require_at_least(1, self, *names)
         for name in ("learning_rate", "max_grad_norm"):
-            require(getattr(self, name) > 0, f"training.{name}", "above 0", getattr(self, name))
-        require_at_least(0, self, "weight_decay", group="training.")
+            require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        require_at_least(0, self, "weight_decay")
         ratio = self.warmup_ratio
-        require(0 <= ratio < 1, "training.warmup_ratio", "in [0, 1)", ratio)
+        require(0 <= ratio < 1, "warmup_ratio", "in [0, 1)", ratio)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -181,7 +181,12 @@ def _build(config_class: Callable[..., Config], values: Mapping[str, object]) ->
             groups.setdefault(name, {})[rest] = value
         else:
             settings[name] = value
-    built: dict[str, Any] = {name: _build(hints[name], group) for name, group in groups.items()}
+    built: dict[str, Any] = {}
+    for name, group in groups.items():
+        try:
+            built[name] = _build(hints[name], group)
+        except ConfigError as error:  # begins with the setting's name within its group
+            raise ConfigError(f"{name}.{error}") from error
     return config_class(**settings, **built)
 
 

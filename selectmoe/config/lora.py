@@ -21,6 +21,6 @@ class LoraSettings:
     dropout."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "r", "lora_alpha", group="training.lora.")
+        require_at_least(1, self, "r", "lora_alpha")
         dropout = self.lora_dropout
-        require(0 <= dropout < 1, "training.lora.lora_dropout", "in [0, 1)", dropout)
+        require(0 <= dropout < 1, "lora_dropout", "in [0, 1)", dropout)

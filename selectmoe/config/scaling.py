@@ -26,5 +26,5 @@ class ScalingConfig:
 
     def __post_init__(self) -> None:
         names = ("num_workers", "num_cpus_per_worker", "num_checkpoints")
-        require_at_least(1, self, *names, group="scaling.")
-        require_at_least(0, self, "max_failures", group="scaling.")
+        require_at_least(1, self, *names)
+        require_at_least(0, self, "max_failures")

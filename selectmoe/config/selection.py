@@ -19,7 +19,7 @@ class DatasetConfig:
     """Fraction of the rows to use, in (0, 1], chosen by a hash of their content."""
 
     def __post_init__(self) -> None:
-        require(0 < self.subset_ratio <= 1, "dataset.subset_ratio", "in (0, 1]", self.subset_ratio)
+        require(0 < self.subset_ratio <= 1, "subset_ratio", "in (0, 1]", self.subset_ratio)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

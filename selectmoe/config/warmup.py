@@ -28,10 +28,10 @@ class WarmupDatasetConfig:
     """Maximum tokens per sample; longer samples are truncated."""
 
     def __post_init__(self) -> None:
-        require(0 < self.subset_ratio <= 1, "dataset.subset_ratio", "in (0, 1]", self.subset_ratio)
-        require_at_least(2, self, "max_sequence_length", group="dataset.")
+        require(0 < self.subset_ratio <= 1, "subset_ratio", "in (0, 1]", self.subset_ratio)
+        require_at_least(2, self, "max_sequence_length")
         if self.names and self.folder is None:
-            raise ConfigError(f"dataset.names needs dataset.folder, got {','.join(self.names)}")
+            raise ConfigError(f"names needs dataset.folder, got {','.join(self.names)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,20 +119,20 @@ class TrainingConfig:
             "num_steps", "effective_batch_size", "batch_size", "max_tokens_per_batch",
             "logging_steps", "save_steps",
         )  # fmt: skip
-        require_at_least(1, self, *counts, group="training.")
+        require_at_least(1, self, *counts)
         for name in ("learning_rate", "max_grad_norm"):
-            require(getattr(self, name) > 0, f"training.{name}", "above 0", getattr(self, name))
+            require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         weights = ("weight_decay", "quality_loss_weight", "quality_gate_init_std")
-        require_at_least(0, self, *weights, group="training.")
+        require_at_least(0, self, *weights)
         rule = "ddp or fsdp (scaling.num_workers=1 is a single worker)"
-        require(self.strategy in ("ddp", "fsdp"), "training.strategy", rule, self.strategy)
+        require(self.strategy in ("ddp", "fsdp"), "strategy", rule, self.strategy)
         share = self.label_weight
-        require(0 <= share <= 1, "training.label_weight", "in [0, 1]", share)
+        require(0 <= share <= 1, "label_weight", "in [0, 1]", share)
         trained = self.train_quality_gates or self.train_moe_gates or self.peft_mode == "lora"
         if not trained:
             raise ConfigError(
-                "training.train_quality_gates or training.train_moe_gates must be true with "
-                "training.peft_mode=full_rank: nothing would be trained"
+                "train_quality_gates or train_moe_gates must be true with "
+                "peft_mode=full_rank: nothing would be trained"
             )
 
 

@@ -218,14 +218,14 @@ def test_resolved_settings_survive_json() -> None:
         ),
         ("dataset.paths=[1]", "dataset.paths must be text, or a list of texts, got [1]"),
         ("dataset.subset_ratio=0", "dataset.subset_ratio must be in (0, 1], got 0.0"),
-        ("dataset.max_sequence_length=0", "max_sequence_length must be at least 1, got 0"),
+        ("dataset.max_sequence_length=0", "scoring.max_sequence_length must be at least 1, got 0"),
         (
             "scoring.dtype=float16",
             "scoring.dtype must be one of float32, bfloat16 or null, got 'float16'",
         ),
         (
             "scoring.max_tokens_per_batch=0",
-            "max_tokens_per_batch must be at least 1, got 0",
+            "scoring.max_tokens_per_batch must be at least 1, got 0",
         ),
         ("preset=nope", "preset must be a YAML file or one of: gpu, original, got 'nope'"),
     ],
@@ -320,7 +320,7 @@ def test_tables_of_other_names_lead_to_settings_and_hide_none() -> None:
 
 
 def test_settings_are_checked_when_built_without_a_command_too() -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.subset_ratio must be in \(0, 1\], got 2"):
+    with pytest.raises(ConfigError, match=r"subset_ratio must be in \(0, 1\], got 2"):
         DatasetConfig(subset_ratio=2)
 
 
