@@ -39,7 +39,8 @@ def ray_head(
             line = process.stdout.readline()
             printed += line
             assert line, printed
-        forget(port)
+        if environment["RAY_TMPDIR"] == os.environ["RAY_TMPDIR"]:
+            forget(port)
         yield process
     finally:
         stop(process)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,12 @@ def checkout(repository, tmp_path_factory):
 def cluster(checkout, tmp_path_factory):
     """A Ray head with two CPUs, started in the checkout; gives the environment to submit with."""
     home = tmp_path_factory.mktemp("home")
+    # A Ray folder of its own: `ray job submit` finds the cluster of a job by the note that the head
+    # leaves there, else takes any head that runs on this machine.
+    ray_folder = tempfile.mkdtemp(prefix="smt-")  # short, since paths of sockets are
     environment = {
         **os.environ,
+        "RAY_TMPDIR": ray_folder,
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -43,6 +48,7 @@ def cluster(checkout, tmp_path_factory):
     options = ("--num-cpus=2", f"--dashboard-port={dashboard_port}")
     with ray_head(checkout, *options, port=port, environment=environment):
         yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
+    shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 def submit(environment: dict[str, str], folder: Path, *arguments: str | Path) -> tuple[int, str]:
