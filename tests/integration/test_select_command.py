@@ -73,6 +73,33 @@ def test_two_actors_and_a_corpus_in_other_files_give_the_same_bytes(
     assert selected(tmp_path / "run") == selected(finished[0])
 
 
+def test_one_process_without_ray_gives_the_bytes_of_the_job(selectmoe, corpus, finished, tmp_path):
+    output, job = tmp_path / "run", finished[0]
+    arguments = ("--pct", "0.2", "--data", corpus, "--output", output, "rows_per_shard=15")
+    status, printed, told = selectmoe("select", *arguments)
+    assert status == 0, told
+    assert selected(output) == selected(job)
+    shards = sorted((job / "scored").glob("*.parquet"))
+    assert shards
+    for shard in shards:
+        assert (output / "scored" / shard.name).read_bytes() == shard.read_bytes()
+    assert str(output / "selected_data.jsonl") in printed
+    assert "Traceback" not in told
+
+
+def test_an_interrupted_job_is_resumed_in_one_process(selectmoe, finished, tmp_path):
+    """To the same bytes; here one that was interrupted before its last shard."""
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    for name in ("manifest.json", "selected_data.jsonl", "scored/shard-000003.parquet"):
+        (output / name).unlink()
+    status, _, told = selectmoe("select", "--resume", output)
+    assert status == 0, told
+    assert "7 of 8 shards have scores already" in told
+    assert selected(output) == selected(finished[0])
+    assert manifest(output)["scoring"]["num_shards_reused"] == 7
+
+
 def test_scores_are_cut_again_without_scoring(select_here, finished, tmp_path):
     select_here.run(
         "--scored", finished[0], "--pct", "0.1", "--per-dataset", "--output", tmp_path / "cut"
