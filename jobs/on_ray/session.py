@@ -66,6 +66,8 @@ def _connect_or_start(ray: ModuleType) -> None:
     address = os.environ.get("RAY_ADDRESS") or _head_on_this_machine()
     if address is None:
         _use_a_token_of_our_own()
+        # An actor of two CPU seconds that watches for nodes being taken away; here is only one.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(address="local", include_dashboard=False, **quiet)
         return
     if not _answers(address):

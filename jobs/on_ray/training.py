@@ -22,6 +22,7 @@ that is NaN on one of them), raise TrainingStoppedError on each: it is not retri
 """
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -207,6 +208,7 @@ def _complete_lines(file: Path) -> list[bytes]:
 
 def _run_worker(settings: dict[str, Any]) -> object:
     """Runs on each worker."""
+    gc.set_threshold(50_000)  # as run_command: a worker imports as much as the command
     import ray.train
     import torch
 
