@@ -26,7 +26,7 @@ from tests.command_here import CommandHere
 from tests.job import Job
 from tests.training_workers import training_workers
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(500)  # three runs on Ray are one fixture
 
 # 24 rows, 4 a step: 12 steps in two epochs.
 SETTINGS = (
