@@ -310,4 +310,8 @@ def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:
     register_select_moe()
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(model)
-    return ChatTokenizer(tokenizer, max_sequence_length=description.max_sequence_length)
+    return ChatTokenizer(
+        tokenizer,
+        max_sequence_length=description.max_sequence_length,
+        turns=description.turns,
+    )

@@ -25,6 +25,8 @@ def print_selection(manifest: dict[str, Any], output: Path) -> None:
         print(_demo_line(manifest["datasets"][DEMO_BAD], total))
     if manifest["calibration"]:
         print(_percentile_line(manifest))
+    for warning in manifest["warnings"]:
+        print(f"warning: {warning}")
     truncated = f", {total['num_truncated']:,} rows truncated" if total["num_truncated"] else ""
     print(
         f"{total['num_tokens']:,} tokens{truncated}, scored at "

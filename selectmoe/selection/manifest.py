@@ -8,6 +8,7 @@ from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.data.writers import write_json
 from selectmoe.scoring.calibration import describe
+from selectmoe.selection.differences import Kept, differences
 from selectmoe.selection.outputs import SelectedData
 from selectmoe.selection.run_folder import RunFolder
 
@@ -18,6 +19,7 @@ class ScoringReport:
 
     model: str
     weights_sha256: str
+    length: str  # whether scores are adjusted for answer length or raw
     num_shards: int
     num_shards_reused: int  # had scores before this run began
     num_duplicate_ids: int
@@ -47,10 +49,21 @@ def write_manifest(
         "thresholds": thresholds(selected),
         "calibration": describe(selected.calibration) if selected.calibration else None,
         "score_quantiles": selected.quantiles,
+        "median_answer_tokens": asdict(selected.median_answer_tokens),
+        "warnings": warnings_of(selected),
         "wall_seconds": round(wall_seconds, 3),
     }
     write_json(output.manifest, manifest)
     return manifest
+
+
+def warnings_of(selected: SelectedData) -> list[str]:
+    """How the selected rows differ from all scored ones."""
+    datasets = {
+        name: Kept(counts.num_scored, counts.num_selected)
+        for name, counts in selected.counts.items()
+    }
+    return differences(datasets, selected.median_answer_tokens)
 
 
 def thresholds(selected: SelectedData) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -24,9 +24,11 @@ from selectmoe.data.rejected import (
 from selectmoe.data.writers import whole_file, write_jsonl
 from selectmoe.records import RejectedRow, UnscoredSample
 from selectmoe.scoring.calibration import Calibration, load_calibration
+from selectmoe.selection.differences import MedianTokens, median_of_counts
 from selectmoe.selection.passes import (
     NUM_QUANTILE_BINS,
     Survey,
+    count_values,
     find_thresholds,
     kept_rows,
     shard_groups,
@@ -57,6 +59,7 @@ class SelectedData:
     counts: dict[str, DatasetCounts]  # by dataset
     thresholds: dict[str, Threshold]  # by dataset, or one under "*"
     quantiles: dict[str, float]  # of all scores, to 1 / NUM_QUANTILE_BINS
+    median_answer_tokens: MedianTokens
     calibration: Calibration | None  # of the run, by which scores have percentiles
 
     @property
@@ -100,13 +103,21 @@ def select_rows(
     )
     calibration = load_calibration(folder.root)
     write = partial(write_piece, folder, output.pieces, thresholds, calibration)
-    num_selected = _write_selected(output, map_items(write, groups))
-    counts = _counts(found, num_rejected, num_selected)
-    return SelectedData(counts, thresholds, quantiles(found.quantile_bins), calibration)
+    kept = _write_selected(output, map_items(write, groups))
+    return SelectedData(
+        counts=_counts(found, num_rejected, kept.num_rows),
+        thresholds=thresholds,
+        quantiles=quantiles(found.quantile_bins),
+        median_answer_tokens=MedianTokens(
+            scored=median_of_counts(found.answer_tokens),
+            selected=median_of_counts(kept.answer_tokens),
+        ),
+        calibration=calibration,
+    )
 
 
-def _write_selected(output: RunFolder, pieces: Iterable["SelectedPiece"]) -> Counter[str]:
-    """Returns the number of kept rows by dataset. pieces: are written as they are asked for."""
+def _write_selected(output: RunFolder, pieces: Iterable["SelectedPiece"]) -> "KeptCounts":
+    """pieces: are written as they are asked for."""
     shutil.rmtree(output.pieces, ignore_errors=True)  # of a run that was killed
     output.pieces.mkdir()
     try:
@@ -132,12 +143,24 @@ def _counts(
 
 
 @dataclass(frozen=True, slots=True)
+class KeptCounts:
+    """Numbers of kept rows."""
+
+    num_rows: Counter[str] = field(default_factory=Counter)  # by dataset
+    answer_tokens: Counter[int] = field(default_factory=Counter)  # by number of answer tokens
+
+    def add(self, other: "KeptCounts") -> None:
+        self.num_rows.update(other.num_rows)
+        self.answer_tokens.update(other.answer_tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class SelectedPiece:
     """The kept rows of consecutive shards, in a file of their own."""
 
     first_shard: str
     file: Path
-    num_selected: Counter[str]  # by dataset
+    counts: KeptCounts
 
 
 def write_piece(
@@ -148,40 +171,42 @@ def write_piece(
     shards: Sequence[Path],
 ) -> SelectedPiece:
     """A pass: reads the texts that are kept, and writes them into `pieces`."""
-    num_selected: Counter[str] = Counter()
+    counts = KeptCounts()
     file = pieces / f"{shards[0].stem}.jsonl"
-    write_jsonl(file, selected_rows(folder, shards, thresholds, num_selected, calibration))
-    return SelectedPiece(shards[0].name, file, num_selected)
+    write_jsonl(file, selected_rows(folder, shards, thresholds, counts, calibration))
+    return SelectedPiece(shards[0].name, file, counts)
 
 
-def join_pieces(pieces: Iterable[SelectedPiece], path: Path) -> Counter[str]:
-    """Writes the pieces, which may come in any order, in that of their shards, and counts rows."""
-    num_selected: Counter[str] = Counter()
+def join_pieces(pieces: Iterable[SelectedPiece], path: Path) -> KeptCounts:
+    """Writes the pieces, which may come in any order, in that of their shards, and adds up their
+    counts."""
+    counts = KeptCounts()
     with whole_file(path) as target:
         for piece in sorted(pieces, key=lambda piece: piece.first_shard):
-            num_selected.update(piece.num_selected)
+            counts.add(piece.counts)
             with piece.file.open("rb") as source:
                 shutil.copyfileobj(source, target, 1 << 20)
-    return num_selected
+    return counts
 
 
 def selected_rows(
     folder: RunFolder,
     shards: Iterable[Path],
     thresholds: Mapping[str, Threshold],
-    num_selected: Counter[str],
+    counts: KeptCounts,
     calibration: Calibration | None,
 ) -> Iterator[dict[str, object]]:
     """The kept samples of some scored shards, with their scores and percentiles (null without a
-    calibration); counts them by dataset on the way."""
+    calibration); counts them on the way."""
     for shard in shards:
-        row_numbers, scores = kept_rows(thresholds, shard)
-        if not len(row_numbers):
+        kept = kept_rows(thresholds, shard)
+        if not len(kept.row_numbers):
             continue
-        samples = read_rows(folder.corpus / shard.name, row_numbers)
-        percentiles = calibration.percentiles(scores).tolist() if calibration else repeat(None)
-        for sample, score, percentile in zip(samples, scores, percentiles, strict=False):
-            num_selected[sample.dataset] += 1
+        counts.answer_tokens.update(count_values(kept.num_answer_tokens))
+        samples = read_rows(folder.corpus / shard.name, kept.row_numbers)
+        percentiles = calibration.percentiles(kept.scores).tolist() if calibration else repeat(None)
+        for sample, score, percentile in zip(samples, kept.scores, percentiles, strict=False):
+            counts.num_rows[sample.dataset] += 1
             yield {
                 "dataset": sample.dataset,
                 "id": sample.sample_id,

@@ -50,11 +50,14 @@ class Survey:
     num_truncated: Counter[str]
     first_digits: dict[str, Histogram]  # of the rows' places in the order
     quantile_bins: np.ndarray  # int64 (NUM_QUANTILE_BINS,), of all scores over (0, 1)
+    answer_tokens: Counter[int]  # rows by their number of answer tokens
 
     @classmethod
     def total(cls, parts: Iterable["Survey"]) -> "Survey":
-        whole = cls(Counter(), Counter(), Counter(), {}, np.zeros(NUM_QUANTILE_BINS, np.int64))
+        bins = np.zeros(NUM_QUANTILE_BINS, np.int64)
+        whole = cls(Counter(), Counter(), Counter(), {}, bins, Counter())
         for part in parts:
+            whole.answer_tokens.update(part.answer_tokens)
             whole.num_rows.update(part.num_rows)
             whole.num_tokens.update(part.num_tokens)
             whole.num_truncated.update(part.num_truncated)
@@ -65,7 +68,7 @@ class Survey:
 
 def survey(shards: ShardGroup) -> Survey:
     """The first pass."""
-    columns = ("score", "dataset", "num_tokens", "truncated")
+    columns = ("score", "dataset", "num_tokens", "num_answer_tokens", "truncated")
     return Survey.total(
         _survey_block(block) for shard in shards for block in score_blocks(shard, columns)
     )
@@ -124,21 +127,40 @@ def find_candidates(buckets: ScoreBuckets, shards: ShardGroup) -> list[tuple[str
     return found
 
 
-def kept_rows(thresholds: Mapping[str, Threshold], shard: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The kept rows of a shard, int64 (M,) ascending, and their scores, float32 (M,).
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptRows:
+    """The rows of a shard that the thresholds keep; M of them."""
 
-    Row groups whose best score is below every threshold are not read.
-    """
+    row_numbers: np.ndarray  # int64 (M,), ascending
+    scores: np.ndarray  # float32 (M,)
+    num_answer_tokens: np.ndarray  # int32 (M,)
+
+
+def kept_rows(thresholds: Mapping[str, Threshold], shard: Path) -> KeptRows:
+    """Row groups whose best score is below every threshold are not read."""
+    columns = (*_columns(thresholds), "num_answer_tokens")
     row_numbers, all_scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    answer_tokens = [np.empty(0, np.int32)]
     lowest = np.array([min(threshold.score for threshold in thresholds.values())], dtype=np.float32)
     key_range = (0, int(descending_keys(lowest)[0]))
-    for block in score_blocks(shard, _columns(thresholds), key_range=key_range):
+    for block in score_blocks(shard, columns, key_range=key_range):
         kept = np.zeros(len(block.scores), dtype=bool)
         for name, rows in _rows_by_name(block, thresholds):
             kept[rows] = thresholds[name].keeps(block.scores[rows], block.keys_of(rows))
         row_numbers.append(block.row_numbers[kept])
         all_scores.append(block.scores[kept])
-    return np.concatenate(row_numbers), np.concatenate(all_scores)
+        answer_tokens.append(block.numbers("num_answer_tokens")[kept])
+    return KeptRows(
+        row_numbers=np.concatenate(row_numbers),
+        scores=np.concatenate(all_scores),
+        num_answer_tokens=np.concatenate(answer_tokens),
+    )
+
+
+def count_values(values: np.ndarray) -> Counter[int]:
+    """How often each value occurs."""
+    unique, counts = np.unique(values, return_counts=True)
+    return Counter(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
 
 
 def _survey_block(block: ScoreBlock) -> Survey:
@@ -146,7 +168,12 @@ def _survey_block(block: ScoreBlock) -> Survey:
     digits = first_digits(block.scores)
     bins = np.clip((block.scores * NUM_QUANTILE_BINS).astype(np.int64), 0, NUM_QUANTILE_BINS - 1)
     found = Survey(
-        Counter(), Counter(), Counter(), {}, np.bincount(bins, minlength=NUM_QUANTILE_BINS)
+        Counter(),
+        Counter(),
+        Counter(),
+        {},
+        np.bincount(bins, minlength=NUM_QUANTILE_BINS),
+        count_values(block.numbers("num_answer_tokens")),
     )
     for name, rows in block.rows_by_dataset():
         found.num_rows[name] = len(digits[rows])

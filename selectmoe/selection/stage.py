@@ -21,7 +21,7 @@ from selectmoe.data.rejected import require_few_rejected
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ResumeError, ScoringError
 from selectmoe.paths import DEMO_CORPUS
-from selectmoe.scoring.calibration import save_calibration
+from selectmoe.scoring.calibration import Calibration, load_calibration, save_calibration
 from selectmoe.selection.backends import Backend
 from selectmoe.selection.manifest import ScoringReport, write_manifest
 from selectmoe.selection.outputs import select_rows, write_rejected_rows
@@ -111,7 +111,8 @@ def score_corpus(
     config: SelectConfig, folder: RunFolder, backend: Backend, runner: Runner, progress: Progress
 ) -> ScoringReport:
     """Scores what of the corpus has no scores yet; each file in `folder` is whole or absent."""
-    record_model(folder, backend)
+    calibration = record_model(folder, backend)
+    backend = backend.with_calibration(calibration)
     runner.start()
     summary = read_summary(folder.corpus) or normalize(config, folder, runner, progress)
     if summary.num_rejected > config.max_rejected * summary.num_read:
@@ -137,6 +138,7 @@ def score_corpus(
     return ScoringReport(
         model=backend.model,
         weights_sha256=backend.weights_sha256,
+        length="adjusted" if calibration is not None and calibration.length else "raw",
         num_shards=summary.num_shards,
         num_shards_reused=num_reused,
         num_duplicate_ids=summary.num_duplicate_ids,
@@ -146,8 +148,9 @@ def score_corpus(
     )
 
 
-def record_model(folder: RunFolder, backend: Backend) -> None:
-    """Writes down with which weights a new run scores, and copies their calibration.
+def record_model(folder: RunFolder, backend: Backend) -> Calibration | None:
+    """Writes down with which weights a new run scores, and copies their calibration; returns that
+    of the run.
 
     A resumed run must give the bytes of one that was never interrupted, so the copy stays even if
     the one beside the weights is made anew. Raises ResumeError where the weights have changed.
@@ -160,11 +163,12 @@ def record_model(folder: RunFolder, backend: Backend) -> None:
                 f"{folder.root}: this run was started with other weights: their SHA-256 was "
                 f"{before[:12]}… and is {ours[:12]}… now; start a new run"
             )
-        return
+        return load_calibration(folder.root)
     calibration = backend.calibration()
     if calibration is not None:
         save_calibration(folder.root, calibration)
     write_json(folder.model, {"weights_sha256": ours})
+    return calibration
 
 
 def normalize(

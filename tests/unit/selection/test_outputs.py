@@ -10,11 +10,12 @@ from selectmoe.corpus.normalize import write_shards
 from selectmoe.corpus.shards import read_shard
 from selectmoe.errors import TooManyRejectedError
 from selectmoe.records import Message, RejectedRow, Sample
-from selectmoe.scoring.calibration import calibrate, describe, save_calibration
+from selectmoe.scoring.calibration import describe, save_calibration
 from selectmoe.selection.outputs import select_rows
 from selectmoe.selection.passes import ALL_DATASETS
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import SCORED_SCHEMA
+from tests.calibrations import raw_calibration
 
 NUM_ROWS = 40
 
@@ -110,13 +111,7 @@ def test_a_row_is_written_as_it_was_read_with_its_score(run):
 
 
 def test_with_a_calibration_in_the_run_each_kept_row_has_its_percentile(run):
-    calibration = calibrate(
-        [0.02, 0.04, 0.06, 0.095],
-        formula="answer_margin",
-        max_sequence_length=64,
-        weights_hash="abc",
-        corpus={"warm": 4},
-    )
+    calibration = raw_calibration([0.02, 0.04, 0.06, 0.095])
     save_calibration(run.root, calibration)
     selected = select_rows(run, run, selection_percentage=0.5, per_dataset=False)
     assert describe(selected.calibration) == describe(calibration)
