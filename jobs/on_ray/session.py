@@ -14,11 +14,16 @@ from pathlib import Path
 from types import ModuleType
 
 from selectmoe.cli.output_folder import in_uploaded_folder
-from selectmoe.errors import SelectMoeError
+from selectmoe.errors import SelectMoeError, StorageError, full_disk, one_line
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+START_REMEDY = (
+    "free memory or CPUs, end old Ray processes with 'ray stop', or name a running cluster in "
+    "RAY_ADDRESS; its log files are in session_latest/logs of its folder ($RAY_TMPDIR/ray or "
+    "/tmp/ray)"
+)
 
 
 def start_ray(*worker_modules: ModuleType) -> None:
@@ -68,7 +73,8 @@ def _connect_or_start(ray: ModuleType) -> None:
         _use_a_token_of_our_own()
         # An actor of two CPU seconds that watches for nodes being taken away; here is only one.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        ray.init(address="local", include_dashboard=False, **quiet)
+        local = {"address": "local", "include_dashboard": False, **quiet}
+        _init_or_retry(ray, f"Ray did not start on this machine: {{}}; {START_REMEDY}", **local)
         return
     if not _answers(address):
         raise ClusterError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names")
@@ -77,8 +83,9 @@ def _connect_or_start(ray: ModuleType) -> None:
     # environment the job can use Ray's idle workers, which saves two seconds.
     needs_path = not in_uploaded_folder()
     environment = {"env_vars": {"PYTHONPATH": _python_path()}} if needs_path else {}
+    refusal = f"the Ray cluster at {address} did not accept the connection: {{}}"
     try:
-        ray.init(runtime_env=environment, **quiet)
+        _init_or_retry(ray, refusal, runtime_env=environment, **quiet)
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(
             f"the Ray cluster at {address} requires a token; set RAY_AUTH_MODE=token, and "
@@ -86,9 +93,40 @@ def _connect_or_start(ray: ModuleType) -> None:
         ) from error
 
 
+def _init_or_retry(ray: ModuleType, refusal: str, **settings: object) -> None:
+    """`ray.init`, once more where it fails: a busy machine may exceed Ray's time limit of 30 s.
+
+    refusal: the message of the ClusterError, with {} for the reason.
+    """
+    for is_last in (False, True):
+        try:
+            ray.init(**settings)
+            return
+        except ray.exceptions.AuthenticationError:
+            raise
+        except Exception as error:  # Ray raises bare exceptions here
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            full = full_disk(error)
+            if full is not None:
+                raise StorageError(
+                    f"{full.filename or _ray_folder()}: {full.strerror}; Ray cannot start there, "
+                    "set RAY_TMPDIR to a folder on a disk with free space"
+                ) from error
+            message = refusal.format(one_line(error))
+            if is_last:
+                raise ClusterError(message) from error
+            logger.warning("%s; trying once more", message)
+
+
+def _ray_folder() -> Path:
+    """Where Ray keeps its sockets and log files."""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
+
+
 def _head_on_this_machine() -> str | None:
     """The address that `ray start` wrote on this machine, unless nothing answers there."""
-    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    file = _ray_folder() / "ray_current_cluster"
     address = file.read_text("utf-8").strip() if file.is_file() else ""
     if not address or _answers(address):
         return address or None

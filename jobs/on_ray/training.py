@@ -17,8 +17,9 @@ the process group that Ray has set up (NCCL on GPUs, gloo on CPUs), with transfo
 all of them from the newest checkpoint, up to `scaling.max_failures` times; the same call with the
 same output resumes from there too.
 
-A SelectMoeError of a worker reaches the caller unchanged. Where all workers agree to stop (a loss
-that is NaN on one of them), raise TrainingStoppedError on each: it is not retried.
+A SelectMoeError of a worker reaches the caller; neither it nor another failure that a retry would
+repeat (`selectmoe.training.failures`) is retried. Where all workers agree to stop (a loss that is
+NaN on one of them), raise TrainingStoppedError on each.
 """
 
 import contextlib
@@ -33,10 +34,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.on_ray.errors import user_mistake
+from jobs.on_ray.errors import describe_cause, user_mistake, write_details
 from jobs.on_ray.session import ClusterError, alive_nodes
 from selectmoe.config.scaling import ScalingConfig
 from selectmoe.errors import SelectMoeError, TrainingStoppedError
+from selectmoe.training.failures import (
+    DETAILS_NAME,
+    forget_failure,
+    is_lasting,
+    note_failure,
+    noted_failure,
+)
 from selectmoe.training.metrics_lines import METRICS_NAME
 from selectmoe.training.worker import TrainingWorker
 
@@ -80,6 +88,7 @@ def train_on_ray(
     }  # fmt: skip
     trainer = _ray_trainer(settings, output, scaling, with_gpu=with_gpu)
     logger.info("training on %s", _describe(scaling, with_gpu=with_gpu))
+    forget_failure(output)
     try:
         answer = _fit_and_show(trainer, output / METRICS_NAME, show).return_value
     except TrainingFailedError as error:
@@ -230,16 +239,23 @@ def _run_worker(settings: dict[str, Any]) -> object:
             resume_from=folder,
             callbacks=(_checkpoint_callback(),),
         )
+        noted = noted_failure(worker.output)
+        if noted is not None:  # of a worker that Ray has restarted since, together with this one
+            return TrainingStoppedError(noted)
         try:
             return settings["train"](settings["config"], worker)
         except TrainingStoppedError as error:
             return error  # every worker returns it; Ray would retry an exception
-        except (SelectMoeError, OSError) as error:
-            # A single worker may return it. One of several must raise: the others wait for it in a
-            # collective until Ray ends them.
-            if worker.num_workers == 1:
+        except Exception as error:
+            if not is_lasting(error) and not isinstance(error, OSError):
+                raise
+            if worker.num_workers > 1:
+                # The others wait for this one in a collective until Ray restarts all of them.
+                note_failure(worker.output, error)
+                raise
+            if isinstance(error, SelectMoeError | OSError):
                 return error
-            raise
+            return TrainingStoppedError(note_failure(worker.output, error))
 
 
 def _checkpoint_callback() -> Any:  # noqa: ANN401
@@ -286,10 +302,10 @@ def _mistake_of(error: BaseException) -> SelectMoeError | OSError | None:
 
 def _stop_message(error: BaseException, output: Path) -> str:
     """One line for a person; the whole error goes to a file."""
-    details = output / "training_error.txt"
-    details.write_text(str(error), encoding="utf-8")
-    last = str(error).strip().splitlines()[-1]
-    return f"training stopped: {last}; details: {details}; resume with --resume {output}"
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    cause = describe_cause(failures[min(failures)] if failures else error)
+    details = write_details(output / DETAILS_NAME, error)
+    return f"training stopped: {cause}{details}; resume with --resume {output}"
 
 
 class TrainingError(SelectMoeError, RuntimeError):

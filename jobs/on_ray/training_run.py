@@ -1,5 +1,6 @@
 """The steps of a run of stage 1 or 3: tokenize, train on Ray, write the manifest, report."""
 
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -10,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from selectmoe.cli.output_folder import (
     absolute_model,
     absolute_unless_url,
-    claim_run,
-    telling_how_to_resume,
+    claimed_run,
 )
 from selectmoe.cli.progress import RowsProgress, format_seconds
 from selectmoe.config.code_version import code_version
@@ -34,21 +34,25 @@ TRAINING_OPTIONS = {
     "--resume": "resume",
 }
 PATHS = {"model": absolute_model, "scaling.storage_path": absolute_unless_url}
-# Settings that a resumed run may change: they decide where, how fast and on which workers it
-# trains, not what it learns.
-FREE_ON_RESUME = (
-    "output", "output_root", "resume", "scaling.num_workers", "scaling.use_gpu",
-    "scaling.num_cpus_per_worker", "scaling.max_failures", "scaling.num_checkpoints",
-    "scaling.wait_for_nodes",
+# Where a run is written; config.json lies there.
+FREE_ON_RESUME = ("output", "output_root", "resume")
+# Settings that a resumed run keeps unless it is given others: they decide where, how fast and on
+# which workers it trains, not what it learns.
+CHANGEABLE_ON_RESUME = (
+    "max_rejected", "scaling.num_workers", "scaling.use_gpu", "scaling.num_cpus_per_worker",
+    "scaling.max_failures", "scaling.num_checkpoints", "scaling.wait_for_nodes",
 )  # fmt: skip
 
 
-def claim_output(config: WarmupConfig | FinetuneConfig, *, free: Sequence[str] = ()) -> Path:
-    """The folder of the run. free: settings that may change on resume, besides the above."""
-    return claim_run(
+def claimed_output(
+    config: WarmupConfig | FinetuneConfig, *, changeable: Sequence[str] = ()
+) -> contextlib.AbstractContextManager[Path]:
+    """The folder of the run, locked until the block ends. changeable: settings that may change on
+    resume, besides the above."""
+    return claimed_run(
         config,
-        free=(*FREE_ON_RESUME, *free),
-        changeable=("max_rejected",),
+        free=FREE_ON_RESUME,
+        changeable=(*CHANGEABLE_ON_RESUME, *changeable),
         resume=config.resume is not None,
     )
 
@@ -91,14 +95,13 @@ def train_in(
 
     code_version()  # the manifest names the code that starts, whatever the checkout becomes
     start_ray(ray_training, sys.modules[train.__module__])
-    with telling_how_to_resume(output):
-        report = ray_training.train_on_ray(
-            train,
-            dataclasses.replace(config, output=str(output)),
-            output=output,
-            scaling=config.scaling,
-            show=show,
-        )
+    report = ray_training.train_on_ray(
+        train,
+        dataclasses.replace(config, output=str(output)),
+        output=output,
+        scaling=config.scaling,
+        show=show,
+    )
     assert isinstance(report, dict)
     return report
 

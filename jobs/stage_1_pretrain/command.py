@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.on_ray.training_run import (
     PATHS,
     TRAINING_OPTIONS,
-    claim_output,
+    claimed_output,
     print_report,
     show_metrics,
     tokenize,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # --help and a mistyped option must not wait for this import
 logger = logging.getLogger(__name__)
 
 OPTIONS = {"--data": "dataset.paths", **TRAINING_OPTIONS}
-FREE_ON_RESUME = ("training.batch_size", "training.max_tokens_per_batch", "training.strategy")
+CHANGEABLE_ON_RESUME = ("training.batch_size", "training.max_tokens_per_batch", "training.strategy")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,14 +41,16 @@ def main(arguments: Sequence[str]) -> None:
     # Only now: --help and a mistyped option must not wait for the imports below.
     from selectmoe.warmup.rows import prepare_warmup_rows, warmup_tokenizer
 
-    output = claim_output(config, free=FREE_ON_RESUME)
-    chat = warmup_tokenizer(config)
-    if chat.tokenizer.chat_template is None:
-        logger.warning("the tokenizer has no chat template: the package's is used, as by stage 2")
-    summary = tokenize(partial(prepare_warmup_rows, config, chat, output))
-    report = train_in(output, warm_up, config, show=shows_steps(config.training.num_steps))
-    seconds = time.perf_counter() - started
-    write_manifest(config, output, summary, report, wall_seconds=seconds)
+    with claimed_output(config, changeable=CHANGEABLE_ON_RESUME) as output:
+        chat = warmup_tokenizer(config)
+        if chat.tokenizer.chat_template is None:
+            logger.warning(
+                "the tokenizer has no chat template: the package's is used, as by stage 2"
+            )
+        summary = tokenize(partial(prepare_warmup_rows, config, chat, output))
+        report = train_in(output, warm_up, config, show=shows_steps(config.training.num_steps))
+        seconds = time.perf_counter() - started
+        write_manifest(config, output, summary, report, wall_seconds=seconds)
     print_report(
         summary,
         ("scores", calibration_line(report)),
@@ -111,9 +113,11 @@ def warm_up(config: WarmupConfig, worker: "TrainingWorker") -> dict[str, Any]:
     Rank 0 alone calibrates: after the last step no worker waits for another, and the weights that
     it has written are those of all.
     """
+    from selectmoe.training.failures import naming_the_remedy
     from selectmoe.warmup.stage import run_warmup
 
-    report = asdict(run_warmup(config, worker))
+    with naming_the_remedy("lower training.max_tokens_per_batch or training.batch_size"):
+        report = asdict(run_warmup(config, worker))
     return report if worker.rank > 0 else report | calibrate(config, worker, report["weights"])
 
 

@@ -1,23 +1,23 @@
 """Runs stage 2 on a Ray cluster: tasks read the corpus, a pool of actors scores it."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.on_ray.errors import user_mistake
+from jobs.on_ray.errors import describe_cause, user_mistake, write_details
 from jobs.on_ray.map_items import MapOnRay, map_over_scores
 from jobs.on_ray.session import quiet_ray_data, start_ray
 from jobs.stage_2_selection import deployment_backend, shard_scorer
-from jobs.stage_2_selection.shard_scorer import COUNTS, ShardScorer
+from jobs.stage_2_selection.shard_scorer import COUNTS, ScoringFailure, ShardScorer
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems
-from selectmoe.errors import ScoringError
+from selectmoe.errors import ScoringError, SelectMoeError, StorageError
 from selectmoe.selection.backends import Backend
 from selectmoe.selection.in_process import num_engines_in_memory
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import ShardCounts
-from selectmoe.selection.stage import stop_message
 
 # Blocks of shards per actor: enough for even loads, few enough for a million shards.
 BLOCKS_PER_ACTOR = 64
@@ -84,17 +84,31 @@ class RayRunner:
         try:
             for row in counts.iter_rows():
                 if row["failure"]:
-                    raise ScoringError(failure_message(row["failure"], folder))
+                    raise scoring_error(ScoringFailure(**json.loads(row["failure"])), folder)
                 yield ShardCounts(**{key: row[key] for key in COUNTS})
         except ray.exceptions.RayError as error:
-            raise user_mistake(error) or ScoringError(stop_message(error, folder)) from error
+            raise user_mistake(error) or stopped(describe_cause(error), error, folder) from error
 
 
-def failure_message(failure: str, folder: RunFolder) -> str:
-    """What a worker said, and how to resume where that helps."""
-    if not folder.scored_shards():
-        return failure  # a model that cannot be loaded cannot be loaded by a resumed run either
-    return f"{failure}; resume with --resume {folder.root}"
+def scoring_error(failure: ScoringFailure, folder: RunFolder) -> SelectMoeError:
+    """What an actor reported, as the error that ends the run."""
+    if failure.disk_is_full:
+        return StorageError(
+            f"{failure.message}; free some space, then resume with --resume {folder.root}"
+        )
+    if failure.story:
+        return stopped(failure.message, failure.story, folder)
+    if not folder.scored_shards():  # as a model that cannot be loaded: resuming would not help
+        return ScoringError(failure.message)
+    return ScoringError(f"{failure.message}; resume with --resume {folder.root}")
+
+
+def stopped(cause: str, story: object, folder: RunFolder) -> ScoringError:
+    """One line about an unexpected end of the scoring; the whole story goes to a file."""
+    return ScoringError(
+        f"scoring stopped with {len(folder.unscored_shards())} shards left: {cause}"
+        f"{write_details(folder.error_details, story)}; resume with --resume {folder.root}"
+    )
 
 
 def actor_pool(config: SelectConfig, backend: Backend, resources: Mapping[str, float]) -> ActorPool:

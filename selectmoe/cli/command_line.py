@@ -12,7 +12,7 @@ from typing import NoReturn, TypeGuard
 from selectmoe.cli.output_folder import values_given
 from selectmoe.config.loading import Config, from_values, load_config, resolved
 from selectmoe.config.options import add_options, settings_help
-from selectmoe.errors import SelectMoeError
+from selectmoe.errors import DISK_IS_FULL, SelectMoeError, full_disk
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -30,23 +30,25 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except KeyboardInterrupt:
         _leave("interrupted", INTERRUPTED_STATUS)
     except Exception as error:
-        if not is_user_mistake(error):
+        mistake = error if is_user_mistake(error) else full_disk(error)
+        if mistake is None:
             raise
-        _leave(f"error: {one_line(error)}", USER_ERROR_STATUS)
+        _leave(f"error: {one_line(mistake)}", USER_ERROR_STATUS)
     sys.exit(0)
 
 
 def is_user_mistake(error: BaseException) -> TypeGuard[SelectMoeError | OSError]:
-    """True for what a user can mend. A full disk or a missing permission, which name a file,
-    count too."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename:
-        return True
+    """True for what a user can mend. A missing permission and the like, which name a file, count
+    too, and a full disk, which a failed write reports without a name."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return bool(error.filename) or error.errno in DISK_IS_FULL
     return isinstance(error, SelectMoeError)
 
 
 def one_line(mistake: SelectMoeError | OSError) -> str:
     if isinstance(mistake, OSError) and not isinstance(mistake, SelectMoeError):
-        return f"{mistake.filename}: {mistake.strerror}"
+        named = f"{mistake.filename}: " if mistake.filename else ""
+        return named + (mistake.strerror or str(mistake))
     return " ".join(str(mistake).split())
 
 
@@ -96,7 +98,7 @@ def parse_config(
     )
     add_options(parser, config_class, options)
     given, overrides = parse_arguments(parser, arguments)
-    config = load_config(config_class, overrides, values=values_given(vars(given)))
+    config = load_config(config_class, overrides, values=values_given(vars(given), config_class))
     settings, option_of = resolved(config), {key: option for option, key in options.items()}
     for key, absolute in paths.items():
         value, name = settings[key], option_of.get(key, key)

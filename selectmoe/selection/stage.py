@@ -214,13 +214,3 @@ def score_shards(
             "output folder must be on storage that all nodes share"
         )
     return num_tokens
-
-
-def stop_message(error: Exception, folder: RunFolder) -> str:
-    """One line about an error in the middle of scoring; the whole story goes to a file."""
-    folder.error_details.write_text(str(error), encoding="utf-8")
-    return (
-        f"scoring stopped with {len(folder.unscored_shards())} shards left: "
-        f"{str(error).strip().splitlines()[-1]}; details: {folder.error_details}; resume with "
-        f"--resume {folder.root}"
-    )
