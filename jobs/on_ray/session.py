@@ -34,6 +34,8 @@ def start_ray(*worker_modules: ModuleType) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Errors of tasks that nobody waits for any more, as after Ctrl-C; those that matter are raised.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ["PYTHONPATH"] = _python_path()
     started = time.perf_counter()
     with warnings.catch_warnings():

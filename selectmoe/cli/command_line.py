@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeGuard
 
@@ -16,6 +17,8 @@ from selectmoe.errors import DISK_IS_FULL, SelectMoeError, full_disk
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # control characters, half pairs, line and paragraph ends
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn text around
 _OVERRIDE = re.compile(r"[a-z_][a-z0-9_.]*=")
 
 
@@ -48,12 +51,28 @@ def is_user_mistake(error: BaseException) -> TypeGuard[SelectMoeError | OSError]
 def one_line(mistake: SelectMoeError | OSError) -> str:
     if isinstance(mistake, OSError) and not isinstance(mistake, SelectMoeError):
         named = f"{mistake.filename}: " if mistake.filename else ""
-        return named + (mistake.strerror or str(mistake))
-    return " ".join(str(mistake).split())
+        return printable(named + (mistake.strerror or str(mistake)))
+    return printable(" ".join(str(mistake).split()))
+
+
+def printable(text: str) -> str:
+    """The text with control characters, line breaks included, as escapes: "a\\x1b[2Jb".
+
+    Names of datasets, files and rows are anybody's; a terminal would obey them.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in _CONTROLS or letter in _DIRECTIONS
+        else letter
+        for letter in text
+    )
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Lines of aligned columns: the first to the left, the others to the right."""
+    rows = [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
@@ -64,9 +83,16 @@ def configure_logging() -> None:
     """Our own lines at INFO; the libraries speak only when something is wrong."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for package in ("selectmoe", "jobs", "serve"):
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -54,10 +54,13 @@ def write_manifest(
 
 
 def thresholds(selected: SelectedData) -> dict[str, dict[str, Any]]:
-    """The thresholds, each with the percentile of its score; null without a calibration."""
+    """The thresholds, each with the percentile of its score; null without a calibration.
+
+    That of the whole corpus is under "*". With `per_dataset`, "*" is a dataset of this name.
+    """
     calibration = selected.calibration
     return {
-        name: asdict(threshold)
+        "*" if name is None else name: asdict(threshold)
         | {"percentile": calibration.percentile(threshold.score) if calibration else None}
         for name, threshold in selected.thresholds.items()
     }

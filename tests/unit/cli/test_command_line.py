@@ -4,9 +4,11 @@ import pytest
 
 from selectmoe.cli.command_line import (
     CommandParser,
+    format_table,
     is_user_mistake,
     one_line,
     parse_arguments,
+    printable,
     run_command,
 )
 from selectmoe.errors import DataError
@@ -71,3 +73,14 @@ def test_an_unknown_option_is_one_line_and_status_2(capsys):
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "--pctt" in line
+
+
+def test_names_cannot_move_the_cursor_or_break_a_line():
+    assert printable("a\x1b[2Jb\r\nc\x85d\u202ee") == "a\\x1b[2Jb\\r\\nc\\x85d\\u202ee"
+    assert printable("Grüße 数据 👩\u200d🔬") == "Grüße 数据 👩\u200d🔬"
+    assert format_table([("dataset", "read"), ("a\nb", "1")]).splitlines() == [
+        "dataset  read",
+        "a\\nb        1",
+    ]
+    error = DataError("\x1b]0;title\x07: no rows")
+    assert one_line(error) == "\\x1b]0;title\\x07: no rows"
