@@ -9,6 +9,7 @@
     │   └── ParityError                     a converted model does not compute what its base does
     ├── ResumeError (RuntimeError)          an output folder belongs to another run, or is in use
     ├── StorageError (RuntimeError)         a disk is full or takes no more files
+    ├── DeviceError (RuntimeError)          a GPU is reserved that torch cannot use
     ├── ScoreRejectedError (ValueError)     a score server has no score for a sample, and says why
     ├── ScoreRequestError (RuntimeError)    a score server refused, or gave no scores
     │   ├── UnauthorizedError               it got no API key, or a wrong one
@@ -68,6 +69,10 @@ class ResumeError(SelectMoeError, RuntimeError):
 
 class StorageError(SelectMoeError, RuntimeError):
     """A disk is full, over quota or takes no more files."""
+
+
+class DeviceError(SelectMoeError, RuntimeError):
+    """A GPU is reserved for a worker, and torch cannot use it."""
 
 
 class ScoreRejectedError(SelectMoeError, ValueError):

@@ -113,7 +113,7 @@ def _ray_trainer(
         scaling_config=RayScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=with_gpu,
-            resources_per_worker=_resources(scaling, with_gpu=with_gpu),
+            resources_per_worker=worker_resources(scaling, with_gpu=with_gpu),
         ),
         run_config=RunConfig(
             name=name,
@@ -133,7 +133,7 @@ def trains_on_gpu(scaling: ScalingConfig, nodes: Sequence[Resources]) -> bool:
 
 def require_workers(scaling: ScalingConfig, nodes: Sequence[Resources], *, with_gpu: bool) -> None:
     """Raises ClusterError where the cluster has too few resources, and says what it has."""
-    needed = _resources(scaling, with_gpu=with_gpu)
+    needed = worker_resources(scaling, with_gpu=with_gpu)
     max_workers = sum(
         min(int(node.get(resource, 0) // amount) for resource, amount in needed.items())
         for node in nodes
@@ -159,7 +159,7 @@ def storage_of(output: Path, storage_path: str | None) -> tuple[str, str]:
     return storage_path, "_".join(output.parts[-3:])
 
 
-def _resources(scaling: ScalingConfig, *, with_gpu: bool) -> dict[str, int]:
+def worker_resources(scaling: ScalingConfig, *, with_gpu: bool) -> dict[str, float]:
     """What Ray reserves for a worker."""
     return {"CPU": scaling.num_cpus_per_worker, **({"GPU": 1} if with_gpu else {})}
 
@@ -243,6 +243,10 @@ def _run_worker(settings: dict[str, Any]) -> object:
         if noted is not None:  # of a worker that Ray has restarted since, together with this one
             return TrainingStoppedError(noted)
         try:
+            if worker.uses_gpu:
+                from selectmoe.model.devices import require_gpu
+
+                require_gpu()
             return settings["train"](settings["config"], worker)
         except TrainingStoppedError as error:
             return error  # every worker returns it; Ray would retry an exception

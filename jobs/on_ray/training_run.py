@@ -57,6 +57,39 @@ def claimed_output(
     )
 
 
+def start_workers(
+    train: "Callable[[Any, TrainingWorker], dict[str, Any]]",
+    config: WarmupConfig | FinetuneConfig,
+    *,
+    purpose: str,
+) -> None:
+    """Starts Ray, and refuses a cluster whose workers are too few, have too little memory for the
+    weights or a GPU that torch cannot use; before the corpus is read.
+
+    purpose: "warm-up", for the message.
+    """
+    from jobs.on_ray import training as ray_training
+    from jobs.on_ray.session import alive_nodes, start_ray
+    from jobs.on_ray.worker_probe import free_memory_of_worker
+    from selectmoe.model.free_memory import require_weights_fit
+    from selectmoe.model.weight_checks import count_parameters
+
+    code_version()  # the manifest names the code that starts, whatever the checkout becomes
+    start_ray(ray_training, sys.modules[train.__module__])
+    scaling, nodes = config.scaling, alive_nodes()
+    with_gpu = ray_training.trains_on_gpu(scaling, nodes)
+    ray_training.require_workers(scaling, nodes, with_gpu=with_gpu)
+    free, kind = free_memory_of_worker(ray_training.worker_resources(scaling, with_gpu=with_gpu))
+    if scaling.num_workers > 1 and getattr(config.training, "strategy", "") == "fsdp":
+        return  # each holds a share of the weights
+    model = model_or_embedded(config.model)
+    if not any(Path(model).glob("*.safetensors")):
+        return  # of the hub, or pickles: each worker finds out when it loads them
+    num_parameters = count_parameters(model, with_head=True)
+    dtype = config.training.dtype or ("bfloat16" if with_gpu else "float32")
+    require_weights_fit(num_parameters, dtype, purpose=purpose, free=free, kind=kind)
+
+
 def tokenize(prepare: "Callable[..., TokenizedSummary]") -> "TokenizedSummary":
     """Calls `prepare(on_progress=...)`, and says what became of the rows. On the driver rather
     than on a worker: it needs no GPU, and its progress is visible."""
@@ -86,15 +119,12 @@ def train_in(
     *,
     show: Callable[[Mapping[str, Any]], None] = show_metrics,
 ) -> dict[str, Any]:
-    """Starts Ray and runs `train(config, worker)` on its workers; returns rank 0's report.
+    """Runs `train(config, worker)` on the workers; returns rank 0's report.
 
     show: called with every row of metrics.
     """
     from jobs.on_ray import training as ray_training
-    from jobs.on_ray.session import start_ray
 
-    code_version()  # the manifest names the code that starts, whatever the checkout becomes
-    start_ray(ray_training, sys.modules[train.__module__])
     report = ray_training.train_on_ray(
         train,
         dataclasses.replace(config, output=str(output)),

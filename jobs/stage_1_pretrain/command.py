@@ -13,6 +13,7 @@ from jobs.on_ray.training_run import (
     claimed_output,
     print_report,
     show_metrics,
+    start_workers,
     tokenize,
     train_in,
     write_manifest,
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     from selectmoe.warmup.rows import prepare_warmup_rows, warmup_tokenizer
 
     with claimed_output(config, changeable=CHANGEABLE_ON_RESUME) as output:
+        start_workers(warm_up, config, purpose="warm-up")
         chat = warmup_tokenizer(config)
         if chat.tokenizer.chat_template is None:
             logger.warning(
@@ -82,10 +84,13 @@ def require_inputs(config: WarmupConfig) -> None:
     """Refuses a model or a corpus that does not exist before Ray starts or a folder is made."""
     from selectmoe.data.readers import require_readable
     from selectmoe.model.checkpoint import require_select_moe
+    from selectmoe.model.weight_checks import require_weights
+    from selectmoe.paths import model_or_embedded
 
     corruption_kinds(config.training)
     if config.model is not None:
         require_select_moe(config.model)
+    require_weights(model_or_embedded(config.model))
     require_readable(corpus_specs(config.dataset))
 
 

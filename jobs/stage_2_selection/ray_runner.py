@@ -9,13 +9,14 @@ from pathlib import Path
 from jobs.on_ray.errors import describe_cause, user_mistake, write_details
 from jobs.on_ray.map_items import MapOnRay, map_over_scores
 from jobs.on_ray.session import quiet_ray_data, start_ray
+from jobs.on_ray.worker_probe import free_memory_of_worker, largest_resources, require_node
 from jobs.stage_2_selection import deployment_backend, shard_scorer
 from jobs.stage_2_selection.shard_scorer import COUNTS, ScoringFailure, ShardScorer
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems
 from selectmoe.errors import ScoringError, SelectMoeError, StorageError
 from selectmoe.selection.backends import Backend
-from selectmoe.selection.in_process import num_engines_in_memory
+from selectmoe.selection.in_process import num_engines_in_memory, require_engine_fits
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import ShardCounts
 
@@ -47,6 +48,16 @@ class RayRunner:
     def start(self) -> None:
         start_ray(shard_scorer, deployment_backend)
 
+    def require_workers(self, backend: Backend) -> None:
+        if backend.is_remote:
+            return
+        pool = actor_pool(self.config, backend, largest_resources())
+        needed = {"GPU": pool.num_gpus} if pool.num_gpus else {"CPU": pool.num_cpus or 0}
+        require_node(needed, setting=f"num_threads_per_actor={self.config.num_threads_per_actor}")
+        free, kind = free_memory_of_worker(needed)
+        on_gpu = bool(pool.num_gpus)
+        require_engine_fits(self.config, backend.model, on_gpu=on_gpu, free=free, kind=kind)
+
     def map_parts(self, look: Callable[[], None]) -> MapItems:
         # Replicas may hold every CPU of a cluster for good, and tasks that ask for one would wait.
         return MapOnRay(num_cpus=1 if self.config.via == "actors" else 0, look=look)
@@ -73,7 +84,10 @@ class RayRunner:
         counts = names.map_batches(
             ShardScorer,
             fn_constructor_args=(backend.open_scorer, scored),
-            fn_constructor_kwargs={"shards_in_flight": pool.shards_in_flight},
+            fn_constructor_kwargs={
+                "shards_in_flight": pool.shards_in_flight,
+                "has_gpu": bool(pool.num_gpus),
+            },
             batch_size=pool.shards_per_batch,
             compute=ray.data.ActorPoolStrategy(size=num_actors),
             num_gpus=pool.num_gpus,

@@ -56,11 +56,20 @@ class ShardScorer:
     """Scores shards, and skips those that have scores."""
 
     def __init__(
-        self, open_scorer: Callable[[], SampleScorer], scored: Path, *, shards_in_flight: int
+        self,
+        open_scorer: Callable[[], SampleScorer],
+        scored: Path,
+        *,
+        shards_in_flight: int,
+        has_gpu: bool = False,
     ) -> None:
         self.failure: Exception | None = None
         try:
             with without_garbage_collection():
+                if has_gpu:
+                    from selectmoe.model.devices import require_gpu
+
+                    require_gpu()
                 self.scorer = open_scorer()
         except Exception as error:
             # Reported by every call: Ray would retry a constructor that fails, and log it in full.

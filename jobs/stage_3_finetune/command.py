@@ -11,6 +11,7 @@ from jobs.on_ray.training_run import (
     TRAINING_OPTIONS,
     claimed_output,
     print_report,
+    start_workers,
     tokenize,
     train_in,
     write_manifest,
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     from selectmoe.finetune.supervised_data import prepare_supervised_rows
 
     with claimed_output(config) as output:
+        start_workers(train_adapter, config, purpose="finetuning")
         summary = tokenize(partial(prepare_supervised_rows, config, tokenizer, output))
         report = train_in(output, train_adapter, config)
         folder, name = storage_of(output, config.scaling.storage_path)

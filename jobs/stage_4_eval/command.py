@@ -179,8 +179,11 @@ def evaluate_tasks(
     import torch
 
     from selectmoe.evaluation.lm_eval_run import evaluate
+    from selectmoe.model.devices import require_gpu
 
-    if not use_gpu:
+    if use_gpu:
+        require_gpu()
+    else:
         torch.set_num_threads(config.num_cpus)
     yield from evaluate(config, device="cuda" if use_gpu else "cpu")
 

@@ -93,15 +93,17 @@ def _finished_run(path: str, key: str) -> Path:
 
 
 def require_inputs(config: SelectConfig) -> None:
-    """Refuses a missing model or corpus before anything starts or a folder is made."""
+    """Refuses weights or a corpus that cannot be read before anything starts or is written."""
     from selectmoe.data.readers import require_readable
-    from selectmoe.model.checkpoint import require_select_moe, weights_file
+    from selectmoe.model.checkpoint import require_select_moe
+    from selectmoe.model.weight_checks import require_weights
+    from selectmoe.paths import model_or_embedded
 
     if config.scored is not None:
         return
     if config.model is not None:
         require_select_moe(config.model)
-    if config.model_checkpoint_path is not None:
-        weights_file(config.model_checkpoint_path)
+    if config.via == "actors":  # a server has weights of its own
+        require_weights(model_or_embedded(config.model), config.model_checkpoint_path)
     if config.resume is None:  # a resumed run reads its own copy
         require_readable(config.dataset.paths)

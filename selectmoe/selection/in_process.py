@@ -11,6 +11,8 @@ from typing import TypeVar
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.model.checkpoint import weights_size
+from selectmoe.model.free_memory import free_memory, require_weights_fit
+from selectmoe.model.weight_checks import count_parameters
 from selectmoe.selection.backends import Backend
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import ShardCounts, score_shard
@@ -31,6 +33,14 @@ class InProcess:
         self.config = config
 
     def start(self) -> None: ...
+
+    def require_workers(self, backend: Backend) -> None:
+        if not backend.is_remote:
+            import torch
+
+            on_gpu = torch.cuda.is_available()
+            free, kind = free_memory(on_gpu=on_gpu)
+            require_engine_fits(self.config, backend.model, on_gpu=on_gpu, free=free, kind=kind)
 
     def map_parts(self, look: Callable[[], None]) -> MapItems:
         def call_each(
@@ -105,6 +115,15 @@ def num_scoring_threads(config: SelectConfig, backend: Backend) -> int:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * USABLE_MEMORY
     num_cpus = (os.cpu_count() or 1) // config.num_threads_per_actor
     return max(1, min(num_cpus, num_engines_in_memory(backend.model, memory)))
+
+
+def require_engine_fits(
+    config: SelectConfig, model: str, *, on_gpu: bool, free: int, kind: str
+) -> None:
+    """Raises NotEnoughMemoryError where the weights of one engine need more than `free` bytes."""
+    dtype = config.scoring.dtype or ("bfloat16" if on_gpu else "float32")
+    num_parameters = count_parameters(model, with_head=False)
+    require_weights_fit(num_parameters, dtype, purpose="scoring", free=free, kind=kind)
 
 
 def num_engines_in_memory(model: str, num_bytes: float) -> int:

@@ -38,6 +38,10 @@ class Runner(Protocol):
         """Called before anything else, once."""
         ...
 
+    def require_workers(self, backend: Backend) -> None:
+        """Raises SelectMoeError where nothing could score: called before the corpus is read."""
+        ...
+
     def map_parts(self, look: Callable[[], None]) -> MapItems:
         """For the parts of a corpus; `look` is called now and then meanwhile."""
         ...
@@ -113,7 +117,10 @@ def score_corpus(
     """Scores what of the corpus has no scores yet; each file in `folder` is whole or absent."""
     record_model(folder, backend)
     runner.start()
-    summary = read_summary(folder.corpus) or normalize(config, folder, runner, progress)
+    summary = read_summary(folder.corpus)
+    if summary is None or folder.unscored_shards():
+        runner.require_workers(backend)
+    summary = summary or normalize(config, folder, runner, progress)
     if summary.num_rejected > config.max_rejected * summary.num_read:
         write_rejected_rows(folder, folder)
     require_few_rejected(
