@@ -38,6 +38,7 @@ from jobs.on_ray.errors import describe_cause, user_mistake, write_details
 from jobs.on_ray.session import ClusterError, alive_nodes
 from selectmoe.config.scaling import ScalingConfig
 from selectmoe.errors import SelectMoeError, TrainingStoppedError
+from selectmoe.model.file_modes import follow_umask
 from selectmoe.training.failures import (
     DETAILS_NAME,
     forget_failure,
@@ -280,6 +281,8 @@ def _report_checkpoint(_: Any, args: Any, state: Any, control: Any, **__: Any) -
 
     folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
     has_files = folder.is_dir() and any(folder.iterdir())
+    if has_files:
+        follow_umask(folder)
     ray.train.report(
         _last_logged(state.log_history) | {"step": state.global_step},
         checkpoint=ray.train.Checkpoint.from_directory(folder) if has_files else None,

@@ -11,6 +11,7 @@ from selectmoe.errors import ModelError, first_line
 from selectmoe.model.hub_access import hub_answers
 
 GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
+ORIGINAL_WEIGHTS_NAME = "full_rank_weights.pt"  # of the original implementation
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
 ADAPTER_FOLDER_NAME = "adapter"  # in a run of stage 1 with peft_mode=lora
 HASH_CHUNK_BYTES = 1 << 22
@@ -95,6 +96,7 @@ def weights_file(path: str | Path) -> Path:
     path = Path(path)
     names = (
         GATE_WEIGHTS_NAME,
+        ORIGINAL_WEIGHTS_NAME,
         ADAPTER_WEIGHTS_NAME,
         f"{ADAPTER_FOLDER_NAME}/{ADAPTER_WEIGHTS_NAME}",
     )

@@ -154,6 +154,10 @@ def with_adapter(model: Any, training: TrainingConfig, *, name: str) -> Any:  # 
     gates = ["quality_gate"] if training.train_quality_gates else []
     # "gate" alone would match the quality gates too: peft compares the ends of names.
     gates += ["mlp.gate"] if training.train_moe_gates else []
+    if training.train_quality_gates and any(
+        TRASH_EXPERTS in n for n, _ in model.named_parameters()
+    ):
+        gates.append("trash_expert")  # it gets a gradient through the outputs of the layers
     adapted = add_adapter(model, training.lora, model_name=name, modules_to_save=gates)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -70,7 +70,7 @@ def test_a_shard_that_the_index_names_must_be_there(selector):
         require_weights(str(selector))
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (selector / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="names model-00001.*, which is missing"):
+    with pytest.raises(ModelError, match=r"names model-00001.*, which is missing"):
         require_weights(str(selector))
 
 
