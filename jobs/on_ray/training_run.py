@@ -71,6 +71,7 @@ def start_workers(
     from jobs.on_ray import training as ray_training
     from jobs.on_ray.session import alive_nodes, start_ray
     from jobs.on_ray.worker_probe import free_memory_of_worker
+    from selectmoe.model.checkpoint import cached_folder
     from selectmoe.model.free_memory import require_weights_fit
     from selectmoe.model.weight_checks import count_parameters
 
@@ -82,9 +83,10 @@ def start_workers(
     free, kind = free_memory_of_worker(ray_training.worker_resources(scaling, with_gpu=with_gpu))
     if scaling.num_workers > 1 and getattr(config.training, "strategy", "") == "fsdp":
         return  # each holds a share of the weights
-    model = model_or_embedded(config.model)
-    if not any(Path(model).glob("*.safetensors")):
-        return  # of the hub, or pickles: each worker finds out when it loads them
+    model = _model_of(config)
+    folder = cached_folder(model)
+    if folder is None or not any(folder.glob("*.safetensors")):
+        return  # not downloaded here, or pickles: each worker finds out when it loads them
     num_parameters = count_parameters(model, with_head=True)
     dtype = config.training.dtype or ("bfloat16" if with_gpu else "float32")
     require_weights_fit(num_parameters, dtype, purpose=purpose, free=free, kind=kind)
@@ -148,7 +150,7 @@ def write_manifest(
     from selectmoe.data.writers import write_json
     from selectmoe.model.checkpoint import hash_weights
 
-    model = model_or_embedded(config.model)
+    model = _model_of(config)
     manifest = {
         "code": code_version(),
         "config": resolved(config),
@@ -159,6 +161,10 @@ def write_manifest(
         "wall_seconds": round(wall_seconds, 3),
     }
     write_json(output / MANIFEST_NAME, manifest)
+
+
+def _model_of(config: WarmupConfig | FinetuneConfig) -> str:
+    return model_or_embedded(config.model, getattr(config, "revision", None))
 
 
 def print_report(

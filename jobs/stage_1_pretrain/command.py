@@ -88,9 +88,10 @@ def require_inputs(config: WarmupConfig) -> None:
     from selectmoe.paths import model_or_embedded
 
     corruption_kinds(config.training)
+    model = model_or_embedded(config.model, config.revision)
     if config.model is not None:
-        require_select_moe(config.model)
-    require_weights(model_or_embedded(config.model))
+        require_select_moe(model)
+    require_weights(model)
     require_readable(corpus_specs(config.dataset))
 
 

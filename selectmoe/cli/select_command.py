@@ -101,9 +101,10 @@ def require_inputs(config: SelectConfig) -> None:
 
     if config.scored is not None:
         return
+    model = model_or_embedded(config.model, config.revision)
     if config.model is not None:
-        require_select_moe(config.model)
+        require_select_moe(model)
     if config.via == "actors":  # a server has weights of its own
-        require_weights(model_or_embedded(config.model), config.model_checkpoint_path)
+        require_weights(model, config.model_checkpoint_path)
     if config.resume is None:  # a resumed run reads its own copy
         require_readable(config.dataset.paths)

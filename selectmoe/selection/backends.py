@@ -21,7 +21,7 @@ from selectmoe.client.score_client import API_KEY_VARIABLE
 from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ConfigError, ScoreRequestError
-from selectmoe.model.checkpoint import calibration_folder, hash_weights
+from selectmoe.model.checkpoint import calibration_folder, hash_weights, pinned_model
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.calibration import (
@@ -73,8 +73,8 @@ class LocalBackend:
 
     def __init__(self, config: SelectConfig) -> None:
         self.config = config
-        self.model = model_or_embedded(config.model)
-        self.weights_sha256 = hash_of_weights(config)
+        self.model = pinned_model(model_or_embedded(config.model, config.revision))
+        self.weights_sha256 = hash_weights(self.model, config.model_checkpoint_path)
 
     def calibration(self) -> Calibration | None:
         return match_calibration(
@@ -221,4 +221,5 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
 
 def hash_of_weights(config: SelectConfig) -> str:
     """SHA-256 of the model's weights and stage 1's."""
-    return hash_weights(model_or_embedded(config.model), config.model_checkpoint_path)
+    model = pinned_model(model_or_embedded(config.model, config.revision))
+    return hash_weights(model, config.model_checkpoint_path)

@@ -37,7 +37,7 @@ def prepare_warmup_rows(
         settings=asdict(config.dataset),
         max_rejected=config.max_rejected,
         full_sequence=config.training.full_sequence_prediction,
-        vocabulary=_vocabulary(model_or_embedded(config.model)),
+        vocabulary=_vocabulary(model_or_embedded(config.model, config.revision)),
     )
     return prepare_rows(rows, chat, run, on_progress=on_progress)
 
@@ -63,7 +63,7 @@ def choose_warmup_rows(config: WarmupConfig) -> ChosenRows:
 
 def warmup_tokenizer(config: WarmupConfig) -> ChatTokenizer:
     """The tokenizer of the model to warm up."""
-    model = model_or_embedded(config.model)
+    model = model_or_embedded(config.model, config.revision)
     length = config.dataset.max_sequence_length
     return chat_tokenizer(load_tokenizer(model_folder(model)), model, max_sequence_length=length)
 

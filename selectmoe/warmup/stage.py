@@ -44,7 +44,7 @@ class WarmupReport:
 def run_warmup(config: WarmupConfig, worker: TrainingWorker) -> WarmupReport:
     """One worker's part of stage 1, on the tokenized rows in `worker.output`; rank 0 writes."""
     register_select_moe()
-    name = model_or_embedded(config.model)
+    name = model_or_embedded(config.model, config.revision)
     folder = model_folder(name)
     training = config.training
     model = load_gated_model(
