@@ -1,6 +1,7 @@
 """Connects to the Ray cluster of the environment or of this machine, or starts a local one."""
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -19,6 +20,11 @@ from selectmoe.errors import SelectMoeError, StorageError, full_disk, one_line
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+# What the hub's client reads: where its cache, token and server are, and whether it is offline.
+HUB_VARIABLES = (
+    "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT",
+    "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE",
+)  # fmt: skip
 START_REMEDY = (
     "free memory or CPUs, end old Ray processes with 'ray stop', or name a running cluster in "
     "RAY_ADDRESS; its log files are in session_latest/logs of its folder ($RAY_TMPDIR/ray or "
@@ -80,11 +86,8 @@ def _connect_or_start(ray: ModuleType) -> None:
         return
     if not _answers(address):
         raise ClusterError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names")
-    # Workers of a running cluster have their own environment, and need the checkout's path unless
-    # Ray unpacked the checkout for this job. Those of a local Ray inherit ours: without a runtime
-    # environment the job can use Ray's idle workers, which saves two seconds.
-    needs_path = not in_uploaded_folder()
-    environment = {"env_vars": {"PYTHONPATH": _python_path()}} if needs_path else {}
+    variables = _variables_of_workers()
+    environment = {"env_vars": variables} if variables else {}
     refusal = f"the Ray cluster at {address} did not accept the connection: {{}}"
     try:
         _init_or_retry(ray, refusal, runtime_env=environment, **quiet)
@@ -93,6 +96,23 @@ def _connect_or_start(ray: ModuleType) -> None:
             f"the Ray cluster at {address} requires a token; set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray/auth_token"
         ) from error
+
+
+def _variables_of_workers() -> dict[str, str]:
+    """Environment variables of the driver that workers of a running cluster need, which have an
+    environment of their own: the checkout's path, unless Ray unpacked the checkout for this job,
+    and those of the hub's client.
+
+    Workers of a local Ray inherit ours: without a runtime environment the job can use Ray's idle
+    workers, which saves two seconds.
+    """
+    variables = {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
+    if not in_uploaded_folder():
+        variables["PYTHONPATH"] = _python_path()
+    # Ray refuses a variable that the submitted job sets, too.
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    given = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in variables.items() if name not in given}
 
 
 def _init_or_retry(ray: ModuleType, refusal: str, **settings: object) -> None:

@@ -123,7 +123,7 @@ def warm_up(config: WarmupConfig, worker: "TrainingWorker") -> dict[str, Any]:
     from selectmoe.warmup.stage import run_warmup
 
     with naming_the_remedy("lower training.max_tokens_per_batch or training.batch_size"):
-        report = asdict(run_warmup(config, worker))
+        report = asdict(run_warmup(config, worker)) | worker.computes_in(config.training.dtype)
     return report if worker.rank > 0 else report | calibrate(config, worker, report["weights"])
 
 

@@ -87,7 +87,10 @@ class ShardScorer:
         except Exception as error:
             # As a row: Ray hides an exception behind advice about retries.
             failure = json.dumps(asdict(ScoringFailure.of(error)))
-            counts = [dict.fromkeys(COUNTS, 0) | {"shard": "", "failure": failure}]
+            counts = [
+                dict.fromkeys(COUNTS, 0)
+                | {"shard": "", "device": "", "dtype": "", "failure": failure}
+            ]
         columns = {key: [entry[key] for entry in counts] for key in COUNTS}
         failures = [entry.get("failure", "") for entry in counts]
         return columns | {"failure": failures}

@@ -90,4 +90,5 @@ def train_adapter(config: FinetuneConfig, worker: "TrainingWorker") -> dict[str,
 
     remedy = "lower training.batch_size, or set training.gradient_checkpointing=true"
     with naming_the_remedy(remedy):
-        return asdict(finetune(config, load_target_tokenizer(config), worker))
+        report = asdict(finetune(config, load_target_tokenizer(config), worker))
+    return report | worker.computes_in(config.training.dtype)

@@ -214,6 +214,7 @@ def about(config: EvaluateConfig, *, use_gpu: bool) -> dict[str, object]:
         "model": model_or_embedded(config.model),
         "adapter": config.adapter,
         "device": "cuda" if use_gpu else "cpu",
+        "dtype": config.dtype or ("bfloat16" if use_gpu else "float32"),
         "config": resolved(config),
         "code": code_version(),
         "versions": library_versions(LIBRARIES),

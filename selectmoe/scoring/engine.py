@@ -132,6 +132,11 @@ class ScoringEngine:
             self._stored_calibration, formula=self.config.formula, weights_hash=self.weights_hash
         )
 
+    @property
+    def device_and_dtype(self) -> tuple[str, str]:
+        """("cpu", "float32"): where the model is, and the dtype of its weights."""
+        return self.device.type, str(self.model.dtype).removeprefix("torch.")
+
     def weights_hash(self) -> str:
         """SHA-256 of the weights, as in manifests; only for a model that was loaded from files."""
         assert self._files is not None, "made from a model in memory"

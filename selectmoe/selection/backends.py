@@ -35,6 +35,7 @@ from selectmoe.selection.scored_shards import SampleScorer
 INFO_TIMEOUT_SECONDS = 10.0  # a server that is up describes itself at once
 # For one shard: as long as a lost replica of a large model takes to come back.
 PATIENCE_SECONDS = 900.0
+SERVER_DEVICE = "server"  # it does not tell its device
 LOCAL_SETTINGS = (
     "scoring.row_layout",
     "scoring.attn_implementation",
@@ -148,13 +149,14 @@ class HttpBackend(ServedBackend):
         return cls(info=info, url=config.via, api_key=api_key)
 
     def open_scorer(self) -> SampleScorer:
-        return HttpScorer(self.url, self.api_key)
+        return HttpScorer(self.url, self.api_key, dtype=self.info.dtype)
 
 
 class HttpScorer:
     """Asks a score server; several threads may use one."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, *, dtype: str) -> None:
+        self.device_and_dtype = (SERVER_DEVICE, dtype)
         self.client = ScoreClient(url, api_key=api_key, timeout_seconds=PATIENCE_SECONDS)
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:

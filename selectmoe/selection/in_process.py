@@ -104,8 +104,9 @@ def _open_scorers(
 
 def num_scoring_threads(config: SelectConfig, backend: Backend) -> int:
     """As many engines as the machine has GPUs or CPUs for, and memory."""
-    if config.num_actors:
-        return config.num_actors
+    _, most = config.actor_bounds
+    if most:
+        return most
     if backend.is_remote:
         return config.shards_in_flight
     import torch
@@ -114,7 +115,7 @@ def num_scoring_threads(config: SelectConfig, backend: Backend) -> int:
         return 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * USABLE_MEMORY
     num_cpus = (os.cpu_count() or 1) // config.num_threads_per_actor
-    return max(1, min(num_cpus, num_engines_in_memory(backend.model, memory)))
+    return max(1, min(num_cpus, int(memory // engine_bytes(backend.model))))
 
 
 def require_engine_fits(
@@ -126,6 +127,7 @@ def require_engine_fits(
     require_weights_fit(num_parameters, dtype, purpose="scoring", free=free, kind=kind)
 
 
-def num_engines_in_memory(model: str, num_bytes: float) -> int:
-    # On a CPU the model is float32, and its files are most likely bfloat16.
-    return int(num_bytes // (ENGINE_BYTES + 2 * weights_size(model)))
+def engine_bytes(model: str) -> int:
+    """About the memory that an engine on a CPU takes."""
+    # There the model is float32, and its files are most likely bfloat16.
+    return ENGINE_BYTES + 2 * weights_size(model)

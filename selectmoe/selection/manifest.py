@@ -21,6 +21,8 @@ class ScoringReport:
     num_shards: int
     num_shards_reused: int  # had scores before this run began
     num_duplicate_ids: int
+    device: str  # that computed the scores, of this run and of those that it resumed
+    dtype: str
     num_tokens: int  # read by the model in this run
     seconds: float
     tokens_per_second: float

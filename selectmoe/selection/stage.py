@@ -26,7 +26,7 @@ from selectmoe.selection.backends import Backend
 from selectmoe.selection.manifest import ScoringReport, write_manifest
 from selectmoe.selection.outputs import select_rows, write_rejected_rows
 from selectmoe.selection.run_folder import RunFolder
-from selectmoe.selection.scored_shards import ShardCounts
+from selectmoe.selection.scored_shards import ShardCounts, devices_and_dtypes
 
 logger = logging.getLogger(__name__)
 
@@ -141,12 +141,15 @@ def score_corpus(
     started = time.perf_counter()
     num_tokens = score_shards(folder, shards, backend, runner, progress) if shards else 0
     seconds = time.perf_counter() - started
+    device, dtype = devices_and_dtypes(folder.scored)
     return ScoringReport(
         model=backend.model,
         weights_sha256=backend.weights_sha256,
         num_shards=summary.num_shards,
         num_shards_reused=num_reused,
         num_duplicate_ids=summary.num_duplicate_ids,
+        device=device,
+        dtype=dtype,
         num_tokens=num_tokens,
         seconds=round(seconds, 3),
         tokens_per_second=round(num_tokens / seconds, 1),

@@ -206,8 +206,11 @@ def test_resolved_settings_survive_json() -> None:
         ("rows_per_shard=null", "rows_per_shard must be a whole number, got None"),
         ("rows_per_shard=0", "rows_per_shard must be at least 1, got 0"),
         ("rows_per_shard=[1", "rows_per_shard=[1: cannot be read: "),
-        ("num_actors=many", "num_actors must be a whole number or null, got 'many'"),
-        ("num_actors=0", "num_actors must be at least 1, got 0"),
+        (
+            "num_actors=many",
+            "num_actors must be a whole number from 1 or MIN:MAX, such as 1:8, got 'many'",
+        ),
+        ("num_actors=0", "num_actors must be a whole number from 1 or MIN:MAX, such as 1:8, got 0"),
         ("per_dataset=1", "per_dataset must be true or false, got 1"),
         ("model=", "model must be text or null, got ''"),
         ("max_rejected=-0.1", "max_rejected must be in [0, 1], got -0.1"),
@@ -244,7 +247,10 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
         ("a: [", "cannot be read"),
         ("- 1", "must be a mapping"),
         ("model: ${nowhere}", "cannot be read"),
-        ("num_actors: x", "num_actors must be a whole number or null, got 'x'"),
+        (
+            "num_actors: x",
+            "num_actors must be a whole number from 1 or MIN:MAX, such as 1:8, got 'x'",
+        ),
         ("seed: 1", "setting 'seed' was removed: scoring and selection draw nothing at random"),
     ],
 )
@@ -397,3 +403,20 @@ def test_importing_the_settings_and_their_help_loads_no_heavy_library() -> None:
 def test_packed_rows_take_no_implementation_of_padded_ones(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(SelectConfig, ["scoring.row_layout=packed", override])
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds"),
+    [("null", (1, None)), ("4", (1, 4)), ("2:8", (2, 8)), ("3:3", (3, 3))],
+)
+def test_the_number_of_actors_is_a_maximum_or_two_bounds(text, bounds):
+    config = load_config(SelectConfig, [f"num_actors={text}"])
+    assert config.actor_bounds == bounds
+    again = from_values(SelectConfig, resolved(config))
+    assert again == config
+
+
+@pytest.mark.parametrize("text", ["8:2", "0:3", ":3", "1:", "-1", "1.5", "a:b"])
+def test_bounds_of_actors_that_no_pool_can_have_are_refused(text):
+    with pytest.raises(ConfigError, match="num_actors must be a whole number from 1 or MIN:MAX"):
+        load_config(SelectConfig, [f"num_actors={text}"])

@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 
@@ -68,3 +69,17 @@ def test_a_ray_that_does_not_start_is_tried_twice_and_told_in_one_line(
     assert "end old Ray processes with 'ray stop'" in message
     assert caplog.text.count("trying once more") == 1
     assert not ray.is_initialized()
+
+
+def test_workers_of_a_cluster_get_the_variables_of_the_hubs_client(monkeypatch):
+    for name in ray_session.HUB_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("HF_HOME", "/shared/hf"), ("HF_TOKEN", "secret"), ("HOME_PAGE", "x")):
+        monkeypatch.setenv(name, value)
+    variables = ray_session._variables_of_workers()
+    assert variables.keys() == {"HF_HOME", "HF_TOKEN", "PYTHONPATH"}
+    assert variables["HF_TOKEN"] == "secret"
+    # What `ray job submit --runtime-env-json` sets already; Ray refuses to be given it twice.
+    job = {"runtime_env": {"env_vars": {"HF_TOKEN": "secret", "PYTHONPATH": "/code"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert ray_session._variables_of_workers() == {"HF_HOME": "/shared/hf"}
