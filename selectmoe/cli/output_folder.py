@@ -12,7 +12,14 @@ from selectmoe.cli.run_lock import LOCK_NAME, locked
 from selectmoe.config.loading import StageConfig, is_known_setting, resolved
 from selectmoe.config.run import ResumableRunConfig, RunConfig
 from selectmoe.data.writers import write_json
-from selectmoe.errors import ConfigError, ResumeError, StorageError, full_disk, list_names
+from selectmoe.errors import (
+    ConfigError,
+    ResumeError,
+    SelectMoeError,
+    StorageError,
+    full_disk,
+    list_names,
+)
 
 OUTPUT_ROOT_VARIABLE = "SELECTMOE_OUTPUT_ROOT"
 CONFIG_NAME = "config.json"
@@ -107,9 +114,11 @@ def telling_how_to_resume(output: Path) -> Iterator[None]:
         full = None if isinstance(error, StorageError) else full_disk(error)
         if full is None:
             raise
+        # Ours names the disk already, which may be another one, such as that of a worker.
+        ours = isinstance(error, SelectMoeError)
+        problem = str(error) if ours else f"{full.filename or output}: {full.strerror}"
         raise StorageError(
-            f"{full.filename or output}: {full.strerror}; free some space, then resume with "
-            f"--resume {output}"
+            f"{problem}; free some space, then resume with --resume {output}"
         ) from error
 
 
