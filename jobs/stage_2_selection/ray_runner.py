@@ -110,7 +110,7 @@ class RayRunner:
             num_cpus=pool.num_cpus,
             memory=pool.memory if _a_node_has(pool.memory) else None,
         )
-        logger.info("scoring %d shards on %d actors", len(shards), num_at_start)
+        logger.info("scoring %d shards on %d actor(s)", len(shards), num_at_start)
         folder = RunFolder(scored.parent)
         try:
             for row in counts.iter_rows():
