@@ -49,11 +49,11 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.fixture
 def long_corpus(tmp_path) -> Path:
-    """The demo corpus six times: twenty seconds for one actor."""
+    """The demo corpus four times: twenty seconds for one actor."""
     rows = [json.loads(line) for line in DEMO_CORPUS.read_text("utf-8").splitlines()]
     file = tmp_path / "corpus.jsonl"
     with file.open("w", encoding="utf-8") as stream:
-        for copy in range(6):
+        for copy in range(4):
             for row in rows:
                 stream.write(json.dumps(row | {"id": f"{row['id']}-{copy}"}) + "\n")
     return file
