@@ -28,7 +28,6 @@ from selectmoe.model.gate_weights import load_gate_weights, merge_adapter
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.packed_attention import copy_to
 from selectmoe.model.quiet_loading import load_model, load_tokenizer
-from selectmoe.model.vocabulary import known_tokens
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
     PaddedBatch,
@@ -172,7 +171,6 @@ class ScoringEngine:
         packer: Packer = pad_samples,
     ) -> list[ScoredSample | UnscoredSample]:
         """As `score`, for samples that are tokenized; `packer` makes the padded batches, if any."""
-        samples = self._known(samples)
         if self.packed:
             return self._score_packed(self.packed, samples)
         samples = list(samples)
@@ -186,13 +184,6 @@ class ScoringEngine:
         return [
             _scored_sample(sample, row) for sample, row in zip(samples, by_position, strict=True)
         ]
-
-    def _known(self, samples: Iterable[TokenizedSample]) -> Iterator[TokenizedSample]:
-        """Refuses tokens outside the vocabulary, for which a GPU gives an error without a name."""
-        embeddings: Any = self.model.get_input_embeddings()
-        name = self._files[0] if self._files else "the model"
-        size = int(embeddings.weight.shape[0])
-        return known_tokens(samples, vocabulary_size=size, model=name)
 
     @staticmethod
     def _score_packed(
@@ -210,7 +201,6 @@ class ScoringEngine:
         self, samples: Sequence[TokenizedSample], *, packer: Packer = pad_samples
     ) -> list[ScoredTokens | UnscoredSample]:
         """As `score_tokenized`, with the scores of single tokens beside those of samples."""
-        samples = list(self._known(samples))
         if self.packed:
             return [
                 _scored_tokens(sample, row, tokens)

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,6 @@ from selectmoe.data.rejected import (
 from selectmoe.data.writers import whole_file, write_json
 from selectmoe.errors import DataError
 from selectmoe.model.checkpoint import read_model_config
-from selectmoe.model.vocabulary import known_tokens
 from selectmoe.records import RejectedRow, Sample, TokenizedSample, UnscoredSample
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,6 @@ class RowsToTokenize:
     settings: Mapping[str, object]  # that decide which rows these are, for the fingerprint
     max_rejected: float
     full_sequence: bool = False  # every token is a label, not those of the assistant alone
-    vocabulary: tuple[str, int] | None = None  # the model and its number of tokens; None: any
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,7 @@ def prepare_rows(
     chosen = rows.choose()
     rows_file(run).parent.mkdir(parents=True, exist_ok=True)
     _summary_file(run).unlink(missing_ok=True)
-    counter = _RowCounter(chat, full_sequence=rows.full_sequence, vocabulary=rows.vocabulary)
+    counter = _RowCounter(chat, full_sequence=rows.full_sequence)
     samples = _with_progress(chosen, on_progress) if on_progress else chosen.read()
     with whole_file(rows_file(run)) as file, pq.ParquetWriter(file, ROWS_SCHEMA) as writer:
         while block := list(itertools.islice(samples, ROWS_PER_BLOCK)):
@@ -187,12 +185,9 @@ def _summary_file(run: Path) -> Path:
 class _RowCounter:
     """Tokenizes one block after the other and counts what becomes of the rows."""
 
-    def __init__(
-        self, chat: ChatTokenizer, *, full_sequence: bool, vocabulary: tuple[str, int] | None
-    ) -> None:
+    def __init__(self, chat: ChatTokenizer, *, full_sequence: bool) -> None:
         self.chat = chat
         self.full_sequence = full_sequence
-        self.vocabulary = vocabulary
         self.rejected: list[RejectedRow] = []
         self.num_rows = self.num_truncated = self.num_tokens = self.num_answer_tokens = 0
         self.max_tokens = 0
@@ -209,10 +204,6 @@ class _RowCounter:
             elif isinstance(outcome, TokenizedSample):
                 kept.append((sample, outcome))
                 self._count(outcome)
-        if self.vocabulary is not None:
-            model, size = self.vocabulary
-            kept_rows = known_tokens((row for _, row in kept), vocabulary_size=size, model=model)
-            deque(kept_rows, maxlen=0)
         table = shard_table([(row_key(sample), sample) for sample, _ in kept])
         columns = (
             _lists([row.token_ids for _, row in kept], pa.int32()),

@@ -8,7 +8,7 @@ from selectmoe.config.warmup import WarmupConfig
 from selectmoe.corpus.shards import keep_subset, read_shard
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.readers import read_corpora
-from selectmoe.model.checkpoint import model_folder, read_model_config
+from selectmoe.model.checkpoint import model_folder
 from selectmoe.model.quiet_loading import load_tokenizer
 from selectmoe.paths import DEMO_CORPUS, model_or_embedded
 from selectmoe.records import RejectedRow, Sample
@@ -37,14 +37,8 @@ def prepare_warmup_rows(
         settings=asdict(config.dataset),
         max_rejected=config.max_rejected,
         full_sequence=config.training.full_sequence_prediction,
-        vocabulary=_vocabulary(model_or_embedded(config.model, config.revision)),
     )
     return prepare_rows(rows, chat, run, on_progress=on_progress)
-
-
-def _vocabulary(model: str) -> tuple[str, int] | None:
-    size = read_model_config(model).get("vocab_size")
-    return (model, size) if isinstance(size, int) else None
 
 
 def choose_warmup_rows(config: WarmupConfig) -> ChosenRows:

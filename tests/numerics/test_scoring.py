@@ -19,7 +19,6 @@ from selectmoe.records import Message, Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.calibration import calibrate, save_calibration
 from selectmoe.scoring.engine import ScoringEngine
 from selectmoe.scoring.formulas import SCORE_FORMULAS, good_margins, layer_scores, sample_scores
-from tests.extended_selector import extended_selector
 
 TOLERANCE = 1e-5  # float32; looser would hide a mask that leaks
 
@@ -150,17 +149,6 @@ def test_a_sample_that_the_template_refuses_leaves_its_neighbours_alone(samples)
     assert isinstance(refused, UnscoredSample)
     assert refused.reason == "chat_template"
     np.testing.assert_allclose([first.score, second.score], expected, atol=TOLERANCE)
-
-
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_by_name(samples, tmp_path):
-    selector = extended_selector(tmp_path / "selector")
-    engine = ScoringEngine.from_pretrained(selector, device="cpu")
-    message = f"{selector}: its tokenizer gives the token 409[67], and the model knows 4096"
-    with pytest.raises(ModelError, match=message):
-        engine.score(samples)
-    tokenized = engine.tokenizer.tokenize(samples)
-    with pytest.raises(ModelError, match=message):
-        engine.score_each_token(tokenized)
 
 
 def test_an_unknown_formula_is_refused_with_the_known_ones():

@@ -1,6 +1,5 @@
 """What a warm-up learns from: every row is learned from or rejected; names become files."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,10 +7,9 @@ import pytest
 
 from selectmoe.config.warmup import TrainingConfig, WarmupConfig, WarmupDatasetConfig
 from selectmoe.data.rejected import rejected_file
-from selectmoe.errors import DataError, ModelError, TooManyRejectedError
+from selectmoe.errors import DataError, TooManyRejectedError
 from selectmoe.warmup.rows import load_training_rows, prepare_warmup_rows, warmup_tokenizer
 from selectmoe.warmup.settings import corpus_specs
-from tests.extended_selector import extended_selector
 
 
 def row(sample_id: str, question: str, answer: str | None) -> dict:
@@ -107,13 +105,3 @@ def test_names_are_files_or_folders_below_the_folder(tmp_path):
         DataError, match=r"'oasst1' must be a folder or a .* which contains cot, dolly"
     ):
         corpus_specs(wrong)
-
-
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_before_training(corpus, tmp_path):
-    selector = extended_selector(tmp_path / "selector")
-    config = dataclasses.replace(config_of(corpus), model=str(selector))
-    with pytest.raises(ModelError) as refused:
-        prepare(config, tmp_path / "run")
-    assert f"{selector}: its tokenizer gives the token 4097, and the model knows 4096" in str(
-        refused.value
-    )
