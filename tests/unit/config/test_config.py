@@ -206,11 +206,8 @@ def test_resolved_settings_survive_json() -> None:
         ("rows_per_shard=null", "rows_per_shard must be a whole number, got None"),
         ("rows_per_shard=0", "rows_per_shard must be at least 1, got 0"),
         ("rows_per_shard=[1", "rows_per_shard=[1: cannot be read: "),
-        (
-            "num_actors=many",
-            "num_actors must be a whole number from 1 or MIN:MAX, such as 1:8, got 'many'",
-        ),
-        ("num_actors=0", "num_actors must be a whole number from 1 or MIN:MAX, such as 1:8, got 0"),
+        ("num_actors=many", "num_actors must be a whole number from 1 or MIN:MAX"),
+        ("num_actors=0", "num_actors must be a whole number from 1 or MIN:MAX"),
         ("per_dataset=1", "per_dataset must be true or false, got 1"),
         ("model=", "model must be text or null, got ''"),
         ("max_rejected=-0.1", "max_rejected must be in [0, 1], got -0.1"),
@@ -247,10 +244,7 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
         ("a: [", "cannot be read"),
         ("- 1", "must be a mapping"),
         ("model: ${nowhere}", "cannot be read"),
-        (
-            "num_actors: x",
-            "num_actors must be a whole number from 1 or MIN:MAX, such as 1:8, got 'x'",
-        ),
+        ("num_actors: x", "num_actors must be a whole number from 1 or MIN:MAX"),
         ("seed: 1", "setting 'seed' was removed: scoring and selection draw nothing at random"),
     ],
 )
