@@ -252,14 +252,16 @@ def _run_worker(settings: dict[str, Any]) -> object:
         except TrainingStoppedError as error:
             return error  # every worker returns it; Ray would retry an exception
         except Exception as error:
-            if not is_lasting(error) and not isinstance(error, OSError):
-                raise
+            lasting = is_lasting(error)
             if worker.num_workers > 1:
-                # The others wait for this one in a collective until Ray restarts all of them.
-                note_failure(worker.output, error)
+                # It must raise: the others wait for it in a collective until Ray restarts them all.
+                if lasting:
+                    note_failure(worker.output, error)
                 raise
             if isinstance(error, SelectMoeError | OSError):
                 return error
+            if not lasting:
+                raise
             return TrainingStoppedError(note_failure(worker.output, error))
 
 

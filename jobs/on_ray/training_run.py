@@ -74,6 +74,7 @@ def start_workers(
     from selectmoe.model.checkpoint import cached_folder
     from selectmoe.model.free_memory import require_weights_fit
     from selectmoe.model.weight_checks import count_parameters
+    from selectmoe.model.weight_headers import INDEX_NAME, WEIGHTS_NAME
 
     code_version()  # the manifest names the code that starts, whatever the checkout becomes
     start_ray(ray_training, sys.modules[train.__module__])
@@ -85,7 +86,7 @@ def start_workers(
         return  # each holds a share of the weights
     model = _model_of(config)
     folder = cached_folder(model)
-    if folder is None or not any(folder.glob("*.safetensors")):
+    if folder is None or not any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME)):
         return  # not downloaded here, or pickles: each worker finds out when it loads them
     num_parameters = count_parameters(model, with_head=True)
     dtype = config.training.dtype or ("bfloat16" if with_gpu else "float32")
