@@ -65,8 +65,9 @@ class MapOnRay:
                 self.look()
         finally:
             # After an error or Ctrl-C the others would write into a folder that is being deleted.
-            for reference in running:
-                ray.cancel(reference, force=True)
+            if ray.is_initialized():
+                for reference in running:
+                    ray.cancel(reference, force=True)
 
 
 def result_of(reference: Any) -> Any:  # noqa: ANN401 (what the function returned)
