@@ -6,7 +6,6 @@ from typing import Any
 from selectmoe.cli.command_line import format_table
 from selectmoe.cli.progress import format_seconds
 from selectmoe.data.rejected import rejected_file
-from selectmoe.selection.passes import ALL_DATASETS
 from selectmoe.selection.run_folder import RunFolder
 
 DEMO_BAD = "demo_corrupted"
@@ -14,12 +13,14 @@ DEMO_BAD = "demo_corrupted"
 
 def print_selection(manifest: dict[str, Any], output: Path) -> None:
     """One line per dataset, what the run took, and where its files are."""
+    by_dataset = manifest["config"]["per_dataset"]
     rows = [("dataset", "read", "scored", "rejected", "selected", "threshold")]
     for name, counts in manifest["datasets"].items():
         rejected = sum(counts["num_rejected"].values())
-        rows.append(_row(name, counts, rejected, _threshold(manifest, name)))
+        rows.append(_row(name, counts, rejected, _threshold(manifest, name) if by_dataset else ""))
     total = manifest["total"]
-    rows.append(_row("all", total, total["num_rejected"], _threshold(manifest, ALL_DATASETS)))
+    corpus_threshold = "" if by_dataset else _threshold(manifest, "*")
+    rows.append(_row("all", total, total["num_rejected"], corpus_threshold))
     print(f"\n{format_table(rows)}\n")
     if DEMO_BAD in manifest["datasets"]:
         print(_demo_line(manifest["datasets"][DEMO_BAD], total))

@@ -32,6 +32,8 @@ class SelectConfig(ResumableRunConfig):
     """Fraction of the scored rows to keep, in (0, 1]; also --pct."""
     model: str | None = None
     """Select-MoE model: a folder or hub name; null is the selector in the package."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub, also as model=NAME@REVISION; null is main."""
     model_checkpoint_path: str | None = None
     """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, or an
     adapter; null is the weights of the model itself."""
@@ -48,9 +50,10 @@ class SelectConfig(ResumableRunConfig):
     """Maximum number of shards an actor requests concurrently with via=serve or a URL."""
     rows_per_shard: int = 512
     """Rows per shard, the unit that is scored, written and resumed as a whole."""
-    num_actors: int | None = None
-    """Number of scoring actors or threads; null is one per GPU, or one per CPU where there is no
-    GPU, and a single actor with via=serve or a URL."""
+    num_actors: str | int | None = None
+    """Number of scoring actors or threads, at most N or between MIN:MAX; the pool begins with those
+    that the cluster has room for and grows with it. null is 1 to all that the cluster can become,
+    one per GPU, or one per CPU where there is no GPU; a single actor with via=serve or a URL."""
     num_threads_per_actor: int = 1
     """CPU threads per actor; changing it may change the last digits of scores."""
     scored: str | None = None
@@ -62,5 +65,23 @@ class SelectConfig(ResumableRunConfig):
         require(0 < share <= 1, "selection_percentage (--pct)", "in (0, 1]", share)
         known = self.via in ("actors", "serve") or self.via.startswith(("http://", "https://"))
         require(known, "via", "actors, serve or a URL (http://HOST:PORT)", self.via)
-        names = ("shards_in_flight", "rows_per_shard", "num_actors", "num_threads_per_actor")
+        names = ("shards_in_flight", "rows_per_shard", "num_threads_per_actor")
         require_at_least(1, self, *names)
+        if isinstance(self.num_actors, str) and self.num_actors.lstrip("-").isdigit():
+            object.__setattr__(self, "num_actors", int(self.num_actors))  # as the option gives it
+        lowest, highest = self.actor_bounds
+        rule = "a whole number from 1 or MIN:MAX, such as 1:8"
+        require(1 <= lowest <= (highest or lowest), "num_actors", rule, self.num_actors)
+
+    @property
+    def actor_bounds(self) -> tuple[int, int | None]:
+        """The least and the most actors; None for as many as there is room for."""
+        if self.num_actors is None:
+            return 1, None
+        if isinstance(self.num_actors, int):
+            return min(1, self.num_actors), self.num_actors
+        lowest, colon, highest = self.num_actors.partition(":")
+        rule = "a whole number from 1 or MIN:MAX, such as 1:8"
+        known = bool(colon) and lowest.isdigit() and highest.isdigit()
+        require(known, "num_actors", rule, self.num_actors)
+        return int(lowest), int(highest)

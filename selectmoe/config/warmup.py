@@ -144,6 +144,8 @@ class WarmupConfig(ResumableRunConfig):
 
     model: str | None = None
     """Select-MoE model: a folder or hub name; null is the selector in the package."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub, also as model=NAME@REVISION; null is main."""
     dataset: WarmupDatasetConfig = field(default_factory=WarmupDatasetConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)

@@ -149,6 +149,11 @@ class ScoringEngine:
         has_adjustment = self.calibration is not None and self.calibration.length is not None
         return "adjusted" if has_adjustment else "raw"
 
+    @property
+    def device_and_dtype(self) -> tuple[str, str]:
+        """("cpu", "float32"): where the model is, and the dtype of its weights."""
+        return self.device.type, str(self.model.dtype).removeprefix("torch.")
+
     def weights_hash(self) -> str:
         """SHA-256 of the weights, as in manifests; only for a model that was loaded from files."""
         assert self._files is not None, "made from a model in memory"

@@ -13,6 +13,8 @@ from selectmoe.corpus.normalize import write_shards
 from selectmoe.data.readers import require_readable
 from selectmoe.data.rows import RowLocation, parse_row
 from selectmoe.errors import ConfigError
+from selectmoe.model.weight_checks import require_weights
+from selectmoe.paths import model_or_embedded
 from selectmoe.records import RejectedRow, Sample
 from selectmoe.selection.backends import LocalBackend
 from selectmoe.selection.in_process import InProcess
@@ -61,6 +63,7 @@ def select(
             **{key.replace("__", "."): value for key, value in settings.items()},
         },
     )
+    require_weights(model_or_embedded(config.model, config.revision), config.model_checkpoint_path)
     require_readable(config.dataset.paths)
     with tempfile.TemporaryDirectory(prefix="selectmoe-") as scratch:
         folder = RunFolder(Path(output or scratch).absolute())

@@ -22,7 +22,7 @@ from selectmoe.client.score_client import API_KEY_VARIABLE
 from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ConfigError, ResumeError, ScoreRequestError
-from selectmoe.model.checkpoint import calibration_folder, hash_weights
+from selectmoe.model.checkpoint import calibration_folder, hash_weights, pinned_model
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.calibration import (
@@ -37,6 +37,7 @@ from selectmoe.selection.scored_shards import SampleScorer
 INFO_TIMEOUT_SECONDS = 10.0  # a server that is up describes itself at once
 # For one shard: as long as a lost replica of a large model takes to come back.
 PATIENCE_SECONDS = 900.0
+SERVER_DEVICE = "server"  # it does not tell its device
 LOCAL_SETTINGS = (
     "scoring.row_layout",
     "scoring.attn_implementation",
@@ -82,8 +83,8 @@ class LocalBackend:
 
     def __init__(self, config: SelectConfig) -> None:
         self.config = config
-        self.model = model_or_embedded(config.model)
-        self.weights_sha256 = hash_of_weights(config)
+        self.model = pinned_model(model_or_embedded(config.model, config.revision))
+        self.weights_sha256 = hash_weights(self.model, config.model_checkpoint_path)
         self._of_run: Calibration | None = None
 
     def calibration(self) -> Calibration | None:
@@ -175,13 +176,14 @@ class HttpBackend(ServedBackend):
         return cls(info=info, url=config.via, api_key=api_key)
 
     def open_scorer(self) -> SampleScorer:
-        return HttpScorer(self.url, self.api_key)
+        return HttpScorer(self.url, self.api_key, dtype=self.info.dtype)
 
 
 class HttpScorer:
     """Asks a score server; several threads may use one."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, *, dtype: str) -> None:
+        self.device_and_dtype = (SERVER_DEVICE, dtype)
         self.client = ScoreClient(url, api_key=api_key, timeout_seconds=PATIENCE_SECONDS)
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
@@ -250,4 +252,5 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
 
 def hash_of_weights(config: SelectConfig) -> str:
     """SHA-256 of the model's weights and stage 1's."""
-    return hash_weights(model_or_embedded(config.model), config.model_checkpoint_path)
+    model = pinned_model(model_or_embedded(config.model, config.revision))
+    return hash_weights(model, config.model_checkpoint_path)

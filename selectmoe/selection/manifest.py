@@ -23,6 +23,8 @@ class ScoringReport:
     num_shards: int
     num_shards_reused: int  # had scores before this run began
     num_duplicate_ids: int
+    device: str  # that computed the scores, of this run and of those that it resumed
+    dtype: str
     num_tokens: int  # read by the model in this run
     seconds: float
     tokens_per_second: float
@@ -67,10 +69,13 @@ def warnings_of(selected: SelectedData) -> list[str]:
 
 
 def thresholds(selected: SelectedData) -> dict[str, dict[str, Any]]:
-    """The thresholds, each with the percentile of its score; null without a calibration."""
+    """The thresholds, each with the percentile of its score; null without a calibration.
+
+    That of the whole corpus is under "*". With `per_dataset`, "*" is a dataset of this name.
+    """
     calibration = selected.calibration
     return {
-        name: asdict(threshold)
+        "*" if name is None else name: asdict(threshold)
         | {"percentile": calibration.percentile(threshold.score) if calibration else None}
         for name, threshold in selected.thresholds.items()
     }

@@ -35,7 +35,7 @@ from selectmoe.selection.passes import (
     survey,
 )
 from selectmoe.selection.run_folder import RunFolder
-from selectmoe.selection.top_k import Threshold
+from selectmoe.selection.top_k import Scope, Threshold
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
@@ -57,7 +57,7 @@ class SelectedData:
     """What a selection kept."""
 
     counts: dict[str, DatasetCounts]  # by dataset
-    thresholds: dict[str, Threshold]  # by dataset, or one under "*"
+    thresholds: dict[Scope, Threshold]  # one per dataset, or a single one of the corpus
     quantiles: dict[str, float]  # of all scores, to 1 / NUM_QUANTILE_BINS
     median_answer_tokens: MedianTokens
     calibration: Calibration | None  # of the run, by which scores have percentiles
@@ -166,7 +166,7 @@ class SelectedPiece:
 def write_piece(
     folder: RunFolder,
     pieces: Path,
-    thresholds: Mapping[str, Threshold],
+    thresholds: Mapping[Scope, Threshold],
     calibration: Calibration | None,
     shards: Sequence[Path],
 ) -> SelectedPiece:
@@ -192,7 +192,7 @@ def join_pieces(pieces: Iterable[SelectedPiece], path: Path) -> KeptCounts:
 def selected_rows(
     folder: RunFolder,
     shards: Iterable[Path],
-    thresholds: Mapping[str, Threshold],
+    thresholds: Mapping[Scope, Threshold],
     counts: KeptCounts,
     calibration: Calibration | None,
 ) -> Iterator[dict[str, object]]:

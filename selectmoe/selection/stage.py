@@ -26,7 +26,7 @@ from selectmoe.selection.backends import Backend
 from selectmoe.selection.manifest import ScoringReport, write_manifest
 from selectmoe.selection.outputs import select_rows, write_rejected_rows
 from selectmoe.selection.run_folder import RunFolder
-from selectmoe.selection.scored_shards import ShardCounts
+from selectmoe.selection.scored_shards import ShardCounts, devices_and_dtypes
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ class Runner(Protocol):
 
     def start(self) -> None:
         """Called before anything else, once."""
+        ...
+
+    def require_workers(self, backend: Backend) -> None:
+        """Raises SelectMoeError where nothing could score: called before the corpus is read."""
         ...
 
     def map_parts(self, look: Callable[[], None]) -> MapItems:
@@ -114,7 +118,10 @@ def score_corpus(
     calibration = record_model(folder, backend)
     backend = backend.with_calibration(calibration)
     runner.start()
-    summary = read_summary(folder.corpus) or normalize(config, folder, runner, progress)
+    summary = read_summary(folder.corpus)
+    if summary is None or folder.unscored_shards():
+        runner.require_workers(backend)
+    summary = summary or normalize(config, folder, runner, progress)
     if summary.num_rejected > config.max_rejected * summary.num_read:
         write_rejected_rows(folder, folder)
     require_few_rejected(
@@ -135,6 +142,7 @@ def score_corpus(
     started = time.perf_counter()
     num_tokens = score_shards(folder, shards, backend, runner, progress) if shards else 0
     seconds = time.perf_counter() - started
+    device, dtype = devices_and_dtypes(folder.scored)
     return ScoringReport(
         model=backend.model,
         weights_sha256=backend.weights_sha256,
@@ -142,6 +150,8 @@ def score_corpus(
         num_shards=summary.num_shards,
         num_shards_reused=num_reused,
         num_duplicate_ids=summary.num_duplicate_ids,
+        device=device,
+        dtype=dtype,
         num_tokens=num_tokens,
         seconds=round(seconds, 3),
         tokens_per_second=round(num_tokens / seconds, 1),
@@ -218,13 +228,3 @@ def score_shards(
             "output folder must be on storage that all nodes share"
         )
     return num_tokens
-
-
-def stop_message(error: Exception, folder: RunFolder) -> str:
-    """One line about an error in the middle of scoring; the whole story goes to a file."""
-    folder.error_details.write_text(str(error), encoding="utf-8")
-    return (
-        f"scoring stopped with {len(folder.unscored_shards())} shards left: "
-        f"{str(error).strip().splitlines()[-1]}; details: {folder.error_details}; resume with "
-        f"--resume {folder.root}"
-    )

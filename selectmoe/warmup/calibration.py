@@ -38,7 +38,7 @@ def calibrate_warmup(config: WarmupConfig, worker: TrainingWorker, *, weights: s
     gc.collect()  # models and trainers hold references to each other
     if worker.uses_gpu:
         torch.cuda.empty_cache()
-    model = model_or_embedded(config.model)
+    model = model_or_embedded(config.model, config.revision)
     engine = ScoringEngine.from_pretrained(
         model,
         model_checkpoint_path=weights,

@@ -57,7 +57,7 @@ def choose_warmup_rows(config: WarmupConfig) -> ChosenRows:
 
 def warmup_tokenizer(config: WarmupConfig) -> ChatTokenizer:
     """The tokenizer of the model to warm up."""
-    model = model_or_embedded(config.model)
+    model = model_or_embedded(config.model, config.revision)
     length = config.dataset.max_sequence_length
     return chat_tokenizer(load_tokenizer(model_folder(model)), model, max_sequence_length=length)
 

@@ -172,7 +172,6 @@ def test_too_little_memory_is_said_with_numbers(selection, tmp_path):
         (("--model", "nowhere"), "model folder nowhere does not exist"),
         (("--data", "nowhere.jsonl"), "no such file or folder"),
         (("--data", "empty/selected_data.jsonl"), "the selection is empty"),
-        (("--data", "questions.jsonl"), "must have an assistant turn"),
         (("--resume", "nowhere"), "no run to resume"),
         (("dataset.mode=random",), "dataset.fraction must be set"),
         (("training.lora.rank=3",), "did you mean 'training.lora.r'?"),
@@ -183,9 +182,14 @@ def test_too_little_memory_is_said_with_numbers(selection, tmp_path):
 def test_a_mistake_is_one_line(complaint, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "selected_data.jsonl").touch()
+    assert message in complaint(main, *arguments, "--output", "run")
+
+
+def test_rows_from_which_nothing_can_be_learned_are_one_line(finetune_here, tmp_path):
     question = {"messages": [{"role": "user", "content": "why?"}]}
     (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
-    assert message in complaint(main, *arguments, "--output", "run")
+    line = finetune_here.refuse("--data", "questions.jsonl", "--output", "run")
+    assert "must have an assistant turn" in line
 
 
 def test_help_answers_within_a_second(command):

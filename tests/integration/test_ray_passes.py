@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,27 @@ def test_what_a_lost_worker_was_at_is_done_again(connected, tmp_path):
     tasks = MapOnRay(num_cpus=1, look=lambda: None)
     assert list(tasks(lost_at_three, range(6))) == list(range(6))
     assert (tmp_path / "attempt-3").exists()
+
+
+def test_tasks_end_with_the_pass_that_is_interrupted(connected, tmp_path):
+    """Else they would go on writing into a folder that is being deleted, and fail there."""
+
+    def tick_for_a_minute(number: int) -> int:
+        if number:
+            for tick in range(600):
+                (tmp_path / "ticks").write_text(str(tick))
+                time.sleep(0.1)
+        return number
+
+    running = MapOnRay(num_cpus=1)(tick_for_a_minute, [0, 1, 2])
+    assert next(running) == 0
+    while not (tmp_path / "ticks").exists():
+        time.sleep(0.1)
+    running.close()  # as Ctrl-C does
+    time.sleep(1)
+    (tmp_path / "ticks").unlink(missing_ok=True)
+    time.sleep(0.5)
+    assert not (tmp_path / "ticks").exists()
 
 
 def test_a_mistake_of_one_part_is_the_users_to_mend(connected, corpus, tmp_path):
