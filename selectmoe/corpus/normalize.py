@@ -40,6 +40,7 @@ from selectmoe.corpus.shards import (
     row_key,
     shard_table,
 )
+from selectmoe.data.listing import list_corpora
 from selectmoe.data.rejected import describe
 from selectmoe.data.writers import whole_file, write_json, write_parquet
 from selectmoe.errors import DataError
@@ -91,13 +92,14 @@ def write_corpus(
     """
     with _emptied(directory) as buckets:
         gather = functools.partial(_gather_part, buckets=buckets, subset_ratio=subset_ratio)
-        numbered = list(enumerate(split_corpora(specs, map_items=map_items)))
+        listing = list_corpora(specs)
+        numbered = list(enumerate(split_corpora(listing, map_items=map_items)))
         gathered = list(map_items(gather, numbered))
         parts = [part for part, _ in gathered]
         num_read = sum((counts for _, counts in gathered), Counter[str]())
-        for spec in specs:
-            if not num_read[spec]:
-                raise DataError(f"{spec}: no rows: every file is empty")
+        for corpus in listing.corpora:
+            if corpus.files and not num_read[corpus.spec]:
+                raise DataError(f"{corpus.spec}: no rows: every file is empty")
         num_samples = sum(part.num_samples for part in parts)
         if num_samples and not any(part.buckets for part in parts):
             raise nothing_kept(num_samples, subset_ratio)

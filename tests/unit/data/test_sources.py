@@ -49,7 +49,6 @@ def test_a_folder_is_read_without_its_other_and_its_hidden_files(tmp_path):
     for name in ("a.jsonl", ".hidden.jsonl", "_tmp.jsonl", "_temporary/b.jsonl", ".git/c.jsonl"):
         write(tmp_path / ".corpus" / name, jsonl(name))
     write(tmp_path / ".corpus" / "README.md", b"# Corpus")
-    write(tmp_path / ".corpus" / "a.json", jsonl("no"))
     assert ids(tmp_path / ".corpus") == ["a.jsonl"]
 
 
@@ -94,7 +93,7 @@ def test_a_home_folder_and_a_relative_path_are_understood(tmp_path, monkeypatch)
 def test_several_corpora_follow_each_other(tmp_path):
     first, second = (write(tmp_path / f"{n}.jsonl", jsonl(n)) for n in "ba")
     rows = read_corpora([str(first), str(second), str(first)])
-    assert [row.sample_id for row in rows] == ["b", "a", "b"]
+    assert [row.sample_id for row in rows] == ["b", "a"]  # each file once
 
 
 def test_what_is_not_there_is_refused_with_what_is_near(tmp_path):
@@ -110,8 +109,8 @@ def test_what_is_not_there_is_refused_with_what_is_near(tmp_path):
 def test_what_is_not_readable_is_refused(tmp_path):
     assert "no rows: every file is empty" in refusal(write(tmp_path / "a.jsonl", b""))
     assert "no rows: every file is empty" in refusal(write(tmp_path / "a.jsonl", b"\n \r\n\n"))
-    json_file = write(tmp_path / "folder" / "a.json", jsonl("x"))
-    assert "file name must end in .jsonl, .jsonl.gz, .parquet" in refusal(json_file)
+    text_file = write(tmp_path / "folder" / "a.txt", jsonl("x"))
+    assert "file name must end in .jsonl, .ndjson, .jsonlines, .json, .csv" in refusal(text_file)
     assert "nothing readable: no .jsonl" in refusal(tmp_path / "folder")
 
 
