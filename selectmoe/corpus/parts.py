@@ -6,7 +6,7 @@ are one part each. The rows and their row numbers are those of `read_corpora`.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa

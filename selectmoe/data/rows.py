@@ -124,7 +124,7 @@ def _join_parts(content: object) -> object:
 def _name(row: Mapping[str, Any], key: str) -> str:
     """A name as text: 7 is "7", 1.0 is "1.0", true is "true". Empty where there is none, or one
     that no file can hold or that is a list or an object: it costs the row its name only."""
-    value = row.get(key)
+    value: Any = row.get(key)
     if hasattr(value, "tolist"):  # numpy's scalars and arrays
         value = value.tolist()
     if value is None or value != value or isinstance(value, list | tuple | Mapping | bytes):

@@ -15,7 +15,6 @@ from selectmoe.data.folders import (
     CONFIG_NAME,
     FolderContents,
     is_output_file,
-    is_regular,
     list_folder,
 )
 from selectmoe.data.globs import is_pattern, match_pattern

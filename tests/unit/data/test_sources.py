@@ -1,5 +1,6 @@
 """Which files a path, a folder, a glob or a URL means; what each is refused with."""
 
+import glob
 import gzip
 import json
 import os
@@ -71,6 +72,59 @@ def test_globs_match_as_in_a_shell(tmp_path, pattern, found):
     write(tmp_path / "s" / "no.txt", b"no rows")
     assert "".join(sorted(ids(tmp_path / pattern))) == found
     assert "".join(sorted(ids(f"file://{tmp_path}/{pattern}"))) == found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*", "1234"),  # with the folders that it names
+        ("s*", "34"),
+        ("?", "34"),
+        ("{1,2}.jsonl", "12"),
+        ("{1,s/3}.jsonl", "13"),
+        ("{1.jsonl,s}", "134"),
+        ("{[12].jsonl,s/*/*}", "124"),
+        ("**/t", "4"),
+        ("**/{3,4}.jsonl", "34"),
+        ("s/**/*.jsonl", "34"),
+        ("**.jsonl", "1234"),
+        ("[^1].jsonl", "2"),
+    ],
+)
+def test_globs_may_name_folders_and_alternatives(tmp_path, pattern, found):
+    for name, place in {"1": "1", "2": "2", "3": "s/3", "4": "s/t/4"}.items():
+        write(tmp_path / f"{place}.jsonl", jsonl(name))
+    assert "".join(sorted(ids(tmp_path / pattern))) == found
+    assert "".join(sorted(ids(f"file://{tmp_path}/{pattern}"))) == found
+
+
+@pytest.mark.parametrize("name", ["runs [v1]", "data[1]", "{a,b}", "a*", "what?", "[[]", "100%"])
+def test_a_name_that_exists_is_itself_before_it_is_a_pattern(tmp_path, name):
+    right = write(tmp_path / name / "x[1].jsonl", jsonl("right"))
+    for look_alike in ("runs 1", "runs v", "data1", "a", "ab", "whats", "["):
+        if look_alike != name:
+            write(tmp_path / look_alike / "x1.jsonl", jsonl("wrong"))
+    for spec in (tmp_path / name, right, f"{tmp_path}/{name}/*.jsonl", f"{tmp_path}/{name}/x*"):
+        assert ids(spec) == ["right"]
+        assert ids(f"file://{spec}") == ["right"]
+    assert ids(f"{tmp_path}/{glob.escape(name)}/*.jsonl") == ["right"]
+
+
+def test_a_class_may_hold_brackets(tmp_path):
+    for name in ("a[b", "a]b", "a-b", "a^b"):
+        write(tmp_path / f"{name}.jsonl", jsonl(name))
+    assert ids(tmp_path / "a[[]b.jsonl") == ["a[b"]
+    assert ids(tmp_path / "a[]]b.jsonl") == ["a]b"]
+    assert sorted(ids(tmp_path / "a[!]^]b.jsonl")) == ["a-b", "a[b"]
+
+
+def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    for spec in (tmp_path / "a.jsonl", "/dev/null"):
+        complaint = refusal(spec)
+        assert complaint.startswith(
+            f"{spec}: must be a file or a folder, is a named pipe, a device"
+        )
 
 
 def test_links_are_followed_once_and_a_dead_one_is_reported(tmp_path):
@@ -165,7 +219,7 @@ def test_paths_that_begin_with_a_bucket_are_listed_and_matched(tmp_path):
     assert list_files(store, "bucket/*/1*.jsonl", "") == ["bucket/x/10.jsonl", "bucket/y/1.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["a b", "a[1]", "ä", "a?b", "a#b", "100%25"])
+@pytest.mark.parametrize("name", ["a b", "a[1]", "ä", "a?b", "a#b", "100%25", "100%"])
 def test_a_file_url_may_hold_what_a_name_may(tmp_path, name):
     path = write(tmp_path / f"{name.replace('%25', '%')}.jsonl", jsonl("x"))
     assert ids(f"file://{path.parent}/{name}.jsonl") == ["x"]
