@@ -1,7 +1,7 @@
 """The settings of stage 2, selection."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from selectmoe.config.checks import require, require_at_least
 from selectmoe.config.engine import EngineConfig
@@ -23,6 +23,15 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SelectionConfig:
+    """Which of the rows that were read may be selected."""
+
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Rows with exactly the same text, which are always counted: drop scores only the first one by
+    row key, keep scores all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SelectConfig(ResumableRunConfig):
     """Stage 2: score a corpus and keep exactly the best fraction of it."""
 
@@ -36,6 +45,7 @@ class SelectConfig(ResumableRunConfig):
     """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, or an
     adapter; null is the weights of the model itself."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     scoring: EngineConfig = field(default_factory=EngineConfig)
     per_dataset: bool = False
     """Keep the fraction of each dataset instead of the whole corpus."""

@@ -1,4 +1,4 @@
-"""The files of several corpora, each once and by its name, and what of their folders is not read."""
+"""The files of several corpora, each once and named; and what of their folders is not read."""
 
 import os
 from collections.abc import Sequence
@@ -61,6 +61,13 @@ class Listing:
     @property
     def num_files(self) -> int:
         return sum(len(corpus.files) for corpus in self.corpora)
+
+    @property
+    def folders(self) -> list[str]:
+        """Where the names of files begin: folder + name is a path. The shortest come first."""
+        files = [file for corpus in self.corpora for file in corpus.files]
+        folders = {file.path.removesuffix(file.name) for file in files if file.name}
+        return sorted(folders, key=lambda folder: (len(folder), folder))
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ class Selection:
     """What `select` kept."""
 
     rows: list[dict[str, Any]]
-    """The kept rows: dataset, id, messages, score and percentile."""
+    """The kept rows: dataset, id, messages, score, percentile and source."""
     manifest: dict[str, Any]
     """Configuration, counts, thresholds and speed."""
 
@@ -68,7 +68,12 @@ def select(
         if any(folder.root.iterdir()):
             raise ConfigError(f"output must be a new or an empty folder, got {folder.root}")
         if not isinstance(corpus, str | Path):
-            write_shards(_parsed(corpus), folder.corpus, rows_per_shard=config.rows_per_shard)
+            write_shards(
+                _parsed(corpus),
+                folder.corpus,
+                rows_per_shard=config.rows_per_shard,
+                duplicates=config.selection.duplicates,
+            )
         manifest = run_selection(
             config, folder.root, backend=LocalBackend(config), runner=InProcess(config)
         )

@@ -61,9 +61,11 @@ def test_every_format_of_tables_gives_the_same_rows(tmp_path, ending):
     else:
         pyarrow.feather.write_feather(table, str(path), chunksize=2)
     assert contents(path) == [tuple(row.values()) for row in ROWS]
-    with pa.OSFile(str(tmp_path / "stream.arrow"), "wb") as file:  # as in the cache of `datasets`
-        with pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table)
+    with (  # as in the cache of `datasets`
+        pa.OSFile(str(tmp_path / "stream.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as writer,
+    ):
+        writer.write_table(table)
     assert contents(tmp_path / "stream.arrow") == [tuple(row.values()) for row in ROWS]
 
 

@@ -1,4 +1,4 @@
-"""The values of a .json file: elements of an array, objects over lines; and what is no such file."""
+"""The values of a .json file: elements of an array, objects over lines, and broken files."""
 
 import json
 import tracemalloc

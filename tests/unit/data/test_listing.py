@@ -1,4 +1,4 @@
-"""Which files several corpora have together: each once, named by its path; and what is left over."""
+"""Which files several corpora have together, how they are named, and what is left over."""
 
 import json
 import os
