@@ -77,6 +77,7 @@ def parse(arguments: Sequence[str], *, prog: str) -> SelectConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
     paths = {
         "dataset.paths": absolute_corpus,
+        "dataset.folder": absolute_path,
         "model": absolute_model,
         "model_checkpoint_path": absolute_path,
         "scored": _finished_run,
@@ -95,6 +96,7 @@ def _finished_run(path: str, key: str) -> Path:
 
 def require_inputs(config: SelectConfig) -> None:
     """Refuses a missing model or corpus before anything starts or a folder is made."""
+    from selectmoe.data.named_corpora import corpus_specs
     from selectmoe.data.readers import require_readable
     from selectmoe.model.checkpoint import require_select_moe, weights_file
 
@@ -105,4 +107,4 @@ def require_inputs(config: SelectConfig) -> None:
     if config.model_checkpoint_path is not None:
         weights_file(config.model_checkpoint_path)
     if config.resume is None:  # a resumed run reads its own copy
-        require_readable(config.dataset.paths)
+        require_readable(corpus_specs(config.dataset))

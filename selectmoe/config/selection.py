@@ -13,8 +13,13 @@ class DatasetConfig:
     """Which corpora are read, and how much of them."""
 
     paths: tuple[str, ...] = ()
-    """Corpora: files, folders, globs, URLs or hub:NAME[:split]; several are separated by commas.
-    [] is the demo corpus."""
+    """Corpora: files, folders, globs, URLs or hub:NAME[:CONFIG][:SPLIT][@REVISION]; several are
+    separated by commas. [] is the demo corpus, unless names is set."""
+    names: tuple[str, ...] = ()
+    """Corpora by name. With folder, files or folders in it; without, cot, flan_v2 and oasst1 come
+    from princeton-nlp/less_data and dolly from databricks/databricks-dolly-15k on the hub."""
+    folder: str | None = None
+    """Folder that contains the corpora of names."""
     subset_ratio: float = 1.0
     """Fraction of the rows to use, in (0, 1], chosen by a hash of their content."""
 

@@ -95,7 +95,7 @@ def list_corpora(specs: Sequence[str]) -> Listing:
         if is_hub(spec):
             dataset = parse_hub(spec)
             paths = [dataset.path] if found.is_new(spec, dataset) else []
-            listed.append((spec, None, os.path.dirname(dataset.path), paths))
+            listed.append((spec, None, os.path.dirname(dataset.name), paths))
             continue
         filesystem, path = locate(spec)
         files = find_files(filesystem, path, spec)

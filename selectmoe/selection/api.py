@@ -10,6 +10,7 @@ from typing import Any
 from selectmoe.config.loading import from_values
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import write_shards
+from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.readers import require_readable
 from selectmoe.data.rows import RowLocation, parse_row
 from selectmoe.errors import ConfigError
@@ -61,7 +62,7 @@ def select(
             **{key.replace("__", "."): value for key, value in settings.items()},
         },
     )
-    require_readable(config.dataset.paths)
+    require_readable(corpus_specs(config.dataset))
     with tempfile.TemporaryDirectory(prefix="selectmoe-") as scratch:
         folder = RunFolder(Path(output or scratch).absolute())
         folder.root.mkdir(parents=True, exist_ok=True)

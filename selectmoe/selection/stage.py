@@ -17,6 +17,7 @@ from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems
 from selectmoe.corpus.normalize import rows_read, write_corpus
 from selectmoe.corpus.shards import CorpusSummary, read_summary
+from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.rejected import require_few_rejected
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ResumeError, ScoringError
@@ -174,7 +175,7 @@ def normalize(
     started = time.perf_counter()
     try:
         summary = write_corpus(
-            config.dataset.paths or (str(DEMO_CORPUS),),
+            corpus_specs(config.dataset) or (str(DEMO_CORPUS),),
             folder.corpus,
             rows_per_shard=config.rows_per_shard,
             subset_ratio=config.dataset.subset_ratio,
