@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow.fs as pafs
 
+from selectmoe.data.byte_streams import read_chunks, translate_errors
+from selectmoe.data.endings import BINARY, require_ending
 from selectmoe.data.formats import FileSlice, Rows, read_slice
 from selectmoe.data.hub import HUB_PREFIX, is_hub, read_hub, require_datasets
 from selectmoe.data.listing import Corpus, Listing, list_corpora
@@ -57,7 +59,8 @@ def read_slices(
 
 
 def require_readable(specs: Sequence[str]) -> Listing:
-    """Raises DataError, as `read_corpus` does, for a corpus without a file; reads no file.
+    """Raises DataError, as `read_corpus` does, for a corpus without a file, and for a single file
+    that is not what its name says; reads no further.
 
     Tells what of the folders will not be read.
     """
@@ -65,9 +68,21 @@ def require_readable(specs: Sequence[str]) -> Listing:
         if is_hub(spec):
             require_datasets(spec)
     listing = list_corpora(specs)
+    for corpus in listing.corpora:
+        _require_beginning(corpus)
     for line in listing.passed_over.lines():
         logger.info("%s", line)
     return listing
+
+
+def _require_beginning(corpus: Corpus) -> None:
+    """Refuses a single file that cannot be decompressed, before a run begins."""
+    if corpus.filesystem is None or len(corpus.files) != 1:
+        return
+    [file] = corpus.files
+    if require_ending(file.path).format not in BINARY:
+        chunks = read_chunks(corpus.filesystem, file.path)
+        next(translate_errors(chunks, f"{file.path}: cannot be read"), b"")
 
 
 def _read_listed(corpus: Corpus, max_row_bytes: int) -> Rows:
