@@ -52,9 +52,8 @@ from selectmoe.corpus.shards import (
     CorpusSummary,
     in_subset,
     nothing_kept,
-    row_key,
+    row_hashes,
     shard_table,
-    text_hash,
 )
 from selectmoe.data.listing import MAX_NAMES_IN_A_MANIFEST, Listing, list_corpora
 from selectmoe.data.rejected import describe
@@ -229,11 +228,11 @@ def gather(
                 rejected.add(row)
             else:
                 num_samples += 1
-                key = row_key(row)
+                key, text = row_hashes(row)
                 if not in_subset(key, subset_ratio):
                     continue
                 buckets.add((key, row))
-                texts.add(key, text_hash(row))
+                texts.add(key, text)
             read_by_dataset[row.dataset] += 1
         rejected.flush()
     return GatheredPart(

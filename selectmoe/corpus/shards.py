@@ -83,12 +83,14 @@ def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
 
 def row_key(sample: Sample) -> str:
     """32 hexadecimal digits: the hash of the id, then that of the dataset and the messages."""
-    return _digest([sample.sample_id]) + _digest([sample.dataset, *_text(sample)])
+    return _key(sample, _framed(_text(sample)))
 
 
-def text_hash(sample: Sample) -> bytes:
-    """16 bytes, equal for rows with the same text, whatever their ids and datasets are."""
-    return _digested(_text(sample), 16).digest()
+def row_hashes(sample: Sample) -> tuple[str, bytes]:
+    """Its row key, and 16 bytes that are equal for rows with the same text, whatever their ids and
+    datasets are."""
+    text = _framed(_text(sample))
+    return _key(sample, text), hashlib.blake2b(text, digest_size=16).digest()
 
 
 def keep_subset(
@@ -125,16 +127,20 @@ def _text(sample: Sample) -> list[str]:
     return [part for message in sample.messages for part in (message.role, message.content)]
 
 
-def _digest(parts: Sequence[str]) -> str:
-    return _digested(parts, 8).hexdigest()
+def _key(sample: Sample, text: bytes) -> str:
+    content = hashlib.blake2b(_framed([sample.dataset]), digest_size=8)
+    content.update(text)
+    name = hashlib.blake2b(_framed([sample.sample_id]), digest_size=8)
+    return name.hexdigest() + content.hexdigest()
 
 
-def _digested(parts: Sequence[str], size: int) -> "hashlib.blake2b":
-    digest = hashlib.blake2b(digest_size=size)
+def _framed(parts: Iterable[str]) -> bytes:
+    """The parts one after the other, each after its length, so that no two lists give the same."""
+    pieces: list[bytes] = []
     for part in parts:
         encoded = part.encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest
+        pieces += (len(encoded).to_bytes(8, "little"), encoded)
+    return b"".join(pieces)
 
 
 def _keyed_samples(table: pa.Table) -> list[KeyedSample]:

@@ -1,5 +1,6 @@
 """Reads the rows of one file: lines or values of JSON, tables in text, parquet and Arrow."""
 
+import codecs
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from selectmoe.records import RejectedRow, Sample
 
 _BATCH_ROWS = 256
 _ARROW_FILE = b"ARROW1"
+_MARK = codecs.BOM_UTF8
 Rows = Iterator[Sample | RejectedRow]
 RawRows = Iterator[tuple[RowLocation, object]]
 """What a file has for each row, and a RejectedRow for one that cannot be read at all."""
@@ -120,12 +122,15 @@ def _read_json(
 def _parse_texts(
     texts: Iterable[tuple[bytes, int]], part: FileSlice, limit: int, unit: str
 ) -> RawRows:
+    first = part.location(part.first_row)
+    path, dataset, name = first.file, first.dataset, first.name
     for number, (text, size) in enumerate(texts, start=part.first_row):
-        location = part.location(number)
+        location = RowLocation(path, number, dataset, name)
         if size > limit:
             yield location, _too_large(location, size, limit)
             continue
-        text = without_mark(text)
+        if text[:1] == _MARK[:1]:
+            text = without_mark(text)
         if text.strip():
             yield location, _parse_text(text, location, unit)
 

@@ -79,6 +79,17 @@ def check_messages(messages: object) -> tuple[Message, ...]:
     return checked
 
 
+def is_encodable(text: str) -> bool:
+    """False for text with a lone surrogate (half of an emoji, as a JSON escape)."""
+    if text.isascii():  # Python stores the answer with the text
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def abridge(content: object) -> str:
     """A value for an error message: its type and its first 80 characters."""
     text = _ABRIDGED.repr(content)
@@ -132,12 +143,7 @@ def _name(row: Mapping[str, Any], key: str) -> str:
     name = value if isinstance(value, str) else _scalar_text(value)
     if len(name) > MAX_NAME_CHARACTERS or "\0" in name:
         return ""
-    if not name.isascii():
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError:
-            return ""
-    return name
+    return name if is_encodable(name) else ""
 
 
 def _scalar_text(value: object) -> str:

@@ -20,7 +20,7 @@ from selectmoe.corpus.duplicates import (
     write_duplicates,
 )
 from selectmoe.corpus.normalize import write_corpus, write_shards
-from selectmoe.corpus.shards import read_shard, row_key, text_hash
+from selectmoe.corpus.shards import read_shard, row_hashes, row_key
 from selectmoe.records import Message, Sample
 
 
@@ -58,7 +58,8 @@ def test_the_text_alone_decides(tmp_path):
         Sample("d", "6", (Message("assistant", "a"),)),
     ]
     assert write_shards(corpus, tmp_path / "c", rows_per_shard=9).num_duplicates == 0
-    assert text_hash(corpus[0]) == text_hash(sample_of("x", "a", "other"))
+    assert row_hashes(corpus[0])[1] == row_hashes(sample_of("x", "a", "other"))[1]
+    assert all(row_hashes(sample)[0] == row_key(sample) for sample in corpus)
     assert not (tmp_path / "c" / "duplicates.parquet").exists()
 
 
