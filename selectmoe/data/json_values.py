@@ -8,7 +8,7 @@ from selectmoe.data.byte_streams import without_mark
 from selectmoe.errors import DataError
 
 _STRUCTURE = re.compile(rb'["\[\]{},]')
-_IN_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
+_BACKSLASH = ord("\\")
 _KEPT_BYTES = 100  # of a value over the limit
 
 
@@ -61,15 +61,8 @@ class _Splitter:
     def _next_mark(self) -> bytes | None:
         """The next bracket or comma outside of strings; None where the buffer ends before."""
         while True:
-            if self.in_string:
-                match = _IN_STRING.match(self.buffer, self.scanned)
-                assert match is not None
-                self.scanned = match.end()
-                # What stops the match is a quotation mark, or a backslash at the buffer's end.
-                if self.buffer[self.scanned : self.scanned + 1] != b'"':
-                    return None
-                self.scanned += 1
-                self.in_string = False
+            if self.in_string and not self._leave_string():
+                return None
             match = _STRUCTURE.search(self.buffer, self.scanned)
             if match is None:
                 self.scanned = len(self.buffer)
@@ -78,6 +71,26 @@ class _Splitter:
             if match[0] != b'"':
                 return match[0]
             self.in_string = True
+
+    def _leave_string(self) -> bool:
+        """Goes behind the quotation mark that ends a string; False where the buffer ends before."""
+        quote = self.buffer.find(b'"', self.scanned)
+        while quote >= 0:
+            escapes = self._backslashes_before(quote)
+            if escapes % 2 == 0:
+                self.scanned = quote + 1
+                self.in_string = False
+                return True
+            quote = self.buffer.find(b'"', quote + 1)
+        # Backslashes at the end are looked at again with what follows them.
+        self.scanned = len(self.buffer) - self._backslashes_before(len(self.buffer))
+        return False
+
+    def _backslashes_before(self, end: int) -> int:
+        start = end
+        while start > self.scanned and self.buffer[start - 1] == _BACKSLASH:
+            start -= 1
+        return end - start
 
     def _step(self, mark: bytes) -> int | None:
         """Takes a mark into account; the end of the value if one ends here, which may be empty."""

@@ -1,35 +1,46 @@
 """The values of a .json file: elements of an array, objects over lines, and broken files."""
 
 import json
+import random
 import tracemalloc
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from selectmoe.data.json_values import split_values
 from selectmoe.data.readers import read_corpus
 from tests.corpus_files import ids, jsonl, refusal, write
 
-_JSON = st.recursive(
-    st.none() | st.integers() | st.text(st.sampled_from('a"\\,[]{}\n é')),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=8,
-)
+LETTERS = 'a"\\,[]{}\n é'
 
 
-@given(st.lists(_JSON, max_size=6), st.integers(1, 30), st.sampled_from([None, 1]))
-def test_elements_are_found_wherever_the_chunks_end(values, size, indent):
-    text = json.dumps(values, indent=indent, ensure_ascii=False).encode()
-    chunks = [text[start : start + size] for start in range(0, len(text), size)]
-    assert [json.loads(value) for value, _ in split_values(chunks, 10**6, "f")] == values
+def made_value(draw: random.Random, depth: int = 0) -> object:
+    """Any value of JSON, whose texts are full of what separates values."""
+    text = "".join(draw.choices(LETTERS, k=draw.randrange(6)))
+    if depth == 3 or draw.random() < 0.4:
+        return draw.choice([None, True, -1.5e3, text])
+    inner = [made_value(draw, depth + 1) for _ in range(draw.randrange(4))]
+    return inner if draw.random() < 0.5 else {f"{n}{text}": one for n, one in enumerate(inner)}
 
 
-@given(st.lists(st.dictionaries(st.text(max_size=3), _JSON), max_size=5), st.integers(1, 30))
-def test_objects_over_several_lines_follow_each_other(values, size):
-    text = "\n".join(json.dumps(value, indent=2) for value in values).encode()
-    chunks = [text[start : start + size] for start in range(0, len(text), size)]
-    assert [json.loads(value) for value, _ in split_values(chunks, 10**6, "f")] == values
+def in_chunks(text: str, size: int) -> list[bytes]:
+    content = text.encode()
+    return [content[start : start + size] for start in range(0, len(content), size)]
+
+
+def values_of(text: str, size: int) -> list[object]:
+    return [json.loads(value) for value, _ in split_values(in_chunks(text, size), 10**6, "f")]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 30])
+def test_values_are_found_wherever_the_chunks_end(size):
+    draw = random.Random(size)
+    for indent in [None, 1] * 20:
+        values = [made_value(draw) for _ in range(draw.randrange(6))]
+        text = json.dumps(values, indent=indent, ensure_ascii=indent is None)
+        assert values_of(text, size) == values
+        objects = [{"key": value} for value in values]
+        text = "\n".join(json.dumps(value, indent=2) for value in objects)
+        assert values_of(text, size) == objects
 
 
 def test_a_json_file_may_hold_an_array_or_lines_or_indented_objects(tmp_path):
@@ -62,10 +73,9 @@ def test_lines_of_a_json_file_are_rejected_as_those_of_a_jsonl_file(tmp_path):
     assert (before.sample_id, row.row, row.reason, after.sample_id) == ("1", 2, "invalid_json", "3")
 
 
-@pytest.mark.parametrize("indent", [None, 1])
-def test_an_element_over_the_limit_is_rejected_without_being_held(tmp_path, indent):
-    rows = [{"id": n, "text": "x" * size} for n, size in (("a", 9), ("b", 64 << 20), ("c", 9))]
-    path = write(tmp_path / "a.json", json.dumps(rows, indent=indent).encode())
+def test_an_element_over_the_limit_is_rejected_without_being_held(tmp_path):
+    rows = [{"id": n, "text": "x\\" * size} for n, size in (("a", 9), ("b", 8 << 20), ("c", 9))]
+    path = write(tmp_path / "a.json", json.dumps(rows, indent=1).encode())
     tracemalloc.start()
     before, row, after = read_corpus(str(path), max_row_bytes=1 << 20)
     _, peak = tracemalloc.get_traced_memory()
@@ -76,7 +86,7 @@ def test_an_element_over_the_limit_is_rejected_without_being_held(tmp_path, inde
         "row_too_large",
         "c",
     )
-    assert "got 67,10" in row.detail
+    assert "got 25,1" in row.detail
     assert peak < 8 << 20
 
 
