@@ -84,7 +84,7 @@ def measure(data: str, model: str, folder: RunFolder, rows_per_shard: int) -> di
     with watch.measuring("survey_of_shards"):
         survey(folder.scored_shards())
     with watch.measuring("write_selected"):
-        kept = write_piece(folder, folder.root, BEST, None, folder.scored_shards())
+        kept = write_piece(folder, folder.root, BEST, None, (), folder.scored_shards())
     return {
         "num_kept": kept.counts.num_rows.total(),
         **summarize(folder, watch, summary, num_tokens),

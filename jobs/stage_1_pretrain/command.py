@@ -22,7 +22,7 @@ from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import absolute_corpus, absolute_path
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.errors import SelectMoeError
-from selectmoe.warmup.settings import corpus_specs, corruption_kinds
+from selectmoe.warmup.settings import corruption_kinds
 
 if TYPE_CHECKING:  # --help and a mistyped option must not wait for this import
     from selectmoe.training.worker import TrainingWorker
@@ -82,6 +82,7 @@ def is_demo(config: WarmupConfig) -> bool:
 
 def require_inputs(config: WarmupConfig) -> None:
     """Refuses a model or a corpus that does not exist before Ray starts or a folder is made."""
+    from selectmoe.data.named_corpora import corpus_specs
     from selectmoe.data.readers import require_readable
     from selectmoe.model.checkpoint import require_select_moe
     from selectmoe.model.weight_checks import require_weights

@@ -76,6 +76,7 @@ def parse(arguments: Sequence[str], *, prog: str) -> SelectConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
     paths = {
         "dataset.paths": absolute_corpus,
+        "dataset.folder": absolute_path,
         "model": absolute_model,
         "model_checkpoint_path": absolute_path,
         "scored": _finished_run,
@@ -94,6 +95,7 @@ def _finished_run(path: str, key: str) -> Path:
 
 def require_inputs(config: SelectConfig) -> None:
     """Refuses weights or a corpus that cannot be read before anything starts or is written."""
+    from selectmoe.data.named_corpora import corpus_specs
     from selectmoe.data.readers import require_readable
     from selectmoe.model.checkpoint import require_select_moe
     from selectmoe.model.weight_checks import require_weights
@@ -107,4 +109,4 @@ def require_inputs(config: SelectConfig) -> None:
     if config.via == "actors":  # a server has weights of its own
         require_weights(model, config.model_checkpoint_path)
     if config.resume is None:  # a resumed run reads its own copy
-        require_readable(config.dataset.paths)
+        require_readable(corpus_specs(config.dataset))

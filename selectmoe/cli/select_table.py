@@ -14,7 +14,9 @@ DEMO_BAD = "demo_corrupted"
 def print_selection(manifest: dict[str, Any], output: Path) -> None:
     """One line per dataset, what the run took, and where its files are."""
     by_dataset = manifest["config"]["per_dataset"]
-    rows = [("dataset", "read", "scored", "rejected", "selected", "threshold")]
+    rows: list[tuple[str, ...]] = [
+        ("dataset", "read", "scored", "rejected", "duplicates", "selected", "threshold")
+    ]
     for name, counts in manifest["datasets"].items():
         rejected = sum(counts["num_rejected"].values())
         rows.append(_row(name, counts, rejected, _threshold(manifest, name) if by_dataset else ""))
@@ -22,6 +24,8 @@ def print_selection(manifest: dict[str, Any], output: Path) -> None:
     corpus_threshold = "" if by_dataset else _threshold(manifest, "*")
     rows.append(_row("all", total, total["num_rejected"], corpus_threshold))
     print(f"\n{format_table(rows)}\n")
+    if total["num_duplicates"]:
+        print(_duplicates_line(total))
     if DEMO_BAD in manifest["datasets"]:
         print(_demo_line(manifest["datasets"][DEMO_BAD], total))
     if manifest["calibration"]:
@@ -40,13 +44,18 @@ def print_selection(manifest: dict[str, Any], output: Path) -> None:
             print(path)
 
 
-def _row(
-    name: str, counts: dict[str, Any], num_rejected: int, threshold: str
-) -> tuple[str, str, str, str, str, str]:
-    read, scored, selected = (
-        f"{counts[key]:,}" for key in ("num_read", "num_scored", "num_selected")
+def _row(name: str, counts: dict[str, Any], num_rejected: int, threshold: str) -> tuple[str, ...]:
+    read, scored, duplicates, selected = (
+        f"{counts[key]:,}" for key in ("num_read", "num_scored", "num_duplicates", "num_selected")
     )
-    return name, read, scored, f"{num_rejected:,}", selected, threshold
+    return name, read, scored, f"{num_rejected:,}", duplicates, selected, threshold
+
+
+def _duplicates_line(total: dict[str, int]) -> str:
+    number = f"{total['num_duplicates']:,} rows have exactly the text of another row"
+    if total["num_left_out"]:
+        return f"{number} and are left out; selection.duplicates=keep scores them"
+    return f"{number} and are scored too; selection.duplicates=drop leaves them out"
 
 
 def _threshold(manifest: dict[str, Any], name: str) -> str:

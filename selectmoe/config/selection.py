@@ -1,7 +1,7 @@
 """The settings of stage 2, selection."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from selectmoe.config.checks import require, require_at_least
 from selectmoe.config.engine import EngineConfig
@@ -13,13 +13,27 @@ class DatasetConfig:
     """Which corpora are read, and how much of them."""
 
     paths: tuple[str, ...] = ()
-    """Corpora: files, folders, globs, URLs or hub:NAME[:split]; several are separated by commas.
-    [] is the demo corpus."""
+    """Corpora: files, folders, globs, URLs or hub:NAME[:CONFIG][:SPLIT][@REVISION]; several are
+    separated by commas. [] is the demo corpus, unless names is set."""
+    names: tuple[str, ...] = ()
+    """Corpora by name. With folder, files or folders in it; without, cot, flan_v2 and oasst1 come
+    from princeton-nlp/less_data and dolly from databricks/databricks-dolly-15k on the hub."""
+    folder: str | None = None
+    """Folder that contains the corpora of names."""
     subset_ratio: float = 1.0
     """Fraction of the rows to use, in (0, 1], chosen by a hash of their content."""
 
     def __post_init__(self) -> None:
         require(0 < self.subset_ratio <= 1, "subset_ratio", "in (0, 1]", self.subset_ratio)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectionConfig:
+    """Which of the rows that were read may be selected."""
+
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Rows with exactly the same text, which are always counted: drop scores only the first one by
+    row key, keep scores all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +52,7 @@ class SelectConfig(ResumableRunConfig):
     """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, or an
     adapter; null is the weights of the model itself."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     scoring: EngineConfig = field(default_factory=EngineConfig)
     per_dataset: bool = False
     """Keep the fraction of each dataset instead of the whole corpus."""

@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from selectmoe.config.engine import Turns
+from selectmoe.data.rejected import refuse_cut_answer
 from selectmoe.errors import DataError
 from selectmoe.records import Message, Sample, TokenizedSample, UnscoredSample
 
@@ -132,6 +133,15 @@ class ChatTokenizer:
                 refused[position] = UnscoredSample(sample.sample_id, "chat_template", str(error))
         tokenized = self._encode(accepted, rendered)
         return [refused.get(position) or next(tokenized) for position in range(len(samples))]
+
+    def tokenize_to_score(
+        self, samples: Sequence[Sample]
+    ) -> list[TokenizedSample | UnscoredSample]:
+        """As `tokenize_each`; refuses also what truncation leaves no token of an answer of."""
+        return [
+            outcome if isinstance(outcome, UnscoredSample) else refuse_cut_answer(outcome)
+            for outcome in self.tokenize_each(samples)
+        ]
 
     def _encode(
         self, samples: Sequence[Sample], rendered: Sequence[tuple[str, list[tuple[int, int]]]]

@@ -180,7 +180,7 @@ class ScoringEngine:
         """Packed batches are scored while the next part is tokenized; padded ones wait for all."""
         size = TOKENIZED_TOGETHER if self.packed else max(len(samples), 1)
         for start in range(0, len(samples), size):
-            yield from self.tokenizer.tokenize_each(samples[start : start + size])
+            yield from self.tokenizer.tokenize_to_score(samples[start : start + size])
 
     def score_tokenized(
         self,

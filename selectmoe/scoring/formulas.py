@@ -49,8 +49,7 @@ def good_margins(gate_logits_LBT2: Tensor) -> Tensor:
 def scored_tokens(answer_mask_BT: Tensor, attention_mask_BT: Tensor, tokens: str) -> Tensor:
     """Mask of the tokens that count.
 
-    A sample whose question alone fills the context has no answer token; all its tokens count then,
-    so that it has a score like any other (it is marked `truncated`).
+    All tokens of a sample without an answer token count; `refuse_cut_answer` lets none reach this.
     """
     if tokens == "all":
         return attention_mask_BT

@@ -10,6 +10,7 @@ from typing import Any
 from selectmoe.config.loading import from_values
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import write_shards
+from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.readers import require_readable
 from selectmoe.data.rows import RowLocation, parse_row
 from selectmoe.errors import ConfigError
@@ -27,7 +28,7 @@ class Selection:
     """What `select` kept."""
 
     rows: list[dict[str, Any]]
-    """The kept rows: dataset, id, messages, score and percentile."""
+    """The kept rows: dataset, id, messages, score, percentile and source."""
     manifest: dict[str, Any]
     """Configuration, counts, thresholds and speed."""
 
@@ -64,14 +65,19 @@ def select(
         },
     )
     require_weights(model_or_embedded(config.model, config.revision), config.model_checkpoint_path)
-    require_readable(config.dataset.paths)
+    require_readable(corpus_specs(config.dataset))
     with tempfile.TemporaryDirectory(prefix="selectmoe-") as scratch:
         folder = RunFolder(Path(output or scratch).absolute())
         folder.root.mkdir(parents=True, exist_ok=True)
         if any(folder.root.iterdir()):
             raise ConfigError(f"output must be a new or an empty folder, got {folder.root}")
         if not isinstance(corpus, str | Path):
-            write_shards(_parsed(corpus), folder.corpus, rows_per_shard=config.rows_per_shard)
+            write_shards(
+                _parsed(corpus),
+                folder.corpus,
+                rows_per_shard=config.rows_per_shard,
+                duplicates=config.selection.duplicates,
+            )
         manifest = run_selection(
             config, folder.root, backend=LocalBackend(config), runner=InProcess(config)
         )

@@ -45,6 +45,7 @@ def write_manifest(
     manifest = {
         "code": code_version(),
         "config": resolved(config),
+        "files": selected.files,
         "scoring": scoring,
         "datasets": {name: asdict(counts) for name, counts in selected.counts.items()},
         "total": total_counts(selected),
@@ -87,6 +88,8 @@ def total_counts(selected: SelectedData) -> dict[str, int]:
         "num_read": sum(c.num_read for c in counts),
         "num_scored": sum(c.num_scored for c in counts),
         "num_rejected": sum(sum(c.num_rejected.values()) for c in counts),
+        "num_duplicates": sum(c.num_duplicates for c in counts),
+        "num_left_out": sum(c.num_left_out for c in counts),
         "num_selected": sum(c.num_selected for c in counts),
         "num_tokens": sum(c.num_tokens for c in counts),
         "num_truncated": sum(c.num_truncated for c in counts),

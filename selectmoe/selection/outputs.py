@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.corpus.normalize import REJECTED_NAME
-from selectmoe.corpus.shards import read_rows
+from selectmoe.corpus.shards import CorpusSummary, read_rows, read_summary
 from selectmoe.data.rejected import (
     RejectedCounts,
     reject,
@@ -42,11 +42,13 @@ QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class DatasetCounts:
-    """The rows of one dataset: num_read = num_scored + the sum of num_rejected."""
+    """The rows of one dataset: num_read = num_scored + num_left_out + the sum of num_rejected."""
 
     num_read: int
     num_scored: int
     num_rejected: dict[str, int]  # by reason
+    num_duplicates: int  # rows with the text of another one
+    num_left_out: int  # of these, the rows that were not scored: all or none
     num_selected: int
     num_tokens: int  # that the model read
     num_truncated: int  # rows that were scored on their beginning
@@ -61,6 +63,7 @@ class SelectedData:
     quantiles: dict[str, float]  # of all scores, to 1 / NUM_QUANTILE_BINS
     median_answer_tokens: MedianTokens
     calibration: Calibration | None  # of the run, by which scores have percentiles
+    files: dict[str, Any]  # how many were read, and what of the folders was not
 
     @property
     def num_selected(self) -> int:
@@ -85,12 +88,13 @@ def select_rows(
     than the share `max_rejected` of the rows has no score.
     """
     num_rejected = write_rejected_rows(folder, output)
+    summary = read_summary(folder.corpus)
     groups = shard_groups(folder.scored_shards())
     found = Survey.total(map_items(survey, groups))
     total_rejected = sum(reasons.total() for reasons in num_rejected.values())
     require_few_rejected(
         num_rejected=total_rejected,
-        num_read=found.num_rows.total() + total_rejected,
+        num_read=found.num_rows.total() + total_rejected + (summary.num_left_out if summary else 0),
         max_rejected=max_rejected,
         run=output.root,
     )
@@ -102,10 +106,11 @@ def select_rows(
         map_items=map_items,
     )
     calibration = load_calibration(folder.root)
-    write = partial(write_piece, folder, output.pieces, thresholds, calibration)
+    folders = summary.files.get("folders", []) if summary else []
+    write = partial(write_piece, folder, output.pieces, thresholds, calibration, folders)
     kept = _write_selected(output, map_items(write, groups))
     return SelectedData(
-        counts=_counts(found, num_rejected, kept.num_rows),
+        counts=_counts(found, num_rejected, kept.num_rows, summary),
         thresholds=thresholds,
         quantiles=quantiles(found.quantile_bins),
         median_answer_tokens=MedianTokens(
@@ -113,6 +118,7 @@ def select_rows(
             selected=median_of_counts(kept.answer_tokens),
         ),
         calibration=calibration,
+        files=summary.files if summary else {},
     )
 
 
@@ -127,18 +133,27 @@ def _write_selected(output: RunFolder, pieces: Iterable["SelectedPiece"]) -> "Ke
 
 
 def _counts(
-    found: Survey, num_rejected: RejectedCounts, num_selected: Counter[str]
+    found: Survey,
+    num_rejected: RejectedCounts,
+    num_selected: Counter[str],
+    summary: CorpusSummary | None,
 ) -> dict[str, DatasetCounts]:
+    duplicates = summary.duplicates_by_dataset if summary else {}
+    left_out = Counter(duplicates if summary and summary.num_left_out else {})
     return {
         dataset: DatasetCounts(
-            num_read=found.num_rows[dataset] + sum(num_rejected.get(dataset, {}).values()),
+            num_read=found.num_rows[dataset]
+            + left_out[dataset]
+            + sum(num_rejected.get(dataset, {}).values()),
             num_scored=found.num_rows[dataset],
             num_rejected=dict(num_rejected.get(dataset, {})),
+            num_duplicates=duplicates.get(dataset, 0),
+            num_left_out=left_out[dataset],
             num_selected=num_selected[dataset],
             num_tokens=found.num_tokens[dataset],
             num_truncated=found.num_truncated[dataset],
         )
-        for dataset in sorted({*found.num_rows, *num_rejected})
+        for dataset in sorted({*found.num_rows, *num_rejected, *left_out})
     }
 
 
@@ -168,12 +183,16 @@ def write_piece(
     pieces: Path,
     thresholds: Mapping[Scope, Threshold],
     calibration: Calibration | None,
+    folders: Sequence[str],
     shards: Sequence[Path],
 ) -> SelectedPiece:
-    """A pass: reads the texts that are kept, and writes them into `pieces`."""
+    """A pass: reads the texts that are kept, and writes them into `pieces`.
+
+    folders: left out of the paths of files, so that a copy of a corpus gives the same rows.
+    """
     counts = KeptCounts()
     file = pieces / f"{shards[0].stem}.jsonl"
-    write_jsonl(file, selected_rows(folder, shards, thresholds, counts, calibration))
+    write_jsonl(file, selected_rows(folder, shards, thresholds, counts, calibration, folders))
     return SelectedPiece(shards[0].name, file, counts)
 
 
@@ -195,6 +214,7 @@ def selected_rows(
     thresholds: Mapping[Scope, Threshold],
     counts: KeptCounts,
     calibration: Calibration | None,
+    folders: Sequence[str],
 ) -> Iterator[dict[str, object]]:
     """The kept samples of some scored shards, with their scores and percentiles (null without a
     calibration); counts them on the way."""
@@ -213,7 +233,14 @@ def selected_rows(
                 "messages": [{"role": m.role, "content": m.content} for m in sample.messages],
                 "score": float(str(score)),  # the shortest decimal that is this float32
                 "percentile": percentile,
+                "source": _shortened(sample.source, folders),
             }
+
+
+def _shortened(source: str, folders: Sequence[str]) -> str:
+    """The source of a row, "<file>:<row>", without the folder in which the corpus lies."""
+    folder = next((folder for folder in folders if source.startswith(folder)), "")
+    return source.removeprefix(folder)
 
 
 def write_rejected_rows(folder: RunFolder, output: RunFolder) -> RejectedCounts:

@@ -17,6 +17,7 @@ from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems
 from selectmoe.corpus.normalize import rows_read, write_corpus
 from selectmoe.corpus.shards import CorpusSummary, read_summary
+from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.rejected import require_few_rejected
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ResumeError, ScoringError
@@ -135,7 +136,7 @@ def score_corpus(
     num_reused = summary.num_shards - len(shards)
     if num_reused:
         logger.info("%d of %d shards have scores already", num_reused, summary.num_shards)
-    num_rows = summary.num_read - summary.num_rejected
+    num_rows = summary.num_rows
     # By the mean size of a shard: the last one of a range is not full.
     num_rows_done = num_rows * num_reused // max(summary.num_shards, 1)
     progress.scoring_started(num_rows=num_rows, num_rows_done=num_rows_done)
@@ -188,19 +189,23 @@ def normalize(
     started = time.perf_counter()
     try:
         summary = write_corpus(
-            config.dataset.paths or (str(DEMO_CORPUS),),
+            corpus_specs(config.dataset) or (str(DEMO_CORPUS),),
             folder.corpus,
             rows_per_shard=config.rows_per_shard,
             subset_ratio=config.dataset.subset_ratio,
+            duplicates=config.selection.duplicates,
             map_items=runner.map_parts(lambda: progress.rows_read(rows_read(folder.corpus))),
         )
     finally:
         progress.close()
     logger.info(
-        "corpus: %s rows in %d shards, %d rejected, %d duplicate ids (%.1f s)",
+        "corpus: %s rows in %d shards, %d rejected, %d exact duplicates %s, %d duplicate ids "
+        "(%.1f s)",
         f"{summary.num_read:,}",
         summary.num_shards,
         summary.num_rejected,
+        summary.num_duplicates,
+        "kept" if config.selection.duplicates == "keep" else "left out",
         summary.num_duplicate_ids,
         time.perf_counter() - started,
     )

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ def test_workers_write_the_shards_that_one_process_writes(connected, corpus, tmp
     tasks = MapOnRay(num_cpus=1, look=lambda: looks.append(1))
     read = write_corpus([str(corpus)], tmp_path / "a", rows_per_shard=10, map_items=tasks)
     rows = read_corpora([str(corpus)])
-    assert read == write_shards(rows, tmp_path / "b", rows_per_shard=10)
+    assert replace(read, files={}) == write_shards(rows, tmp_path / "b", rows_per_shard=10)
     assert read.num_shards > 60  # in sixteen ranges of keys: the last of each is not full
     assert sorted(os.listdir(tmp_path / "a")) == sorted(os.listdir(tmp_path / "b"))
     for shard in (tmp_path / "a").glob("shard-*"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,11 @@ pytestmark = pytest.mark.timeout(300)
 
 def selected(output: Path) -> bytes:
     return (output / "selected_data.jsonl").read_bytes()
+
+
+def without_source(rows: bytes) -> bytes:
+    """Where a row was read is all that the division into files may change."""
+    return re.sub(rb', "source": "[^"]*"}$', b"}", rows, flags=re.MULTILINE)
 
 
 def manifest(output: Path) -> dict:
@@ -45,6 +51,8 @@ def test_exactly_k_are_kept_and_every_row_is_accounted_for(finished):
         "num_read": 120,
         "num_scored": 120,
         "num_rejected": 0,
+        "num_duplicates": 0,
+        "num_left_out": 0,
         "num_selected": 24,
         "num_tokens": sum(scored["num_tokens"]),
         "num_truncated": sum(scored["truncated"]),
@@ -70,7 +78,7 @@ def test_two_actors_and_a_corpus_in_other_files_give_the_same_bytes(
         "--pct", "0.2", "--data", folder, "--output", tmp_path / "run", "--num-actors", "2",
         "rows_per_shard=15",
     )  # fmt: skip
-    assert selected(tmp_path / "run") == selected(finished[0])
+    assert without_source(selected(tmp_path / "run")) == without_source(selected(finished[0]))
 
 
 def test_one_process_without_ray_gives_the_bytes_of_the_job(selectmoe, corpus, finished, tmp_path):

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from selectmoe.corpus.parts import CorpusPart, read_part, split_corpora
 from selectmoe.data.formats import FileSlice
+from selectmoe.data.listing import list_corpora
 from selectmoe.data.readers import read_corpora
 from selectmoe.errors import DataError
 
 
 def split(*specs: Path, min_part_bytes: int, **settings: int) -> list[CorpusPart]:
-    return split_corpora(list(map(str, specs)), min_part_bytes=min_part_bytes, **settings)
+    listing = list_corpora(list(map(str, specs)))
+    return split_corpora(listing, min_part_bytes=min_part_bytes, **settings)
 
 
 def rows_of(parts: list[CorpusPart]) -> list[object]:
@@ -91,7 +93,7 @@ def test_a_compressed_file_is_one_part_however_large(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("".join(map(line, range(300))).encode()))
     [[piece]] = split(path, min_part_bytes=10)
-    assert piece.slice == FileSlice(str(path))
+    assert piece.slice == FileSlice(str(path), name="a.jsonl.gz", dataset="a")
 
 
 def test_what_is_not_a_parquet_file_is_refused_by_its_reader(tmp_path):

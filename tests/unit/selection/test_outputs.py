@@ -134,6 +134,7 @@ def test_a_row_is_written_as_it_was_read_with_its_score(run):
         ],
         "score": 0.09,
         "percentile": None,
+        "source": "corpus.jsonl:40",
     }
 
 

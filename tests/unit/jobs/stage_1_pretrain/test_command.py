@@ -55,7 +55,7 @@ def test_without_a_model_and_a_corpus_the_demo_preset_is_what_overrides_stand_on
         ),
         (["training.strategy=fsdp"], r"num_workers at least 2, got 1"),
         (["training.train_quality_gates=false"], "nothing would be trained"),
-        (["dataset.names=cot"], r"dataset\.names needs dataset\.folder, got cot"),
+        (["training.num_steps=0"], r"training\.num_steps must be at least 1"),
         (["training.label_weight=1.5"], r"label_weight must be in \[0, 1\], got 1.5"),
         (["training.peft_mode=qlora"], "full_rank, lora"),
         (["training.learning_rat=1"], r"did you mean 'training\.learning_rate'"),
@@ -74,7 +74,7 @@ def test_inputs_that_are_not_there_are_refused_by_name(tmp_path):
         require_inputs(parse(["--data", str(tmp_path / "nothing.jsonl")]))
     (tmp_path / "cot.jsonl").touch()
     names = [f"dataset.folder={tmp_path}", "dataset.names=dolly"]
-    with pytest.raises(DataError, match="'dolly' must be a folder or a"):
+    with pytest.raises(DataError, match="'dolly' must be a folder or one file"):
         require_inputs(parse(names))
     with pytest.raises(ConfigError, match="got 'sarcasm'"):
         require_inputs(parse(["training.corruptions=sarcasm"]))
