@@ -104,8 +104,8 @@ def test_a_dataset_that_is_named_as_the_whole_corpus_is_a_dataset_like_any_other
     print_selection(write_manifest(config, starred, selected, report, wall_seconds=1), starred.root)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     threshold = f"{selected.thresholds['*'].score:.4f}"
-    assert ["*", "20", "20", "0", "5", threshold] in rows
-    assert ["all", "41", "39", "2", "9"] in rows  # no threshold of the whole corpus
+    assert ["*", "20", "20", "0", "0", "5", threshold] in rows
+    assert ["all", "41", "39", "2", "0", "9"] in rows  # no threshold of the whole corpus
 
 
 def test_every_row_that_was_read_is_scored_or_rejected_with_its_place_and_reason(run):
