@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selectmoe.config.loading import from_values
+from selectmoe.config.loading import from_values, resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import write_shards
+from selectmoe.data.folders import CONFIG_NAME
 from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.readers import require_readable
 from selectmoe.data.rows import RowLocation, parse_row
+from selectmoe.data.writers import write_json
 from selectmoe.errors import ConfigError
 from selectmoe.model.weight_checks import require_weights
 from selectmoe.paths import model_or_embedded
@@ -71,6 +73,8 @@ def select(
         folder.root.mkdir(parents=True, exist_ok=True)
         if any(folder.root.iterdir()):
             raise ConfigError(f"output must be a new or an empty folder, got {folder.root}")
+        # As a command does: by it a corpus that has the run below it knows it as one.
+        write_json(folder.root / CONFIG_NAME, resolved(config))
         if not isinstance(corpus, str | Path):
             write_shards(
                 _parsed(corpus),
