@@ -32,6 +32,7 @@ HEALTH_CHECK_SECONDS = 1.0  # wait between two health checks
 HEALTH_CHECK_TIMEOUT_SECONDS = 5.0  # longer than a batch on a CPU, which may delay the answer
 NUM_TOKENIZER_THREADS = 2  # a long text occupies one for a second
 DRAIN_POLL_SECONDS = 0.2
+MODEL_FAILURES = ("internal", "score_not_finite")  # reasons; all others are a sample's own
 SHUTTING_DOWN = "the server is shutting down"
 
 T = TypeVar("T")
@@ -298,8 +299,8 @@ def _token_results(
 
 
 def _error_type(outcome: UnscoredSample) -> SampleErrorType:
-    """validation if the parser or the chat template rejected the sample, internal otherwise."""
-    return "validation" if outcome.reason in ("validation", "chat_template") else "internal"
+    """internal where the model failed, validation where the sample itself is refused."""
+    return "internal" if outcome.reason in MODEL_FAILURES else "validation"
 
 
 def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:
