@@ -102,6 +102,15 @@ def test_details_arrive(client, detail):
         ({"method": "GET", "url": "/nothing"}, 404),
         ({"method": "PUT", "url": "/score"}, 405),
         ({"method": "POST", "url": "/score", "content": b" " * 4_194_305}, 413),
+        (
+            {
+                "method": "POST",
+                "url": "/score",
+                "content": b"{}",
+                "headers": {"Content-Encoding": "lzma"},
+            },
+            415,
+        ),
         ({"method": "POST", "url": "/score", "content": b"{}"}, 422),
     ],
 )
@@ -109,6 +118,27 @@ def test_every_refusal_has_its_status_and_the_one_shape(client, request_parts, s
     answer = client.request(**request_parts)
     assert answer.status_code == status
     assert set(answer.json()) == {"error", "error_type"}
+
+
+def test_the_proxies_take_what_clients_send(server, client):
+    """The proxies are set up while the service starts: unit tests try every kind of request."""
+    body = b'{"samples": {"text": "The sea rises."}}'
+    offer = (
+        f"POST /score/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        "HTTP2-Settings: AAMAAABkAAQBAAAA\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=30) as connection:
+        connection.sendall(offer.encode())
+        time.sleep(0.1)
+        connection.sendall(body)
+        assert b"200 OK" in connection.recv(65_536)
+        connection.sendall(b"\0\r\n\r\n")
+        received = connection.recv(65_536)
+    assert b" 400 Bad Request" in received
+    assert b'"error_type":"bad_request"' in received
+    assert client.head("/health/ready").status_code == 200
 
 
 def test_a_full_queue_answers_429_and_every_accepted_request_is_answered(client, samples):
