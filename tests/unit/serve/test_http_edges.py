@@ -1,6 +1,7 @@
 """Requests as clients, probes and proxies really send them, over real HTTP and without Ray."""
 
 import base64
+import concurrent.futures
 import gzip
 import json
 import socket
@@ -143,3 +144,22 @@ def test_a_body_that_never_ends_is_a_408_and_the_connection_is_closed(server):
     assert json.loads(body)["error_type"] == "timeout"
     assert time.monotonic() - started < 5
     assert server.service._num_unanswered == 0
+
+
+def test_no_short_request_waits_for_the_tokens_of_a_long_one():
+    settings = ServeSettings()
+    # Added tokens without end are tokenized as a whole, which other long texts are not.
+    long = json.dumps({"samples": {"text": "<|user|>" * 100_000 + "x"}})
+    with (
+        local_server(settings, LocalScorers(settings)) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+        concurrent.futures.ThreadPoolExecutor(4) as pool,
+    ):
+        waiting = [pool.submit(client.post, "/score", content=long) for _ in range(4)]
+        while running.service._num_unanswered < 4:
+            time.sleep(0.01)
+        assert client.post("/score", content=BODY).status_code == 200
+        assert not all(answer.done() for answer in waiting)
+        for answer in waiting:
+            [result] = answer.result().json()["results"]
+            assert (result["num_tokens"], result["truncated"]) == (1_024, True)
