@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+from jobs.on_ray.cluster_token import match_auth_mode
 from selectmoe.cli.output_folder import in_uploaded_folder
 from selectmoe.errors import SelectMoeError, StorageError, full_disk, one_line
 
@@ -86,6 +87,7 @@ def _connect_or_start(ray: ModuleType) -> None:
         return
     if not _answers(address):
         raise ClusterError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names")
+    match_auth_mode(address)
     variables = _variables_of_workers()
     environment = {"env_vars": variables} if variables else {}
     refusal = f"the Ray cluster at {address} did not accept the connection: {{}}"
