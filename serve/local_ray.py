@@ -1,4 +1,4 @@
-"""Sets the environment of `serve run`, and signal handlers that answer accepted requests first.
+"""Sets the environment of Ray where we start it, and signal handlers that answer accepted requests.
 
 A running cluster has its own environment: serve/rayservice.yaml sets the same variables there.
 """
@@ -6,7 +6,9 @@ A running cluster has its own environment: serve/rayservice.yaml sets the same v
 import atexit
 import logging
 import os
+import secrets
 import signal
+import socket
 import sys
 from pathlib import Path
 from types import FrameType
@@ -26,6 +28,7 @@ ENVIRONMENT = {
 }
 POLL_SECONDS = 0.5
 DRAIN_SECONDS = 60.0
+CONNECT_TIMEOUT_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +37,46 @@ def prepare_local_ray() -> None:
     """Call before Ray starts. Keeps variables that are set; does nothing outside `serve run`."""
     if not is_serve_run():
         return
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     # On start Ray installs a SIGTERM handler that kills the cluster and every request in flight.
     # A timer installs ours afterwards: only the main thread may do so, and `serve run` blocks it.
     signal.signal(signal.SIGALRM, _install_handlers_once_ray_runs)
     signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
     atexit.register(_stop_polling)  # the signal would kill an interpreter that is shutting down
+
+
+def set_environment() -> None:
+    """Call before Ray starts, and after `ray.serve` was imported: its processes read the variables
+    anew, and in this one they would break handles outside an event loop."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if cluster_address() is None:
+        _use_a_token_of_our_own()
+
+
+def cluster_address() -> str | None:
+    """The running Ray cluster that Ray would connect to; None where it would start one."""
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    named = os.environ.get("RAY_ADDRESS", "")
+    address = named or (file.read_text("utf-8").strip() if file.is_file() else "")
+    host, _, port = address.rpartition(":")
+    if not named and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_SECONDS).close()
+        except OSError:  # a killed head leaves its address behind
+            return None
+    return address or None
+
+
+def _use_a_token_of_our_own() -> None:
+    """Secures a local Ray without the file ~/.ray/auth_token.
+
+    Ray would write it, and from then on demand it of every cluster on this machine.
+    """
+    settings = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    has_file = (Path.home() / ".ray" / "auth_token").exists()
+    if not has_file and not any(name in os.environ for name in settings):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def is_serve_run() -> bool:
@@ -53,8 +89,13 @@ def _install_handlers_once_ray_runs(_: int, __: FrameType | None) -> None:
 
     if ray.is_initialized():
         _stop_polling()
-        signal.signal(signal.SIGTERM, _finish_accepted_requests)
-        signal.signal(signal.SIGINT, _finish_accepted_requests)
+        handle_signals()
+
+
+def handle_signals() -> None:
+    """SIGTERM and Ctrl-C answer what is accepted, then raise KeyboardInterrupt."""
+    signal.signal(signal.SIGTERM, _finish_accepted_requests)
+    signal.signal(signal.SIGINT, _finish_accepted_requests)
 
 
 def _stop_polling() -> None:

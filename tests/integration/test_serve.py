@@ -24,7 +24,7 @@ from selectmoe.records import Sample
 from selectmoe.scoring.engine import ScoringEngine
 from serve.local_ray import ENVIRONMENT
 from tests.ray_head import free_port
-from tests.serve_process import serve_run
+from tests.serve_process import serve_run, started
 
 pytestmark = pytest.mark.timeout(300)
 GOOD = {"prompt": "Why is the sky blue?", "response": "Air scatters blue light the most."}
@@ -278,16 +278,21 @@ def test_the_documentation_executes_every_operation(page, server):
     assert sections.count() == 5
 
 
-def test_serve_run_says_little_and_sigterm_finishes_what_was_accepted(repository, tmp_path):
-    with socket.socket() as taken:
-        if taken.connect_ex(("127.0.0.1", 8000)) == 0:
-            pytest.skip("`serve run serve.app:app` takes port 8000, which is in use here")
-    url = "http://127.0.0.1:8000"
+def test_python_m_serve_says_little_leaves_no_token_and_finishes_what_was_accepted(tmp_path):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    environment = {
+        "HOME": str(tmp_path), "SELECTMOE_PORT": str(port), "PYTHONPATH": None,
+        "RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN_PATH": None,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "serve", "--host", "127.0.0.1"]
     with (
-        serve_run("serve.app:app", url=url, folder=tmp_path, environment={}) as running,
+        started(command, url=url, folder=tmp_path, environment=environment) as running,
         concurrent.futures.ThreadPoolExecutor(2) as pool,
     ):
-        assert len(running.printed().splitlines()) <= 8, running.printed()
+        [line] = running.printed().splitlines()
+        assert line == f"serving embedded on {url}; Ctrl-C stops it"
+        assert not (tmp_path / ".ray").exists()
         long = {"samples": [{"text": "word " * 1_000}] * 16}
         asked = [pool.submit(httpx.post, f"{url}/score", json=long, timeout=60) for _ in range(2)]
         while _accepted(url) < 32:
