@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from selectmoe.errors import ConfigError
+from selectmoe.errors import ConfigError, SelectMoeError
 from serve.local_ray import cluster_address, handle_signals, set_environment
 from serve.settings import ADDRESS_VARIABLES, ServeSettings
 
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = ServeSettings.from_environment()
         settings.require_key_for(host)
         _require_free(host, port)
-    except ConfigError as error:
+        with contextlib.suppress(KeyboardInterrupt):
+            _serve(settings, host, port)
+    except SelectMoeError as error:
         sys.exit(f"error: {error}")
-    with contextlib.suppress(KeyboardInterrupt):
-        _serve(settings, host, port)
 
 
 def parse_address(arguments: Sequence[str] | None) -> tuple[str, int]:

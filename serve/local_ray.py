@@ -6,12 +6,13 @@ A running cluster has its own environment: serve/rayservice.yaml sets the same v
 import atexit
 import logging
 import os
-import secrets
 import signal
 import socket
 import sys
 from pathlib import Path
 from types import FrameType
+
+from selectmoe.cli.ray_token import ClusterTokenError, match_auth_mode, use_own_token
 
 ENVIRONMENT = {
     # Our code never blocks its event loop, so Serve needs no separate loop: 30 % more empty
@@ -37,7 +38,10 @@ def prepare_local_ray() -> None:
     """Call before Ray starts. Keeps variables that are set; does nothing outside `serve run`."""
     if not is_serve_run():
         return
-    set_environment()
+    try:
+        set_environment()
+    except ClusterTokenError as error:
+        sys.exit(f"error: {error}")
     # On start Ray installs a SIGTERM handler that kills the cluster and every request in flight.
     # A timer installs ours afterwards: only the main thread may do so, and `serve run` blocks it.
     signal.signal(signal.SIGALRM, _install_handlers_once_ray_runs)
@@ -47,11 +51,17 @@ def prepare_local_ray() -> None:
 
 def set_environment() -> None:
     """Call before Ray starts, and after `ray.serve` was imported: its processes read the variables
-    anew, and in this one they would break handles outside an event loop."""
+    anew, and in this one they would break handles outside an event loop.
+
+    Raises ClusterTokenError, see match_auth_mode.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if cluster_address() is None:
-        _use_a_token_of_our_own()
+    address = cluster_address()
+    if address is None:
+        use_own_token()
+    else:
+        match_auth_mode(address)
 
 
 def cluster_address() -> str | None:
@@ -66,17 +76,6 @@ def cluster_address() -> str | None:
         except OSError:  # a killed head leaves its address behind
             return None
     return address or None
-
-
-def _use_a_token_of_our_own() -> None:
-    """Secures a local Ray without the file ~/.ray/auth_token.
-
-    Ray would write it, and from then on demand it of every cluster on this machine.
-    """
-    settings = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    has_file = (Path.home() / ".ray" / "auth_token").exists()
-    if not has_file and not any(name in os.environ for name in settings):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def is_serve_run() -> bool:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -14,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from jobs.on_ray.cluster_token import match_auth_mode
 from selectmoe.cli.output_folder import in_uploaded_folder
+from selectmoe.cli.ray_token import match_auth_mode, use_own_token
 from selectmoe.errors import SelectMoeError, StorageError, full_disk, one_line
 
 logger = logging.getLogger(__name__)
@@ -79,7 +78,7 @@ def _connect_or_start(ray: ModuleType) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS") or _head_on_this_machine()
     if address is None:
-        _use_a_token_of_our_own()
+        use_own_token()
         # An actor of two CPU seconds that watches for nodes being taken away; here is only one.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         local = {"address": "local", "include_dashboard": False, **quiet}
@@ -182,18 +181,6 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _use_a_token_of_our_own() -> None:
-    """Secures a local Ray without writing a file.
-
-    By default Ray writes a token into the home folder. From then on `ray start --head` requires
-    it, and refuses `ray job submit`, which does not read it.
-    """
-    settings = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    has_file = (Path.home() / ".ray" / "auth_token").exists()
-    if not has_file and not any(name in os.environ for name in settings):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 class ClusterError(SelectMoeError, RuntimeError):

@@ -7,10 +7,11 @@ import os
 import grpc
 import pytest
 
-from jobs.on_ray.cluster_token import (
+from selectmoe.cli.ray_token import (
     ClusterTokenError,
     answers_without_token,
     match_auth_mode,
+    use_own_token,
 )
 from tests.ray_head import free_port
 
@@ -106,6 +107,15 @@ def test_a_demand_for_a_token_that_the_cluster_lacks_is_one_line_with_the_cure(
 
 
 def test_an_address_where_nothing_answers_decides_nothing(home, monkeypatch):
-    monkeypatch.setattr("jobs.on_ray.cluster_token.PING_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("selectmoe.cli.ray_token.PING_TIMEOUT_SECONDS", 0.2)
     assert not answers_without_token(f"127.0.0.1:{free_port()}")
     assert not answers_without_token("ray://a.invalid:10001")
+
+
+def test_a_token_is_made_only_where_the_user_has_none(home):
+    use_own_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    (home / ".ray" / "auth_token").unlink()
+    use_own_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert not (home / ".ray" / "auth_token").exists()

@@ -1,12 +1,14 @@
-"""Joins a Ray cluster with a token or without one, as the cluster was started.
+"""The token of a Ray cluster, decided before Ray connects to it or starts one.
 
 Ray enables tokens for a driver as soon as ~/.ray/auth_token exists. On a cluster that was started
 before that file was written, its workers know no token: they cannot answer the driver, and all its
-actors end with "The actor never ran".
+actors end with "The actor never ran". So no command of ours writes the file, and none uses a token
+on a cluster that has none. This module needs no Ray.
 """
 
 import logging
 import os
+import secrets
 from pathlib import Path
 
 from selectmoe.errors import SelectMoeError
@@ -20,6 +22,16 @@ logger = logging.getLogger(__name__)
 
 class ClusterTokenError(SelectMoeError, RuntimeError):
     """The environment demands a token that the Ray cluster does not have."""
+
+
+def use_own_token() -> None:
+    """Call before a local Ray starts: secures it by a token in the environment, without a file.
+
+    Ray would write the file, and from then on demand the token of every cluster on this machine.
+    """
+    given = any(name in os.environ for name in ("RAY_AUTH_MODE", *TOKEN_VARIABLES))
+    if not given and not (Path.home() / TOKEN_FILE).exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def match_auth_mode(address: str) -> None:
@@ -38,7 +50,7 @@ def match_auth_mode(address: str) -> None:
             f"the Ray cluster at {address} was started without a token, and RAY_AUTH_MODE is "
             f"{mode!r}; set RAY_AUTH_MODE=disabled, or restart the cluster with the token"
         )
-    logger.info(
+    logger.warning(
         "the Ray cluster at %s was started without a token; %s is not used", address, sources[0]
     )
     os.environ["RAY_AUTH_MODE"] = "disabled"
