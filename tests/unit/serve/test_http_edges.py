@@ -146,6 +146,16 @@ def test_a_body_that_never_ends_is_a_408_and_the_connection_is_closed(server):
     assert server.service._num_unanswered == 0
 
 
+def test_headers_that_never_end_are_a_408_and_an_idle_connection_is_closed(server, monkeypatch):
+    monkeypatch.setattr("serve.http_protocol.HEADER_TIMEOUT_SECONDS", 0.3)
+    status, _, body = parsed(exchange(server, b"POST /score HTTP/1.1\r\nHost: x\r\n"))
+    assert (status, json.loads(body)["error_type"]) == (408, "timeout")
+    assert exchange(server) == b""
+    second = exchange(server, request(), b"POST /score HTTP/1.1\r\n")
+    assert second.startswith(b"HTTP/1.1 200 OK")
+    assert b"HTTP/1.1 408" in second
+
+
 def test_no_short_request_waits_for_the_tokens_of_a_long_one():
     settings = ServeSettings()
     # Added tokens without end are tokenized as a whole, which other long texts are not.
