@@ -69,7 +69,10 @@ class TokenizerRules:
 
 def read_rules(tokenizer: Tokenizer) -> TokenizerRules | None:
     """None for a tokenizer whose texts must be tokenized as a whole."""
-    content = json.loads(tokenizer.to_str())
+    try:
+        content = json.loads(tokenizer.to_str())
+    except Exception:  # a part written in Python; `tokenizers` has no class for this error
+        return None
     model, added = content["model"], content["added_tokens"]
     normalizers = _steps(content["normalizer"], "normalizers")
     splitters = _steps(content["pre_tokenizer"], "pretokenizers")

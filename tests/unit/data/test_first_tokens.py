@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Sequence, Split
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, PreTokenizer, Sequence, Split
 from tokenizers.processors import ByteLevel as TrimOffsets
 
 from selectmoe.data.first_tokens import FirstTokens
@@ -116,7 +116,7 @@ def assert_first_tokens_are_exact(first_tokens, text, num_tokens):
     assert (len(first) > num_tokens) == (len(whole) > num_tokens)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(text=LONG_TEXTS, num_tokens=st.integers(1, 40))
 @example(text="a" * 33 + "  \n" * 40 + "b", num_tokens=5)
 @example(text="'r" * 9 + "'re" * 60, num_tokens=2)
@@ -163,6 +163,17 @@ def test_a_long_run_of_anything_costs_the_embedded_selector_as_much_as_its_begin
     assert first.ids[:1_024] == whole.ids[:1_024]
 
 
+def written_in_python():
+    tokenizer = byte_level(ByteLevel(add_prefix_space=False))
+    tokenizer.pre_tokenizer = PreTokenizer.custom(ByLines())
+    return tokenizer
+
+
+class ByLines:
+    def pre_tokenize(self, text):
+        text.split(lambda _, part: part.split("\n", "removed"))
+
+
 def rejected_kinds():
     byte_pieces = ByteLevel(add_prefix_space=False)
     right_to_left = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))|\P{N}+"
@@ -171,6 +182,7 @@ def rejected_kinds():
         "lower case": byte_level(byte_pieces, normalizer=normalizers.Lowercase()),
         "strip": byte_level(byte_pieces, normalizer=normalizers.Strip()),
         "whole words": byte_level(byte_pieces, added=[AddedToken("blue", single_word=True)]),
+        "a part in Python": written_in_python(),
         "word pieces": Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")),
         "word ends": Tokenizer(models.BPE(end_of_word_suffix="</w>")),
         "unigram": Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0)),
