@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from selectmoe.config.engine import Turns
+from selectmoe.data.first_tokens import FirstTokens
 from selectmoe.data.message_fields import is_answer, tool_calls_of, tools_of
 from selectmoe.data.rejected import refuse_cut_answer
 from selectmoe.data.skeleton import (
@@ -89,6 +90,7 @@ class ChatTokenizer:
         self._skeletons: dict[tuple[str, ...], Skeleton] = {}
         self._plans: dict[tuple[str, ...], TurnPlan] = {}
         self._takes_tools: bool | None = None  # None: not tried yet
+        self._first_tokens = FirstTokens(tokenizer.backend_tokenizer)
 
     def render(
         self, messages: Sequence[Message], tools: str = ""
@@ -177,9 +179,8 @@ class ChatTokenizer:
     def _encode(
         self, samples: Sequence[Sample], rendered: Sequence[tuple[str, list[tuple[int, int]]]]
     ) -> Iterator[TokenizedSample]:
-        """Encodes the texts in one batch, on all the threads that the tokenizer has."""
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(
-            [text for text, _ in rendered], add_special_tokens=False
+        encodings = self._first_tokens.encode_each(
+            [text for text, _ in rendered], self.max_sequence_length
         )
         kept = slice(self.max_sequence_length)
         for sample, (_, spans), encoding in zip(samples, rendered, encodings, strict=True):
@@ -200,7 +201,7 @@ class ChatTokenizer:
     def token_texts(self, sample: Sample) -> list[TokenText]:
         """The tokens of a sample, truncated as by `tokenize`, as pieces of its rendered text."""
         text, spans = self.render(sample.messages, sample.tools)
-        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        [encoding] = self._first_tokens.encode_each([text], self.max_sequence_length)
         offsets = encoding.offsets[: self.max_sequence_length]
         mask = self._answer_mask(np.array(offsets, dtype=np.int64).reshape(-1, 2), spans)
         return [
