@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> None:
     if config.compare:
         compare(config)
         return
-    needs_hub = require_inputs(config)
     config = with_resolved_adapter(config)
+    needs_hub = require_inputs(config)
     output = claim_run(config, free=UNSAVED, resume=False)
     use_gpu = start_ray_for(config)
     described = about(config, use_gpu=use_gpu)  # before the run: a checkout may move on meanwhile
@@ -101,12 +101,15 @@ def require_inputs(config: EvaluateConfig) -> bool:
 
 
 def with_resolved_adapter(config: EvaluateConfig) -> EvaluateConfig:
-    """Replaces the output folder of a stage 3 run with its last checkpoint."""
-    from selectmoe.evaluation.adapter_folder import adapter_folder
+    """Replaces the output folder of a stage 3 run with its last checkpoint, and a model that is
+    not given with the adapter's base."""
+    from selectmoe.evaluation.adapter_folder import adapter_folder, base_model_of
 
     if config.adapter is None:
         return config
-    return dataclasses.replace(config, adapter=str(adapter_folder(Path(config.adapter))))
+    folder = adapter_folder(Path(config.adapter))
+    model = config.model or base_model_of(folder)
+    return dataclasses.replace(config, adapter=str(folder), model=model)
 
 
 def start_ray_for(config: EvaluateConfig) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from selectmoe.errors import ModelError
 from selectmoe.model.checkpoint import read_json_object
+from selectmoe.paths import EMBEDDED_SELECTOR
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -22,6 +23,30 @@ def adapter_folder(path: Path) -> Path:
         raise ModelError(f"adapter {folder} has no weights (adapter_model.safetensors)")
     read_json_object(folder / ADAPTER_CONFIG_NAME)
     return folder
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The name or folder of the model that the adapter was trained on, if it is recorded."""
+    base = read_json_object(folder / ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+    return base if isinstance(base, str) and base else None
+
+
+def base_model_of(folder: Path) -> str | None:
+    """The model to load the adapter onto if no other is given: the base that it names, or None for
+    the embedded selector, whose folder differs between installations.
+
+    Raises ModelError if that base is a folder that does not exist here.
+    """
+    base = adapter_base(folder)
+    if base is None or Path(base).parts[-2:] == EMBEDDED_SELECTOR.parts[-2:]:
+        return None
+    is_hub_name = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    if not is_hub_name and not Path(base).is_dir():
+        raise ModelError(
+            f"adapter {folder} names {base} as its base model, which does not exist here; give the "
+            "base with --model"
+        )
+    return base
 
 
 def _last_checkpoint(run: Path) -> Path:

@@ -29,6 +29,7 @@ from selectmoe.model.quiet_loading import (
     load_tokenizer,
     quiet_transformers,
 )
+from selectmoe.model.vocabulary import require_tokenizer_fits
 from selectmoe.model.weight_files import (
     common_dtype,
     hub_tensors,
@@ -82,7 +83,7 @@ def convert_olmoe(
     fused = meta_tensors(OlmoeForCausalLM, config)
     require_tensors(folder, stored, fused, tied=config.tie_word_embeddings)
     tokenizer = load_tokenizer(folder)
-    _require_vocabulary(folder, tokenizer, config.vocab_size)
+    require_tokenizer_fits(str(folder), tokenizer, config.vocab_size)
     with _whole_folder(target) as partial:
         new_config = gated_config(config, gate_settings)
         dtype = common_dtype(stored)
@@ -153,15 +154,6 @@ def _save(model: SelectMoeForCausalLM, tokenizer: PreTrainedTokenizerBase, folde
     for file in weight_files(folder):
         # safetensors ignores the umask and lets only the owner read the file.
         file.chmod((folder / "config.json").stat().st_mode)
-
-
-def _require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= vocab_size:
-        raise ModelError(
-            f"{folder}: its tokenizer has token ids up to {largest}, more than the model's "
-            f"vocab_size of {vocab_size}"
-        )
 
 
 def _new_folder(save_path: str | Path) -> Path:

@@ -11,11 +11,9 @@ from transformers.utils import logging as transformers_logging
 from selectmoe.errors import ModelError, first_line
 from selectmoe.model import modeling_select_moe
 from selectmoe.model.quality_losses import QUALITY_LOSSES
+from selectmoe.model.vocabulary import has_tokenizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-# A tokenizer is one of these files; without any, transformers builds an empty tokenizer.
-VOCABULARY_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def register_select_moe() -> None:
@@ -75,7 +73,7 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     Raises ModelError where it is missing or unreadable.
     """
     is_folder = Path(model).is_dir()
-    if is_folder and not any((Path(model) / name).is_file() for name in VOCABULARY_NAMES):
+    if is_folder and not has_tokenizer(Path(model)):
         raise ModelError(
             f"{model}: has no tokenizer; put the base's tokenizer.json and tokenizer_config.json "
             "there"

@@ -82,6 +82,32 @@ def test_a_run_of_stage_3_is_recorded_by_its_last_checkpoint(tmp_path):
     (folder / "adapter_model.safetensors").touch()
     config = with_resolved_adapter(EvaluateConfig(adapter=str(tmp_path)))
     assert config.adapter == str(folder)
+    assert config.model is None
+
+
+@pytest.mark.parametrize(
+    ("base", "model"),
+    [
+        ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf"),
+        ("{tmp_path}", "{tmp_path}"),
+        ("/elsewhere/site-packages/selectmoe/assets/tiny_selector", None),
+    ],
+)
+def test_an_adapter_without_a_model_is_loaded_onto_the_base_that_it_names(tmp_path, base, model):
+    base = base.format(tmp_path=tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    (tmp_path / "adapter_model.safetensors").touch()
+    config = with_resolved_adapter(EvaluateConfig(adapter=str(tmp_path)))
+    assert config.model == (model and model.format(tmp_path=tmp_path))
+    config = with_resolved_adapter(EvaluateConfig(adapter=str(tmp_path), model="given"))
+    assert config.model == "given"
+
+
+def test_a_base_that_is_not_here_is_asked_for(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/base"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(ModelError, match=r"names /gone/base as its base model, .* with --model"):
+        with_resolved_adapter(EvaluateConfig(adapter=str(tmp_path)))
 
 
 def test_a_line_says_what_a_task_gave():
