@@ -10,16 +10,14 @@ from transformers.utils import logging as transformers_logging
 
 from selectmoe.errors import ModelError, first_line
 from selectmoe.model import modeling_select_moe
-from selectmoe.model.quality_losses import QUALITY_LOSSES
 from selectmoe.model.vocabulary import has_tokenizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def register_select_moe() -> None:
-    """Registers the model type with the Auto classes, and its quality losses; safe to repeat."""
+    """Registers the model type with the Auto classes; safe to repeat."""
     modeling_select_moe.register_auto_classes()
-    modeling_select_moe.QUALITY_LOSSES.update(QUALITY_LOSSES)
 
 
 @contextlib.contextmanager

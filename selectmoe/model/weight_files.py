@@ -10,6 +10,7 @@ Shape letters: E = experts, H = hidden, I = intermediate.
 
 import functools
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ def weight_files(folder: Path) -> list[Path]:
         if not file.is_file():
             raise ModelError(f"{index}: names {file.name}, which is missing")
     return files
+
+
+def num_stored_parameters(folder: Path) -> int:
+    """The number of parameters in the weight files of a model folder, from their headers."""
+    return sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())
 
 
 def hub_tensors(fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
