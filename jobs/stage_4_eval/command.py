@@ -28,7 +28,7 @@ OPTIONS = {
     f"--{key.replace('_', '-')}": key
     for key in (
         "model", "adapter", "name", "tasks", "tasks_dir", "num_fewshot", "limit", "batch_size",
-        "output", "compare",
+        "apply_chat_template", "model_args", "output", "compare",
     )
 }  # fmt: skip
 PATHS = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from selectmoe.config.evaluation import EvaluateConfig
-from selectmoe.errors import ModelError, first_line
+from selectmoe.errors import ConfigError, ModelError, first_line
 from selectmoe.evaluation.adapter_folder import adapter_base, adapter_folder
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.devices import choose_dtype
@@ -33,30 +33,36 @@ _WRAPPED = "base_layer|modules_to_save|original_module|token_adapter"
 
 
 def load_target(
-    config: EvaluateConfig, *, device: str
+    config: EvaluateConfig, *, device: str, settings: Mapping[str, Any] | None = None
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """The model of a run in evaluation mode, and its tokenizer: the adapter's where it has one.
 
+    settings: further arguments of from_pretrained.
     Raises ModelError if the model is not loaded tensor for tensor, has no tokenizer or not all of
     its embeddings, or if the adapter belongs to another model.
     """
     register_select_moe()
     name = model_or_embedded(config.model)
-    settings: dict[str, Any] = {}
+    settings = dict(settings or {})
     if read_model_config(name).get("model_type") == "select_moe":
         settings["quality_gate_forced_open"] = config.quality_gate_forced_open
     dtype = choose_dtype(config.dtype, on_gpu=device != "cpu")
     folder = model_folder(name)
     adapter = adapter_folder(Path(config.adapter)) if config.adapter is not None else None
     source = adapter if adapter is not None and has_tokenizer(adapter) else folder
-    tokenizer = load_tokenizer(source)
-    model: Any = load_model(
-        cast("type[PreTrainedModel]", AutoModelForCausalLM), folder, dtype=dtype, **settings
-    )
+    tokenizer = load_tokenizer(source, trust_remote_code=bool(settings.get("trust_remote_code")))
+    try:
+        model: Any = load_model(
+            cast("type[PreTrainedModel]", AutoModelForCausalLM), folder, dtype=dtype, **settings
+        )
+    except TypeError as error:  # an unknown argument reaches the model's constructor
+        raise ConfigError(f"model_args: {name} refuses them: {first_line(error)}") from error
     if adapter is not None:
         model = with_adapter(model, adapter, given=name)
     _require_all_tokens(model, tokenizer, source, remedy=ADAPTER_REMEDY if adapter else None)
-    return model.to(device).eval(), tokenizer
+    if not hasattr(model, "hf_device_map"):  # device_map or a quantization has placed it already
+        model.to(device)
+    return model.eval(), tokenizer
 
 
 def with_adapter(model: PreTrainedModel, adapter: Path, *, given: str | None = None) -> PeftModel:

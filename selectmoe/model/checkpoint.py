@@ -15,7 +15,7 @@ ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
 ADAPTER_FOLDER_NAME = "adapter"  # in a run of stage 1 with peft_mode=lora
 HASH_CHUNK_BYTES = 1 << 22
 # The files of a model and its tokenizer; a hub repository may hold far more.
-_HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
 
 logger = logging.getLogger(__name__)
 

@@ -65,7 +65,9 @@ def load_model(
     return loaded
 
 
-def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str | Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, or of a hub name, whose weights are not downloaded.
 
     Raises ModelError where it is missing or unreadable.
@@ -78,7 +80,9 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
         )
     with quiet_transformers():
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                model, trust_remote_code=trust_remote_code
+            )
         except Exception as error:  # the hub's client has many; a broken file raises a bare one
             failed = "cannot be read" if is_folder else "could not be downloaded from the hub"
             raise ModelError(f"{model}: its tokenizer {failed}: {first_line(error)}") from error
