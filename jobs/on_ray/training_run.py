@@ -1,11 +1,12 @@
 """The steps of a run of stage 1 or 3: tokenize, train on Ray, write the manifest, report."""
 
+import contextlib
 import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from selectmoe.cli.output_folder import (
     absolute_model,
@@ -18,6 +19,7 @@ from selectmoe.config.code_version import code_version
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import resolved
 from selectmoe.config.warmup import WarmupConfig
+from selectmoe.errors import ConfigError
 from selectmoe.paths import model_or_embedded
 
 if TYPE_CHECKING:  # it loads transformers, and --help must not wait for it
@@ -25,6 +27,8 @@ if TYPE_CHECKING:  # it loads transformers, and --help must not wait for it
     from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", WarmupConfig, FinetuneConfig)
 
 MANIFEST_NAME = "manifest.json"
 TRAINING_OPTIONS = {
@@ -43,12 +47,18 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 
 
-def claim_output(config: WarmupConfig | FinetuneConfig, *, free: Sequence[str] = ()) -> Path:
-    """The folder of the run. free: settings that may change on resume, besides the above."""
+def claim_output(
+    config: WarmupConfig | FinetuneConfig,
+    *,
+    free: Sequence[str] = (),
+    changeable: Sequence[str] = (),
+) -> Path:
+    """The folder of the run. free and changeable: settings that may change on resume, besides those
+    above; the latter hold for a resumed run that is given no others."""
     return claim_run(
         config,
         free=(*FREE_ON_RESUME, *free),
-        changeable=("max_rejected",),
+        changeable=("max_rejected", *changeable),
         resume=config.resume is not None,
     )
 
@@ -78,7 +88,7 @@ def show_metrics(row: Mapping[str, Any]) -> None:
 def train_in(
     output: Path,
     train: "Callable[[Any, TrainingWorker], dict[str, Any]]",
-    config: WarmupConfig | FinetuneConfig,
+    config: Config,
     *,
     show: Callable[[Mapping[str, Any]], None] = show_metrics,
 ) -> dict[str, Any]:
@@ -87,10 +97,11 @@ def train_in(
     show: called with every row of metrics.
     """
     from jobs.on_ray import training as ray_training
-    from jobs.on_ray.session import start_ray
+    from jobs.on_ray.session import num_free_gpus, start_ray
 
     code_version()  # the manifest names the code that starts, whatever the checkout becomes
     start_ray(ray_training, sys.modules[train.__module__])
+    config = with_num_workers(config, num_free_gpus=num_free_gpus())
     with telling_how_to_resume(output):
         report = ray_training.train_on_ray(
             train,
@@ -101,6 +112,30 @@ def train_in(
         )
     assert isinstance(report, dict)
     return report
+
+
+def with_num_workers(config: Config, *, num_free_gpus: int) -> Config:
+    """The configuration with a number of workers: the given one, else a worker for every free GPU,
+    or for as many of them as the other settings allow; logs which."""
+    if config.scaling.num_workers is not None:
+        return config
+    usable = 1 if config.scaling.use_gpu is False else max(num_free_gpus, 1)
+    for num_workers in range(usable, 1, -1):
+        with contextlib.suppress(ConfigError):
+            changed = _replace_workers(config, num_workers)
+            which = "all" if num_workers == num_free_gpus else f"{num_workers} of the"
+            logger.info(
+                "training on %s %d free GPUs; --num-workers sets another number",
+                which,
+                num_free_gpus,
+            )
+            return changed
+    return _replace_workers(config, 1)
+
+
+def _replace_workers(config: Config, num_workers: int) -> Config:
+    scaling = dataclasses.replace(config.scaling, num_workers=num_workers)
+    return dataclasses.replace(config, scaling=scaling)
 
 
 def write_manifest(

@@ -103,7 +103,7 @@ def require_inputs(config: EvaluateConfig) -> bool:
 def with_resolved_adapter(config: EvaluateConfig) -> EvaluateConfig:
     """Replaces the output folder of a stage 3 run with its last checkpoint, and a model that is
     not given with the adapter's base."""
-    from selectmoe.evaluation.adapter_folder import adapter_folder, base_model_of
+    from selectmoe.training.adapter_folder import adapter_folder, base_model_of
 
     if config.adapter is None:
         return config

@@ -28,8 +28,8 @@ class EvaluateConfig(RunConfig):
     """Causal language model: a folder or hub name; null is the base model that the adapter names,
     and without an adapter the selector in the package."""
     adapter: str | None = None
-    """PEFT adapter to load: its folder, or the output folder of a stage 3 run, whose last
-    checkpoint is used. Its tokenizer and resized vocabulary are used if it has them."""
+    """PEFT adapter to load: its folder, or the output folder of a stage 3 run. Its tokenizer and
+    resized vocabulary are used if it has them."""
     name: str | None = None
     """Name of the run in comparison tables; null is the name of its output folder."""
     tasks: tuple[str, ...] = ("demo_answer_loss", "demo_choices")

@@ -47,14 +47,17 @@ def require_space(target: Path, base: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write to; it becomes `target` at the end and is deleted on an error."""
+def whole_folder(target: Path, *, setting: str = "save_path") -> Iterator[Path]:
+    """A folder to write to; it becomes `target` at the end and is deleted on an error.
+
+    setting: the one that names the folder, for the message of a ConfigError.
+    """
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
         yield partial
         os.replace(partial, target)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"save_path {target}: cannot be written: {error}") from error
+        raise ConfigError(f"{setting} {target}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

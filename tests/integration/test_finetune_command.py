@@ -64,7 +64,7 @@ def finished(repository, selection, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     output = folder / "run"
     printed = Job(repository, folder, "finetune").run(
-        "--data", selection, "--output", output, *SETTINGS
+        "--data", selection, "--output", output, "--merge", *SETTINGS
     )
     return output, printed
 
@@ -83,13 +83,15 @@ def test_a_run_ends_with_an_adapter_its_metrics_and_a_manifest(finished):
     output, printed = finished
     assert sorted(metrics(output)) == list(range(1, NUM_STEPS + 1))
     assert f"step {NUM_STEPS} of {NUM_STEPS}" in printed
-    assert str(output / f"checkpoint-{NUM_STEPS}") in printed
+    assert str(output / "adapter") in printed
     assert list((output / "tensorboard").glob("events.*"))
     manifest = json.loads((output / "manifest.json").read_text("utf-8"))
     assert manifest["num_steps"] == NUM_STEPS
     data = manifest["data"]
     assert data["num_read"] == NUM_SELECTED == data["num_rows"] + sum(data["num_rejected"].values())
     assert Path(manifest["adapter"], "adapter_config.json").is_file()
+    assert manifest["checkpoint"] == str(output / f"checkpoint-{NUM_STEPS}")
+    assert Path(manifest["merged"], "model.safetensors").is_file()
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:

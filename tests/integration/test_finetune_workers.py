@@ -15,7 +15,7 @@ from tests.finetune_run import LORA, Run, assert_same, spoiled
 from tests.tiny_olmoe import tiny_tokenizer
 from tests.tiny_target import save_tiny_llama
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 # One process does all runs, since importing torch takes it longer than a run.
 WORKER = """
@@ -69,7 +69,7 @@ def train_on_two_workers(*runs: Run) -> list[tuple[str, ...]]:
                 env=environment, stdout=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
-    printed = [process.communicate(timeout=110)[0] for process in processes]
+    printed = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     outcomes = [
         [line for line in text.splitlines() if line.startswith("outcome: ")] for text in printed
@@ -89,13 +89,19 @@ def trained(llama, tmp_path_factory):
     lora = dataclasses.replace(LORA, lora_dropout=0.0)
     one, two = (Run(folder / name, llama, batch_size=2, lora=lora, num_epochs=1) for name in "12")
     one.train()
+    sharded = Run(
+        folder / "fsdp", llama, batch_size=2, lora=lora, num_epochs=1, strategy="fsdp",
+        gradient_checkpointing=True,
+    )  # fmt: skip
     last = Run(folder, spoiled(llama, folder), batch_size=1)
-    return one, two, train_on_two_workers(two, last)
+    return one, (two, sharded), train_on_two_workers(two, sharded, last)
 
 
-def test_two_workers_end_with_the_adapter_of_one(trained):
-    one, two, outcomes = trained
-    assert outcomes[0] == ("outcome: done", "outcome: done")
+@pytest.mark.parametrize("number", [0, 1], ids=["ddp", "fsdp"])
+def test_two_workers_end_with_the_adapter_of_one(trained, number):
+    one, several, outcomes = trained
+    two = several[number]
+    assert outcomes[number] == ("outcome: done", "outcome: done")
     # As above: another order of sums.
     assert_same(one.adapter("checkpoint-5"), two.adapter("checkpoint-5"), atol=2e-4)
     losses = [[line["loss"] for line in run.metrics()] for run in (one, two)]
@@ -104,6 +110,6 @@ def test_two_workers_end_with_the_adapter_of_one(trained):
 
 def test_a_loss_that_is_no_number_on_one_worker_stops_both(trained):
     *_, outcomes = trained
-    for line in outcomes[1]:
+    for line in outcomes[2]:
         assert "TrainingStoppedError" in line
         assert "rows 'row-7'" in line

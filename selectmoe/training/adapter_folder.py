@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from selectmoe.errors import ModelError
-from selectmoe.model.checkpoint import read_json_object
+from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, read_json_object
 from selectmoe.paths import EMBEDDED_SELECTOR
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -12,13 +12,16 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def adapter_folder(path: Path) -> Path:
-    """`path` if it is an adapter, else the last checkpoint of the stage 3 run in it.
+    """`path` if it is an adapter, else the one of the stage 3 run in it: its final adapter, or the
+    last checkpoint of an unfinished run.
 
     Raises ModelError if there is neither, or if its weights or its configuration are missing.
     """
     if not path.is_dir():
         raise ModelError(f"adapter folder {path} does not exist")
-    folder = path if (path / ADAPTER_CONFIG_NAME).is_file() else _last_checkpoint(path)
+    candidates = (path, path / ADAPTER_FOLDER_NAME)
+    folders = [folder for folder in candidates if (folder / ADAPTER_CONFIG_NAME).is_file()]
+    folder = folders[0] if folders else _last_checkpoint(path)
     if not any(folder.glob("adapter_model.*")):
         raise ModelError(f"adapter {folder} has no weights (adapter_model.safetensors)")
     read_json_object(folder / ADAPTER_CONFIG_NAME)
