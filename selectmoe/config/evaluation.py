@@ -56,10 +56,14 @@ class EvaluateConfig(RunConfig):
     quality_gate_forced_open: bool = True
     """Force the quality gates of a Select-MoE open, to evaluate the language model it was converted
     from, as stage 3 trains it."""
+    num_workers: int | None = None
+    """Number of replicas of the model, which divide the rows of every task; null is one per free
+    GPU of the cluster, and 1 without GPUs."""
     num_gpus: int | None = None
-    """GPUs to request from Ray, 0 or 1; null is 1 where the cluster has any."""
+    """GPUs to request from Ray for each replica, 0 or 1; null is 1 where the cluster has any."""
     num_cpus: int = 1
-    """CPUs to request from Ray; without a GPU, also the number of computing threads."""
+    """CPUs to request from Ray for each replica; without a GPU, also the number of computing
+    threads."""
     wait_for_nodes: bool = False
     """Wait for an autoscaling cluster to add a suitable node instead of failing at once."""
     compare: tuple[str, ...] = ()
@@ -74,7 +78,7 @@ class EvaluateConfig(RunConfig):
             if re.fullmatch(r"\d+", str(getattr(self, name))):
                 object.__setattr__(self, name, int(getattr(self, name)))
         require(bool(self.tasks), "tasks", "at least one task", self.tasks)
-        require_at_least(1, self, "limit", "num_cpus")
+        require_at_least(1, self, "limit", "num_cpus", "num_workers")
         require_at_least(0, self, "seed")
         size = str(self.batch_size)
         is_valid = self.batch_size is None or re.fullmatch(r"[1-9]\d*|auto(:[1-9]\d*)?", size)

@@ -20,7 +20,6 @@ import transformers
 from selectmoe.config.evaluation import EvaluateConfig, fewshot_numbers
 from selectmoe.data.rejected import describe
 from selectmoe.errors import ConfigError, ModelError, first_line
-from selectmoe.evaluation.answer_loss import answer_losses
 from selectmoe.evaluation.lm_eval_model import split_model_args, wrap_model
 from selectmoe.evaluation.local_tasks import (
     SHIPPED_TASKS,
@@ -36,6 +35,7 @@ from selectmoe.evaluation.local_tasks import (
     with_absolute_files,
 )
 from selectmoe.evaluation.quiet_lm_eval import quiet
+from selectmoe.evaluation.replicas import Replica, Replicas
 from selectmoe.evaluation.target_model import load_target
 from selectmoe.evaluation.task_results import (
     MetricValue,
@@ -51,9 +51,12 @@ from selectmoe.records import Sample
 BOOTSTRAP_ITERATIONS = 1_000
 
 
-def evaluate(config: EvaluateConfig, *, device: str) -> Iterator[TaskResult]:
+def evaluate(
+    config: EvaluateConfig, *, device: str, others: Sequence[Replica] = ()
+) -> Iterator[TaskResult]:
     """Yields one result per task when it is done, and one per task of a group.
 
+    others: replicas of the model in other processes, which answer a share of the requests.
     Raises ConfigError for a task that is unknown or whose data cannot be loaded, and ModelError for
     a model or adapter that cannot be loaded or whose outputs are not finite.
     """
@@ -64,20 +67,28 @@ def evaluate(config: EvaluateConfig, *, device: str) -> Iterator[TaskResult]:
             tasks = LmEvalTasks(planned, config.tasks_dir, cache=Path(cache))
             loaded = {task.name: tasks.load(task) for task in planned if task.kind != "answer_loss"}
             shots = _fewshot_of(config, planned, loaded)
-            of_lm_eval, of_model = split_model_args(config)
-            model, tokenizer = load_target(config, device=device, settings=of_model)
-            lm = wrap_model(model, tokenizer, config, device=device, arguments=of_lm_eval)
+            replicas = Replicas(load_lm(config, device=device), others)
         for task in planned:
             started = time.perf_counter()
+            before = replicas.num_truncated
             with quiet() as truncations:
                 if task.kind == "answer_loss":
-                    results = [_answer_loss(task, lm, config.limit)]
+                    results = [_answer_loss(task, replicas, config.limit)]
                 else:
-                    results = _run(task.name, lm, loaded[task.name], config, shots[task.name])
+                    results = _run(
+                        task.name, replicas.lm, loaded[task.name], config, shots[task.name]
+                    )
             seconds = round(time.perf_counter() - started, 3)
-            yield from _with_costs(
-                results, seconds=seconds, num_truncated=truncations.num_truncated
-            )
+            num_truncated = truncations.num_truncated + replicas.num_truncated - before
+            yield from _with_costs(results, seconds=seconds, num_truncated=num_truncated)
+
+
+def load_lm(config: EvaluateConfig, *, device: str) -> Any:  # noqa: ANN401 (lm-eval's HFLM)
+    """The model, adapter and tokenizer of a run behind lm-eval's interface."""
+    with quiet():
+        of_lm_eval, of_model = split_model_args(config)
+        model, tokenizer = load_target(config, device=device, settings=of_model)
+        return wrap_model(model, tokenizer, config, device=device, arguments=of_lm_eval)
 
 
 def _with_costs(
@@ -314,12 +325,10 @@ def _hash(sample: Sample) -> str:
     return hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:12]
 
 
-def _answer_loss(task: PlannedTask, lm: Any, limit: int | None) -> TaskResult:  # noqa: ANN401 (HFLM)
+def _answer_loss(task: PlannedTask, replicas: Replicas, limit: int | None) -> TaskResult:
     assert task.file is not None
     conversations = read_conversations(task.file)[:limit]
-    losses, rejected = answer_losses(
-        lm.model, lm.tokenizer, conversations, max_sequence_length=lm.max_length
-    )
+    losses, rejected = replicas.answer_losses(conversations)
     if not losses:
         raise ModelError(
             f"task {task.name}: none of {len(conversations)} conversations can be evaluated; "
