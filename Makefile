@@ -50,8 +50,8 @@ demo: install  ## all four stages, offline: is the best 20 % of a corpus worth m
 		--compare $(addprefix $(RUN)/evaluate/,base random selected)
 	@echo; echo 'selected rows: $(RUN)/select/selected_data.jsonl'
 
-# In the order of the folders, Ray's long files before the many short ones of tests/unit: otherwise
-# xdist begins with the files of many tests, and one process waits for the other's last long file.
+# In the order of tests/conftest.py, which has the long files first: otherwise xdist begins with the
+# files of many tests, and one process waits for the other's last long file.
 test: install  ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder tests
 

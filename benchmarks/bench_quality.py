@@ -25,10 +25,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.plain_text_target import plain_text_target, read_paragraphs
-from benchmarks.quality_rows import QualityRows, RatedRows, Sizes, read_rows
+from benchmarks.quality_rows import QualityRows, Sizes, read_rows
 from benchmarks.quality_scorers import (
     SCORERS,
     Selector,
+    like_length,
     loss_scores,
     matched_auroc,
     mean_of,
@@ -49,11 +50,14 @@ from benchmarks.worker_tasks import Task, run_tasks
 from recipes.held_out_auroc import Copies, auroc
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Sample
+from selectmoe.selection.top_k import num_to_keep
 
 PROBE, LOSSES = "linear probe", "losses"
 INDEPENDENT_SCORERS = ("gate", "untrained gate", "length", "random")
 CORRUPTED_FRACTION = 0.3
 NUM_PARAGRAPHS = 200
+SMALLEST_FRACTION = 0.05
+RATING_COLUMNS = ("pairs", "pairs_matched", "rated", "rated_matched")
 
 logger = logging.getLogger(__name__)
 
@@ -178,42 +182,74 @@ def matched_by_kind(
     return matched
 
 
-def auroc_left_out(books: Mapping[str, ScoreBook], rows: QualityRows) -> dict[str, float]:
+def auroc_left_out(
+    books: Mapping[str, ScoreBook], lengths: ScoreBook, rows: QualityRows
+) -> tuple[dict[str, float], dict[str, float | None]]:
+    """By kind, of all copies and of pairs of answers of equal length."""
     by_kind: dict[str, float] = {}
+    matched: dict[str, float | None] = {}
     for group, kinds in LEFT_OUT.items():
         copies = {kind: rows.seen[kind] for kind in kinds if kind in rows.seen}
         by_kind |= auroc_by_kind(books[group], rows, copies)
-    return by_kind
+        matched |= matched_by_kind(books[group], lengths, rows, copies)
+    return by_kind, matched
 
 
-def rated_auroc(book: ScoreBook, rated: RatedRows) -> float:
-    scores = book.of(rated.samples)
-    return auroc(scores[rated.labels], scores[~rated.labels])
+def rating_measures(
+    book: ScoreBook, lengths: ScoreBook, rows: QualityRows
+) -> dict[str, float | None]:
+    """How well scores predict ratings, also at equal length; None where there are no ratings."""
+    found: dict[str, float | None] = dict.fromkeys(RATING_COLUMNS)
+    if rows.pairs:
+        scores, ids = book.of(rows.pairs.samples), np.array(rows.pairs.pair_ids)
+        found["pairs"] = pairs_right(scores, rows.pairs.labels, ids.tolist())
+        alike = like_length(lengths.of(rows.pairs.samples), ids.tolist())
+        if alike.any():
+            labels = rows.pairs.labels[alike]
+            found["pairs_matched"] = pairs_right(scores[alike], labels, ids[alike].tolist())
+    if rows.rated:
+        scores, sizes = book.of(rows.rated.samples), lengths.of(rows.rated.samples)
+        good = rows.rated.labels
+        found["rated"] = auroc(scores[good], scores[~good])
+        found["rated_matched"] = matched_auroc(
+            scores[good], scores[~good], sizes[good], sizes[~good]
+        )
+    return found
+
+
+def length_of_best(book: ScoreBook, lengths: ScoreBook, pool: Sequence[Sample]) -> str:
+    """Median answer tokens of the best 5 % of the pool, and of the pool."""
+    scores, sizes = book.of(pool), lengths.of(pool)
+    best = np.argsort(-scores, kind="stable")[: num_to_keep(len(scores), SMALLEST_FRACTION)]
+    return f"{np.median(sizes[best]):g} / {np.median(sizes):g}"
 
 
 def measures_of(name: str, scores: Scores, rows: QualityRows) -> dict[str, Any]:
     """All metrics of one scorer; None if not applicable or if the rows are missing."""
     book, lengths = scores.books[name], scores.books["length"]
-    left_out = auroc_left_out(scores.left_out[name], rows) if name in scores.left_out else None
+    left_out, left_out_matched = (
+        auroc_left_out(scores.left_out[name], lengths, rows)
+        if name in scores.left_out
+        else (None, None)
+    )
     seen, unseen = (auroc_by_kind(book, rows, copies) for copies in (rows.seen, rows.unseen))
     matched = matched_by_kind(book, lengths, rows, rows.seen)
     unseen_matched = matched_by_kind(book, lengths, rows, rows.unseen)
-    pairs, rated = rows.pairs, rows.rated
     return {
         "scorer": name,
         "seen": mean_of(seen),
         "seen_matched": mean_of(matched),
         "left_out": mean_of(left_out) if left_out else None,
+        "left_out_matched": mean_of(left_out_matched) if left_out_matched else None,
         "unseen": mean_of(unseen),
         "unseen_matched": mean_of(unseen_matched),
-        "pairs": pairs_right(book.of(pairs.samples), pairs.labels, pairs.pair_ids)
-        if pairs
-        else None,
-        "rated": rated_auroc(book, rated) if rated else None,
+        **rating_measures(book, lengths, rows),
+        "answer_tokens": length_of_best(book, lengths, rows.pool),
         "by_kind": {
             "seen": seen,
             "seen_matched": matched,
             "left_out": left_out,
+            "left_out_matched": left_out_matched,
             "unseen": unseen,
             "unseen_matched": unseen_matched,
         },
@@ -224,10 +260,14 @@ COLUMNS = {
     "seen": "AUROC, trained kinds",
     "seen_matched": "equal length",
     "left_out": "left-out kinds",
+    "left_out_matched": "equal length",
     "unseen": "unseen kinds",
     "unseen_matched": "equal length",
     "pairs": "pair accuracy",
+    "pairs_matched": "like length",
     "rated": "AUROC, rated rows",
+    "rated_matched": "equal length",
+    "answer_tokens": "median answer tokens, best 5 % / pool",
     "worth": "loss, best 5 %",
     "worth_corrupted": "loss, best 5 %, 30 % corrupted",
 }
@@ -258,7 +298,7 @@ def format_worth(scorer: str, worth: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_number(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value or "")
 
 
 WORTH_PARTS = ("worth", "worth_corrupted")
@@ -272,7 +312,8 @@ def worth_of_selections(
 ) -> list[dict[str, Any]]:
     """pool: the rows, and a mask of the corrupted copies among them."""
     samples, corrupted = pool
-    by_scorer = {name: book.of(samples) for name, book in scores.books.items()}
+    books = {name: scores.books[name] for name in settings.scorers}
+    by_scorer = {name: book.of(samples) for name, book in books.items()}
     rows = measure_worth(samples, held_out, by_scorer, settings, corrupted=corrupted)
     return [asdict(row) for row in rows]
 
@@ -300,7 +341,7 @@ def measure(args: argparse.Namespace, extent: Extent) -> dict[str, Any]:
         selector, rows, samples, num_steps=extent.num_steps, num_workers=args.workers
     )
     with TemporaryDirectory() as folder:
-        settings = replace(extent.worth, num_workers=args.workers)
+        settings = replace(extent.worth, num_workers=args.workers, scorers=tuple(args.worth))
         settings = with_target(settings, data, selector, Path(folder))
         worth, worth_corrupted = (
             worth_of_selections(settings, rows.held_out, pool, scores)
@@ -327,6 +368,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder with instructions/ and quality/")
     parser.add_argument("--selector", type=Path, default=EMBEDDED_SELECTOR)
     parser.add_argument("--quick", action="store_true", help="use the demo corpus")
+    parser.add_argument(
+        "--worth", nargs="+", choices=SCORERS, default=SCORERS,
+        help="scorers whose selections are finetuned on, which takes most of the time",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(arguments)

@@ -108,6 +108,7 @@ def run_job(
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "jobs" / "select.py"), "--pct", "0.05"]
         command += ["--data", str(corpus), "--output", f"{folder}/run", *settings]
+        command += ["selection.duplicates=keep"]  # the corpus may be one that was repeated
         started = time.perf_counter()
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

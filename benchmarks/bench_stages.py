@@ -32,7 +32,7 @@ from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample, ScoredSample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
 from selectmoe.selection.outputs import write_piece  # noqa: E402
-from selectmoe.selection.passes import survey  # noqa: E402
+from selectmoe.selection.passes import WHOLE_CORPUS, survey  # noqa: E402
 from selectmoe.selection.run_folder import RunFolder  # noqa: E402
 from selectmoe.selection.scored_shards import scored_table  # noqa: E402
 from selectmoe.selection.top_k import Threshold  # noqa: E402
@@ -40,7 +40,7 @@ from selectmoe.selection.top_k import Threshold  # noqa: E402
 NUM_LAYERS = 16  # as in OLMoE-1B-7B: every row has a score per layer
 PERCENTAGE = 0.05
 # Scores are uniform in [0, 1); "g" sorts after every row key, which is hexadecimal.
-BEST = {"*": Threshold(score=1 - PERCENTAGE, row_key="g", num_kept=0)}
+BEST = {WHOLE_CORPUS: Threshold(score=1 - PERCENTAGE, row_key="g", num_kept=0)}
 
 
 class Stopwatch:
@@ -84,8 +84,11 @@ def measure(data: str, model: str, folder: RunFolder, rows_per_shard: int) -> di
     with watch.measuring("survey_of_shards"):
         survey(folder.scored_shards())
     with watch.measuring("write_selected"):
-        kept = write_piece(folder, folder.root, BEST, None, folder.scored_shards())
-    return {"num_kept": kept.num_selected.total(), **summarize(folder, watch, summary, num_tokens)}
+        kept = write_piece(folder, folder.root, BEST, None, (), folder.scored_shards())
+    return {
+        "num_kept": kept.counts.num_rows.total(),
+        **summarize(folder, watch, summary, num_tokens),
+    }
 
 
 def summarize(

@@ -92,7 +92,7 @@ def select(shards: list[Path], map_items: MapItems) -> Iterator[tuple[Path, np.n
         map_items=map_items,
     )
     for shard in shards:
-        yield shard, kept_rows(thresholds, shard)[0]
+        yield shard, kept_rows(thresholds, shard).row_numbers
 
 
 def select_by_passes(folder: Path, map_items: MapItems) -> dict[str, object]:

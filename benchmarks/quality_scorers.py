@@ -23,6 +23,7 @@ from recipes.baseline_scores import (
     save_untrained_gates,
 )
 from recipes.held_out_auroc import RowScores
+from selectmoe.config.engine import EngineConfig
 from selectmoe.config.warmup import TrainingConfig
 from selectmoe.corruptions.kinds import CORRUPTIONS, corrupt
 from selectmoe.data.chat import ChatTokenizer
@@ -34,7 +35,8 @@ from selectmoe.warmup.step_batches import NUM_DONORS
 
 SCORERS = ("gate", "untrained gate", "-NLL", "IFD", "length", "linear probe", "random")
 FRESH_GATES = TrainingConfig(quality_gate_init_std=FRESH_GATES_STD)
-MAX_SEQUENCE_LENGTH = 512
+MAX_SEQUENCE_LENGTH = EngineConfig().max_sequence_length
+LIKE_LENGTH = 0.8  # shorter over longer answer of a pair that counts as of like length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,6 +179,15 @@ def pairs_right(scores: np.ndarray, labels: np.ndarray, pair_ids: Sequence[str])
         (pair[True] > pair[False]) + 0.5 * (pair[True] == pair[False]) for pair in by_pair.values()
     ]
     return float(np.mean(right))
+
+
+def like_length(lengths: np.ndarray, pair_ids: Sequence[str]) -> np.ndarray:
+    """Which rows belong to a pair whose answers have similar lengths: bool (N,)."""
+    by_pair: dict[str, list[float]] = {}
+    for length, pair_id in zip(lengths.tolist(), pair_ids, strict=True):
+        by_pair.setdefault(pair_id, []).append(length)
+    alike = {name: min(pair) >= LIKE_LENGTH * max(pair) for name, pair in by_pair.items()}
+    return np.array([alike[pair_id] for pair_id in pair_ids])
 
 
 def mean_of(by_kind: Mapping[str, float | None]) -> float | None:

@@ -30,6 +30,7 @@ LEFT_OUT = {
         "mixed_answers",
         "wrong_conclusion",
     ),
+    "no content": ("punctuation", "placeholder", "preamble", "link", "one_word", "one_number"),
     "other facts": ("wrong_numbers", "swapped_names", "swapped_words"),
 }
 """Groups of similar kinds, left out together: a single kind would be learned from similar ones."""

@@ -60,6 +60,8 @@ class WorthSettings:
         default_factory=lambda: {0.20: ("gate", "length")}
     )
     """Fractions evaluated only for these scorers and random, since they take longest."""
+    scorers: tuple[str, ...] = ()
+    """Scorers whose selections are evaluated; random is always among them."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of the adapter, its dropout, the order of the rows and the random draw."""
     model: str | None = None

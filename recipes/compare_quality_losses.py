@@ -55,6 +55,7 @@ from recipes.held_out_rows import is_held_out, read_samples  # noqa: E402
 from selectmoe.config.loading import load_config, resolved  # noqa: E402
 from selectmoe.config.warmup import TrainingConfig, WarmupConfig  # noqa: E402
 from selectmoe.corpus.shards import keep_subset, row_key  # noqa: E402
+from selectmoe.data.named_corpora import corpus_specs  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.errors import (  # noqa: E402
     DataError,
@@ -73,7 +74,6 @@ from selectmoe.warmup.rows import (  # noqa: E402
     prepare_warmup_rows,
     warmup_tokenizer,
 )
-from selectmoe.warmup.settings import corpus_specs  # noqa: E402
 from selectmoe.warmup.stage import run_warmup  # noqa: E402
 
 LOSS_KEY = "training.quality_loss_type"

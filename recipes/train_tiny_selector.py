@@ -1,20 +1,22 @@
-"""Build the embedded selector: add gates to the tiny base, warm them up, save it in bfloat16.
+"""Build the embedded selector: add gates to the tiny base, fit them, save it in bfloat16.
 
-    python recipes/train_tiny_selector.py --base DIR --instructions DIR --num-steps 600
+    python recipes/train_tiny_selector.py --base DIR --instructions DIR
 
---base: a checkpoint saved by recipes/contrast_tiny_base.py. `make selector` runs all recipes in
-order. The tenth of the rows that is held out from the base is held out from the gates, too. The
-model card reports the AUROC per kind of corruption on one half of it, the test set; the other half
-is the validation set.
+--base: a checkpoint saved by recipes/contrast_tiny_base.py, or an earlier selector, whose gates are
+replaced. `make selector` runs all recipes in order. The gates only read: they are forced open, so
+that the model computes what its base does, and are the solution of a logistic regression on the
+inputs that they get for rows and corrupted copies (selectmoe/warmup/gate_fit.py). The tenth of the
+rows that is held out from the base is held out from the gates, too. The model card reports the
+AUROC per kind of corruption on one half of it, the test set; the other half is the validation set.
 """
 
 import argparse
 import json
 import logging
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -24,45 +26,60 @@ from transformers import AutoTokenizer, OlmoeConfig
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from recipes.calibrate_selector import calibrate_selector  # noqa: E402
-from recipes.gate_warmup import GateWarmup, warm_up_gates  # noqa: E402
 from recipes.held_out_auroc import auroc_by_kind, copies_by_kind, score_samples  # noqa: E402
 from recipes.held_out_rows import is_held_out, is_test_row, read_samples  # noqa: E402
 from recipes.train_tiny_base import training_parser  # noqa: E402
+from selectmoe.corruptions.kinds import CORRUPTIONS  # noqa: E402
+from selectmoe.data.chat import ChatTokenizer  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
-from selectmoe.model.conversion import ADDED_PARTS, gated_config  # noqa: E402
+from selectmoe.model.checkpoint import read_model_config  # noqa: E402
+from selectmoe.model.configuration_select_moe import SelectMoeConfig  # noqa: E402
+from selectmoe.model.conversion import ADDED_PARTS, gated_config, read_config  # noqa: E402
 from selectmoe.model.devices import choose_experts  # noqa: E402
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM  # noqa: E402
 from selectmoe.model.quiet_loading import load_model  # noqa: E402
 from selectmoe.records import Sample  # noqa: E402
+from selectmoe.scoring.calibration import Calibration, save_calibration  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
+from selectmoe.warmup.calibration import calibrate_on, sampled_positions  # noqa: E402
+from selectmoe.warmup.gate_fit import fit_gates, gate_features, set_gates  # noqa: E402
+from selectmoe.warmup.step_batches import make_copy  # noqa: E402
 
 TARGET = ROOT / "selectmoe" / "assets" / "tiny_selector"
 CARD = ROOT / "recipes" / "tiny_selector_card.md"
 NUM_EVALUATED = 600
+MAX_SEQUENCE_LENGTH = 1_024
+# Replies without content three times: two fifths of the copies. A gate sees little of a row whose
+# answer has two tokens.
+REPLIES = ("punctuation", "placeholder", "preamble", "link", "one_word", "one_number")
+KINDS = (*CORRUPTIONS, *REPLIES, *REPLIES)
 
 
 def add_gates(base: Path, seed: int) -> SelectMoeForCausalLM:
-    """The base with newly initialized gates, in float32."""
+    """The base with newly initialized gates, or a selector with its own, in float32."""
     torch.manual_seed(seed)
+    is_selector = read_model_config(str(base))["model_type"] == SelectMoeConfig.model_type
+    config = (
+        read_config(SelectMoeConfig, base)
+        if is_selector
+        else gated_config(OlmoeConfig.from_pretrained(base), {})
+    )
     return load_model(
         SelectMoeForCausalLM,
         base,
         new_parts=ADDED_PARTS,
-        config=gated_config(OlmoeConfig.from_pretrained(base), {}),
+        config=config,
         dtype=torch.float32,
         experts_implementation=choose_experts(None, on_gpu=torch.cuda.is_available()),
     )
 
 
 def parse_arguments() -> argparse.Namespace:
-    # Not the seeds of the gates through which the base was trained (0 and 2): those gates would
-    # start with the very weights that its features were learned for.
     parser = training_parser(__doc__, save_path=TARGET, seed=1)
     parser.add_argument("--base", type=Path, required=True, help="checkpoint of the base")
-    parser.add_argument("--num-steps", type=int, default=600)
-    parser.add_argument("--batch-size", type=int, default=32, help="samples per step")
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--num-rows", type=int, default=5_000, help="rows to fit the gates to")
+    parser.add_argument("--num-copies", type=int, default=6, help="corrupted copies of each row")
+    parser.add_argument("--penalty", type=float, default=1e-4, help="of the squared weights")
     return parser.parse_args()
 
 
@@ -73,7 +90,7 @@ def main() -> None:
     rows = read_samples([str(args.instructions)])
     training = [row for row in rows if not is_held_out(row.sample_id)]
     model = train_selector(training, args)
-    calibrate_selector(args.save_path, training, seed=args.seed)
+    save_calibration(args.save_path, calibrate_selector(args.save_path, training, seed=args.seed))
     auroc = evaluate_selector(rows, args)
     report = training_report(auroc, args)
     write_json(args.save_path / "training_report.json", report)
@@ -82,25 +99,41 @@ def main() -> None:
 
 
 def train_selector(training: list[Sample], args: argparse.Namespace) -> SelectMoeForCausalLM:
-    """Warms the gates up and saves model and tokenizer."""
+    """Fits the gates and saves model and tokenizer."""
     model = add_gates(args.base, args.seed)
+    model.force_gates_open()
     tokenizer = AutoTokenizer.from_pretrained(args.base)
-    settings = GateWarmup(
-        num_steps=args.num_steps,
-        learning_rate=args.learning_rate,
-        batch_size=args.batch_size,
-        max_tokens_per_batch=4_096,
-        # Selection compares a row with all others, not only with its own copy.
-        label_weight=1.0,
-        seed=args.seed,
-    )
-    scratch = args.save_path.with_name("warmup")
-    warm_up_gates(model.model, tokenizer, training, settings=settings, output=scratch)
-    shutil.rmtree(scratch)
+    chat = ChatTokenizer(tokenizer, max_sequence_length=MAX_SEQUENCE_LENGTH)
+    rows, copies = rows_and_copies(training, args)
+    logging.info("%d rows and %d corrupted copies", len(rows), len(copies))
+    real, corrupted = (gate_features(model.model, chat.tokenize(part)) for part in (rows, copies))
+    gates = fit_gates(real, corrupted, np.ones(len(copies)), penalty=args.penalty)
+    set_gates(model.model, gates)
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(args.save_path)
     tokenizer.save_pretrained(args.save_path)
     return model
+
+
+def rows_and_copies(
+    training: list[Sample], args: argparse.Namespace
+) -> tuple[list[Sample], list[Sample]]:
+    """A sample of the rows, and copies of them by random kinds."""
+    random = Random(args.seed)
+    rows = random.sample(training, min(args.num_rows, len(training)))
+    copies = [
+        make_copy(row, training, kinds=KINDS, random=random)
+        for row in rows
+        for _ in range(args.num_copies)
+    ]
+    return rows, [copy for copy in copies if copy is not None]
+
+
+def calibrate_selector(folder: Path, training: list[Sample], *, seed: int) -> Calibration:
+    """The calibration of the saved selector on rows that it was trained on."""
+    engine = ScoringEngine.from_pretrained(folder, calibration=None)
+    positions = sampled_positions(len(training), seed=seed)
+    return calibrate_on(engine, [training[position] for position in positions])
 
 
 def evaluate_selector(rows: list[Sample], args: argparse.Namespace) -> dict[str, float]:
@@ -113,13 +146,11 @@ def evaluate_selector(rows: list[Sample], args: argparse.Namespace) -> dict[str,
 
 
 def training_report(auroc: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
-    curve, contrast_curve = (
-        json.loads((args.base / name).read_text("utf-8"))
-        for name in ("loss_curve.json", "contrast_curve.json")
-    )
+    curve, contrast_curve = training_curves(args.base)
     return {
-        "num_warmup_steps": args.num_steps,
-        "learning_rate": args.learning_rate,
+        "num_rows": args.num_rows,
+        "num_copies_per_row": args.num_copies,
+        "penalty": args.penalty,
         "seed": args.seed,
         "num_rows_evaluated": NUM_EVALUATED,
         "auroc_held_out": auroc,
@@ -129,13 +160,27 @@ def training_report(auroc: dict[str, float], args: argparse.Namespace) -> dict[s
     }
 
 
+def training_curves(base: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The loss curves of the base's two trainings; an earlier selector keeps them in its report."""
+    report = base / "training_report.json"
+    if report.is_file():
+        content = json.loads(report.read_text("utf-8"))
+        return content["base_loss_curve"], content["contrast_curve"]
+    curve, contrast_curve = (
+        json.loads((base / name).read_text("utf-8"))
+        for name in ("loss_curve.json", "contrast_curve.json")
+    )
+    return curve, contrast_curve
+
+
 def model_card(model: SelectMoeForCausalLM, report: dict[str, Any]) -> str:
     """The model card: the template with the measurements of this run."""
     curve, contrast_curve = report["base_loss_curve"], report["contrast_curve"]
     return CARD.read_text("utf-8").format(
         num_parameters=f"{model.num_parameters():,}",
         config=model.config,
-        num_steps=report["num_warmup_steps"],
+        num_fitted=f"{report['num_rows']:,}",
+        num_copies=report["num_copies_per_row"],
         num_rows=report["num_rows_evaluated"],
         num_tokens=f"{curve[-1]['tokens'] / 1e6:.1f} M",
         held_out_loss=f"{curve[-1]['held_out_loss']:.2f}",

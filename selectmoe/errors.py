@@ -7,7 +7,9 @@
     │   └── TooManyRejectedError            more rows were rejected than `max_rejected` allows
     ├── ModelError (ValueError)             a model folder is not what the command needs
     │   └── ParityError                     a converted model does not compute what its base does
-    ├── ResumeError (RuntimeError)          an output folder belongs to another run
+    ├── ResumeError (RuntimeError)          an output folder belongs to another run, or is in use
+    ├── StorageError (RuntimeError)         a disk is full or takes no more files
+    ├── DeviceError (RuntimeError)          a GPU is reserved that torch cannot use
     ├── ScoreRejectedError (ValueError)     a score server has no score for a sample, and says why
     ├── ScoreRequestError (RuntimeError)    a score server refused, or gave no scores
     │   ├── UnauthorizedError               it got no API key, or a wrong one
@@ -23,7 +25,14 @@ A message names the file, row or key, then the rule, then the value. The command
 it on one line and exit with status 2; nothing else in the package catches it.
 """
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Iterator, Sequence
+
+# What the kernel answers where a disk takes no more bytes.
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Libraries that write by themselves (safetensors, torch, Ray) report it as text only.
+_FULL_DISK_TEXTS = (*map(os.strerror, DISK_IS_FULL), "os error 28", "OutOfDiskError")
 
 
 class SelectMoeError(Exception):
@@ -55,7 +64,15 @@ class ParityError(ModelError):
 
 
 class ResumeError(SelectMoeError, RuntimeError):
-    """An output folder belongs to another run."""
+    """An output folder belongs to another run, or a process is running in it."""
+
+
+class StorageError(SelectMoeError, RuntimeError):
+    """A disk is full, over quota or takes no more files."""
+
+
+class DeviceError(SelectMoeError, RuntimeError):
+    """A GPU is reserved for a worker, and torch cannot use it."""
 
 
 class ScoreRejectedError(SelectMoeError, ValueError):
@@ -105,3 +122,25 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """The whole message on one line, at most 400 characters; else the name of its type."""
     return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """The full disk behind an error, named where the file is known; None for any other error."""
+    chain = list(causes(error))
+    for cause in chain:
+        if isinstance(cause, OSError) and cause.errno in DISK_IS_FULL:
+            assert cause.errno is not None
+            return OSError(cause.errno, os.strerror(cause.errno), cause.filename)
+    if any(text in str(cause) for cause in chain for text in _FULL_DISK_TEXTS):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from, outermost first. Ray has the error of a worker in `cause`."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        inner = getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__

@@ -7,6 +7,11 @@ EMBEDDED_SELECTOR = ASSETS / "tiny_selector"
 DEMO_CORPUS = ASSETS / "demo_corpus.jsonl"
 
 
-def model_or_embedded(model: str | None) -> str:
-    """The folder or hub name that is given, else the folder of the embedded selector."""
-    return model or str(EMBEDDED_SELECTOR)
+def model_or_embedded(model: str | None, revision: str | None = None) -> str:
+    """The folder or hub name that is given, else the folder of the embedded selector.
+
+    A hub name with a revision is NAME@REVISION, which `model.checkpoint` takes everywhere.
+    """
+    if model is None:
+        return str(EMBEDDED_SELECTOR)
+    return f"{model}@{revision}" if revision else model

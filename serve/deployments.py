@@ -93,6 +93,8 @@ def _describe(engine: "ScoringEngine", settings: ServeSettings) -> ModelDescript
         revision=settings.revision,
         weights_hash=engine.weights_hash(),
         formula=engine.config.formula,
+        length=engine.length,
+        turns=engine.config.turns,
         device=engine.device.type,
         dtype=str(engine.model.dtype).removeprefix("torch."),
         num_layers=engine.model.config.num_hidden_layers,

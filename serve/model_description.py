@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from selectmoe.config.engine import Length, Turns
 from selectmoe.scoring.calibration import Calibration
 
 
@@ -13,6 +14,8 @@ class ModelDescription:
     revision: str | None
     weights_hash: str
     formula: str
+    length: Length  # raw where the calibration has no adjustment, whatever the setting
+    turns: Turns
     device: str
     dtype: str
     num_layers: int

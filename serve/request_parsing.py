@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from selectmoe.data.rows import RowLocation, parse_row
+from selectmoe.data.rows import RowLocation, is_encodable, parse_row
 from selectmoe.records import RejectedRow, Sample, UnscoredSample
 from serve.error_responses import RequestError
 from serve.schemas import (
@@ -115,7 +115,10 @@ def _as_sample(entry: Any, location: str) -> ParsedSample:  # noqa: ANN401 (JSON
     row = parse_row(entry, RowLocation(file=location, row=1, dataset=""))
     if isinstance(row, RejectedRow):
         return _as_invalid(entry, f"{location}: {row.detail}")
-    return ParsedSample(_id_of(entry), row)
+    name = _id_of(entry)
+    if name is not None and not is_encodable(name):  # a corpus row loses it; a response has it
+        return _as_invalid(entry, f"{location}: 'id' must be valid Unicode")
+    return ParsedSample(name, row)
 
 
 def _as_invalid(entry: object, detail: str) -> ParsedSample:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from selectmoe.client.wire import STATUS_BY_ERROR_TYPE, Batching, Detail, SampleErrorType
+from selectmoe.config.engine import Length, Turns
 
 
 class WireModel(BaseModel):
@@ -145,6 +146,10 @@ class Info(WireModel):
     revision: str | None
     weights_hash: str = Field(description="SHA-256 of the weights.")
     formula: str
+    length: Length = Field(
+        description="adjusted: a score is read against answers of similar length; or raw."
+    )
+    turns: Turns = Field(description="Assistant turns that are scored.")
     device: str
     dtype: str
     num_layers: int

@@ -180,7 +180,7 @@ class ScoringService:
         parsed = [entry.sample for entry in request.samples]
         samples = [entry for entry in parsed if isinstance(entry, Sample)]
         loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._threads, tokenizer.tokenize_each, samples)
+        outcomes = await loop.run_in_executor(self._threads, tokenizer.tokenize_to_score, samples)
         tokenized = _merge(parsed, outcomes)
         scored = await batcher.score(
             [entry for entry in tokenized if isinstance(entry, TokenizedSample)],
@@ -310,4 +310,8 @@ def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:
     register_select_moe()
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(model)
-    return ChatTokenizer(tokenizer, max_sequence_length=description.max_sequence_length)
+    return ChatTokenizer(
+        tokenizer,
+        max_sequence_length=description.max_sequence_length,
+        turns=description.turns,
+    )

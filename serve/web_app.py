@@ -258,6 +258,8 @@ def service_info(service: ScoringService) -> Info:
         revision=description.revision,
         weights_hash=description.weights_hash,
         formula=description.formula,
+        length=description.length,
+        turns=description.turns,
         device=description.device,
         dtype=description.dtype,
         num_layers=description.num_layers,

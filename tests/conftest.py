@@ -12,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Takes two CPU seconds in every training, and no test has nodes that are taken away.
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 # The models are so small that a second thread costs more than it gives, and two tests run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Token authentication with a token of the tests' own: left to itself, ray.init() writes one into
@@ -27,10 +29,19 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_TMPDIR"] = _RAY_FOLDER.name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# A minute or longer on a quiet machine. They begin, longest first, so that both processes of
+# `make test` end with the many short files, and neither waits for the other's last long one.
+LONG_FILES = (
+    "test_submitted_jobs.py", "test_pretrain_command.py", "test_finetune_command.py",
+    "test_select_command.py", "test_serve.py", "test_evaluate_command.py", "test_select_via.py",
+    "test_growing_cluster.py", "test_bench_quality.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests marked `gpu`, with the reason, where there is no CUDA device."""
+    """Puts the long files first. Skips the tests marked `gpu`, with the reason, where there is no
+    CUDA device."""
+    items.sort(key=_position_of_file)  # stable: tests of a file, and other files, keep their order
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items or _has_cuda():  # torch is imported only where a test asks for it
         return
@@ -51,6 +62,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the corpora in ../shared/data, which are not part of the project")
     return folder
+
+
+def _position_of_file(item: pytest.Item) -> int:
+    name = item.path.name
+    return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
 
 
 def _has_cuda() -> bool:

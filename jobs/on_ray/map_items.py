@@ -51,17 +51,23 @@ class MapOnRay:
                 started.append(task.remote(item))
                 running.add(started[-1])
 
-        start_more()
-        import ray.data  # here, while workers are busy: else the actors' start waits for it
-
-        while started:
-            if started[0] not in running:
-                yield result_of(started.popleft())
-                continue
-            finished, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_LOOKS)
-            running.difference_update(finished)
+        try:
             start_more()
-            self.look()
+            import ray.data  # here, while workers are busy: else the actors' start waits for it
+
+            while started:
+                if started[0] not in running:
+                    yield result_of(started.popleft())
+                    continue
+                finished, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_LOOKS)
+                running.difference_update(finished)
+                start_more()
+                self.look()
+        finally:
+            # After an error or Ctrl-C the others would write into a folder that is being deleted.
+            if ray.is_initialized():
+                for reference in running:
+                    ray.cancel(reference, force=True)
 
 
 def result_of(reference: Any) -> Any:  # noqa: ANN401 (what the function returned)

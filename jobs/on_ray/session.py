@@ -1,6 +1,7 @@
 """Connects to the Ray cluster of the environment or of this machine, or starts a local one."""
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -14,11 +15,21 @@ from pathlib import Path
 from types import ModuleType
 
 from selectmoe.cli.output_folder import in_uploaded_folder
-from selectmoe.errors import SelectMoeError
+from selectmoe.errors import SelectMoeError, StorageError, full_disk, one_line
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+# What the hub's client reads: where its cache, token and server are, and whether it is offline.
+HUB_VARIABLES = (
+    "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT",
+    "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE",
+)  # fmt: skip
+START_REMEDY = (
+    "free memory or CPUs, end old Ray processes with 'ray stop', or name a running cluster in "
+    "RAY_ADDRESS; its log files are in session_latest/logs of its folder ($RAY_TMPDIR/ray or "
+    "/tmp/ray)"
+)
 
 
 def start_ray(*worker_modules: ModuleType) -> None:
@@ -29,6 +40,8 @@ def start_ray(*worker_modules: ModuleType) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Errors of tasks that nobody waits for any more, as after Ctrl-C; those that matter are raised.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ["PYTHONPATH"] = _python_path()
     started = time.perf_counter()
     with warnings.catch_warnings():
@@ -73,17 +86,18 @@ def _connect_or_start(ray: ModuleType) -> None:
     address = os.environ.get("RAY_ADDRESS") or _head_on_this_machine()
     if address is None:
         _use_a_token_of_our_own()
-        ray.init(address="local", include_dashboard=False, **quiet)
+        # An actor of two CPU seconds that watches for nodes being taken away; here is only one.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        local = {"address": "local", "include_dashboard": False, **quiet}
+        _init_or_retry(ray, f"Ray did not start on this machine: {{}}; {START_REMEDY}", **local)
         return
     if not _answers(address):
         raise ClusterError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names")
-    # Workers of a running cluster have their own environment, and need the checkout's path unless
-    # Ray unpacked the checkout for this job. Those of a local Ray inherit ours: without a runtime
-    # environment the job can use Ray's idle workers, which saves two seconds.
-    needs_path = not in_uploaded_folder()
-    environment = {"env_vars": {"PYTHONPATH": _python_path()}} if needs_path else {}
+    variables = _variables_of_workers()
+    environment = {"env_vars": variables} if variables else {}
+    refusal = f"the Ray cluster at {address} did not accept the connection: {{}}"
     try:
-        ray.init(runtime_env=environment, **quiet)
+        _init_or_retry(ray, refusal, runtime_env=environment, **quiet)
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(
             f"the Ray cluster at {address} requires a token; set RAY_AUTH_MODE=token, and "
@@ -91,9 +105,57 @@ def _connect_or_start(ray: ModuleType) -> None:
         ) from error
 
 
+def _variables_of_workers() -> dict[str, str]:
+    """Environment variables of the driver that workers of a running cluster need, which have an
+    environment of their own: the checkout's path, unless Ray unpacked the checkout for this job,
+    and those of the hub's client.
+
+    Workers of a local Ray inherit ours: without a runtime environment the job can use Ray's idle
+    workers, which saves two seconds.
+    """
+    variables = {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
+    if not in_uploaded_folder():
+        variables["PYTHONPATH"] = _python_path()
+    # Ray refuses a variable that the submitted job sets, too.
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    given = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in variables.items() if name not in given}
+
+
+def _init_or_retry(ray: ModuleType, refusal: str, **settings: object) -> None:
+    """`ray.init`, once more where it fails: a busy machine may exceed Ray's time limit of 30 s.
+
+    refusal: the message of the ClusterError, with {} for the reason.
+    """
+    for is_last in (False, True):
+        try:
+            ray.init(**settings)
+            return
+        except ray.exceptions.AuthenticationError:
+            raise
+        except Exception as error:  # Ray raises bare exceptions here
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            full = full_disk(error)
+            if full is not None:
+                raise StorageError(
+                    f"{full.filename or _ray_folder()}: {full.strerror}; Ray cannot start there, "
+                    "set RAY_TMPDIR to a folder on a disk with free space"
+                ) from error
+            message = refusal.format(one_line(error))
+            if is_last:
+                raise ClusterError(message) from error
+            logger.warning("%s; trying once more", message)
+
+
+def _ray_folder() -> Path:
+    """Where Ray keeps its sockets and log files."""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
+
+
 def _head_on_this_machine() -> str | None:
     """The address that `ray start` wrote on this machine, unless nothing answers there."""
-    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    file = _ray_folder() / "ray_current_cluster"
     address = file.read_text("utf-8").strip() if file.is_file() else ""
     if not address or _answers(address):
         return address or None

@@ -17,11 +17,13 @@ the process group that Ray has set up (NCCL on GPUs, gloo on CPUs), with transfo
 all of them from the newest checkpoint, up to `scaling.max_failures` times; the same call with the
 same output resumes from there too.
 
-A SelectMoeError of a worker reaches the caller unchanged. Where all workers agree to stop (a loss
-that is NaN on one of them), raise TrainingStoppedError on each: it is not retried.
+A SelectMoeError of a worker reaches the caller; neither it nor another failure that a retry would
+repeat (`selectmoe.training.failures`) is retried. Where all workers agree to stop (a loss that is
+NaN on one of them), raise TrainingStoppedError on each.
 """
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -32,10 +34,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.on_ray.errors import user_mistake
+from jobs.on_ray.errors import describe_cause, user_mistake, write_details
 from jobs.on_ray.session import ClusterError, alive_nodes
 from selectmoe.config.scaling import ScalingConfig
 from selectmoe.errors import SelectMoeError, TrainingStoppedError
+from selectmoe.model.file_modes import follow_umask
+from selectmoe.training.failures import (
+    DETAILS_NAME,
+    forget_failure,
+    is_lasting,
+    note_failure,
+    noted_failure,
+)
 from selectmoe.training.metrics_lines import METRICS_NAME
 from selectmoe.training.worker import TrainingWorker
 
@@ -79,6 +89,7 @@ def train_on_ray(
     }  # fmt: skip
     trainer = _ray_trainer(settings, output, scaling, with_gpu=with_gpu)
     logger.info("training on %s", _describe(scaling, with_gpu=with_gpu))
+    forget_failure(output)
     try:
         answer = _fit_and_show(trainer, output / METRICS_NAME, show).return_value
     except TrainingFailedError as error:
@@ -103,7 +114,7 @@ def _ray_trainer(
         scaling_config=RayScalingConfig(
             num_workers=scaling.num_workers or 1,
             use_gpu=with_gpu,
-            resources_per_worker=_resources(scaling, with_gpu=with_gpu),
+            resources_per_worker=worker_resources(scaling, with_gpu=with_gpu),
         ),
         run_config=RunConfig(
             name=name,
@@ -123,7 +134,7 @@ def trains_on_gpu(scaling: ScalingConfig, nodes: Sequence[Resources]) -> bool:
 
 def require_workers(scaling: ScalingConfig, nodes: Sequence[Resources], *, with_gpu: bool) -> None:
     """Raises ClusterError where the cluster has too few resources, and says what it has."""
-    needed = _resources(scaling, with_gpu=with_gpu)
+    needed = worker_resources(scaling, with_gpu=with_gpu)
     max_workers = sum(
         min(int(node.get(resource, 0) // amount) for resource, amount in needed.items())
         for node in nodes
@@ -150,7 +161,7 @@ def storage_of(output: Path, storage_path: str | None) -> tuple[str, str]:
     return storage_path, "_".join(output.parts[-3:])
 
 
-def _resources(scaling: ScalingConfig, *, with_gpu: bool) -> dict[str, int]:
+def worker_resources(scaling: ScalingConfig, *, with_gpu: bool) -> dict[str, float]:
     """What Ray reserves for a worker."""
     return {"CPU": scaling.num_cpus_per_worker, **({"GPU": 1} if with_gpu else {})}
 
@@ -208,6 +219,7 @@ def _complete_lines(file: Path) -> list[bytes]:
 
 def _run_worker(settings: dict[str, Any]) -> object:
     """Runs on each worker."""
+    gc.set_threshold(50_000)  # as run_command: a worker imports as much as the command
     import ray.train
     import torch
 
@@ -229,16 +241,29 @@ def _run_worker(settings: dict[str, Any]) -> object:
             resume_from=folder,
             callbacks=(_checkpoint_callback(),),
         )
+        noted = noted_failure(worker.output)
+        if noted is not None:  # of a worker that Ray has restarted since, together with this one
+            return TrainingStoppedError(noted)
         try:
+            if worker.uses_gpu:
+                from selectmoe.model.devices import require_gpu
+
+                require_gpu()
             return settings["train"](settings["config"], worker)
         except TrainingStoppedError as error:
             return error  # every worker returns it; Ray would retry an exception
-        except (SelectMoeError, OSError) as error:
-            # A single worker may return it. One of several must raise: the others wait for it in a
-            # collective until Ray ends them.
-            if worker.num_workers == 1:
+        except Exception as error:
+            lasting = is_lasting(error)
+            if worker.num_workers > 1:
+                # It must raise: the others wait for it in a collective until Ray restarts them all.
+                if lasting:
+                    note_failure(worker.output, error)
+                raise
+            if isinstance(error, SelectMoeError | OSError):
                 return error
-            raise
+            if not lasting:
+                raise
+            return TrainingStoppedError(note_failure(worker.output, error))
 
 
 def _checkpoint_callback() -> Any:  # noqa: ANN401
@@ -259,6 +284,8 @@ def _report_checkpoint(_: Any, args: Any, state: Any, control: Any, **__: Any) -
 
     folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
     has_files = folder.is_dir() and any(folder.iterdir())
+    if has_files:
+        follow_umask(folder)
     ray.train.report(
         _last_logged(state.log_history) | {"step": state.global_step},
         checkpoint=ray.train.Checkpoint.from_directory(folder) if has_files else None,
@@ -285,10 +312,10 @@ def _mistake_of(error: BaseException) -> SelectMoeError | OSError | None:
 
 def _stop_message(error: BaseException, output: Path) -> str:
     """One line for a person; the whole error goes to a file."""
-    details = output / "training_error.txt"
-    details.write_text(str(error), encoding="utf-8")
-    last = str(error).strip().splitlines()[-1]
-    return f"training stopped: {last}; details: {details}; resume with --resume {output}"
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    cause = describe_cause(failures[min(failures)] if failures else error)
+    details = write_details(output / DETAILS_NAME, error)
+    return f"training stopped: {cause}{details}; resume with --resume {output}"
 
 
 class TrainingError(SelectMoeError, RuntimeError):

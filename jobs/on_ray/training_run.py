@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from selectmoe.cli.output_folder import (
     absolute_model,
     absolute_unless_url,
-    claim_run,
-    telling_how_to_resume,
+    claimed_run,
 )
 from selectmoe.cli.progress import RowsProgress, format_seconds
 from selectmoe.config.code_version import code_version
@@ -38,29 +37,66 @@ TRAINING_OPTIONS = {
     "--resume": "resume",
 }
 PATHS = {"model": absolute_model, "scaling.storage_path": absolute_unless_url}
-# Settings that a resumed run may change: they decide where, how fast and on which workers it
-# trains, not what it learns.
-FREE_ON_RESUME = (
-    "output", "output_root", "resume", "scaling.num_workers", "scaling.use_gpu",
-    "scaling.num_cpus_per_worker", "scaling.max_failures", "scaling.num_checkpoints",
-    "scaling.wait_for_nodes",
+# Where a run is written; config.json lies there.
+FREE_ON_RESUME = ("output", "output_root", "resume")
+# Settings that a resumed run keeps unless it is given others: they decide where, how fast and on
+# which workers it trains, not what it learns.
+CHANGEABLE_ON_RESUME = (
+    "max_rejected", "scaling.num_workers", "scaling.use_gpu", "scaling.num_cpus_per_worker",
+    "scaling.max_failures", "scaling.num_checkpoints", "scaling.wait_for_nodes",
 )  # fmt: skip
 
 
-def claim_output(
-    config: WarmupConfig | FinetuneConfig,
-    *,
-    free: Sequence[str] = (),
-    changeable: Sequence[str] = (),
-) -> Path:
-    """The folder of the run. free and changeable: settings that may change on resume, besides those
-    above; the latter hold for a resumed run that is given no others."""
-    return claim_run(
+def claimed_output(
+    config: WarmupConfig | FinetuneConfig, *, changeable: Sequence[str] = ()
+) -> contextlib.AbstractContextManager[Path]:
+    """The folder of the run, locked until the block ends. changeable: settings that may change on
+    resume, besides the above."""
+    return claimed_run(
         config,
-        free=(*FREE_ON_RESUME, *free),
-        changeable=("max_rejected", *changeable),
+        free=FREE_ON_RESUME,
+        changeable=(*CHANGEABLE_ON_RESUME, *changeable),
         resume=config.resume is not None,
     )
+
+
+def start_workers(
+    train: "Callable[[Any, TrainingWorker], dict[str, Any]]",
+    config: Config,
+    *,
+    purpose: str,
+) -> Config:
+    """Starts Ray, and refuses a cluster whose workers are too few, have too little memory for the
+    weights or a GPU that torch cannot use; before the corpus is read. Returns the configuration
+    with its number of workers.
+
+    purpose: "warm-up", for the message.
+    """
+    from jobs.on_ray import training as ray_training
+    from jobs.on_ray.session import alive_nodes, num_free_gpus, start_ray
+    from jobs.on_ray.worker_probe import free_memory_of_worker
+    from selectmoe.model.checkpoint import cached_folder
+    from selectmoe.model.free_memory import require_weights_fit
+    from selectmoe.model.weight_checks import count_parameters
+    from selectmoe.model.weight_headers import INDEX_NAME, WEIGHTS_NAME
+
+    code_version()  # the manifest names the code that starts, whatever the checkout becomes
+    start_ray(ray_training, sys.modules[train.__module__])
+    config = with_num_workers(config, num_free_gpus=num_free_gpus())
+    scaling, nodes = config.scaling, alive_nodes()
+    with_gpu = ray_training.trains_on_gpu(scaling, nodes)
+    ray_training.require_workers(scaling, nodes, with_gpu=with_gpu)
+    free, kind = free_memory_of_worker(ray_training.worker_resources(scaling, with_gpu=with_gpu))
+    if (scaling.num_workers or 1) > 1 and getattr(config.training, "strategy", "") == "fsdp":
+        return config  # each holds a share of the weights
+    model = _model_of(config)
+    folder = cached_folder(model)
+    if folder is None or not any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME)):
+        return config  # not downloaded here, or pickles: each worker finds out when it loads them
+    num_parameters = count_parameters(model, with_head=True)
+    dtype = config.training.dtype or ("bfloat16" if with_gpu else "float32")
+    require_weights_fit(num_parameters, dtype, purpose=purpose, free=free, kind=kind)
+    return config
 
 
 def tokenize(prepare: "Callable[..., TokenizedSummary]") -> "TokenizedSummary":
@@ -92,24 +128,19 @@ def train_in(
     *,
     show: Callable[[Mapping[str, Any]], None] = show_metrics,
 ) -> dict[str, Any]:
-    """Starts Ray and runs `train(config, worker)` on its workers; returns rank 0's report.
+    """Runs `train(config, worker)` on the workers; returns rank 0's report.
 
     show: called with every row of metrics.
     """
     from jobs.on_ray import training as ray_training
-    from jobs.on_ray.session import num_free_gpus, start_ray
 
-    code_version()  # the manifest names the code that starts, whatever the checkout becomes
-    start_ray(ray_training, sys.modules[train.__module__])
-    config = with_num_workers(config, num_free_gpus=num_free_gpus())
-    with telling_how_to_resume(output):
-        report = ray_training.train_on_ray(
-            train,
-            dataclasses.replace(config, output=str(output)),
-            output=output,
-            scaling=config.scaling,
-            show=show,
-        )
+    report = ray_training.train_on_ray(
+        train,
+        dataclasses.replace(config, output=str(output)),
+        output=output,
+        scaling=config.scaling,
+        show=show,
+    )
     assert isinstance(report, dict)
     return report
 
@@ -150,7 +181,7 @@ def write_manifest(
     from selectmoe.data.writers import write_json
     from selectmoe.model.checkpoint import hash_weights
 
-    model = model_or_embedded(config.model)
+    model = _model_of(config)
     manifest = {
         "code": code_version(),
         "config": resolved(config),
@@ -161,6 +192,10 @@ def write_manifest(
         "wall_seconds": round(wall_seconds, 3),
     }
     write_json(output / MANIFEST_NAME, manifest)
+
+
+def _model_of(config: WarmupConfig | FinetuneConfig) -> str:
+    return model_or_embedded(config.model, getattr(config, "revision", None))
 
 
 def print_report(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from jobs.on_ray.training_run import (
     PATHS,
     TRAINING_OPTIONS,
-    claim_output,
+    claimed_output,
     print_report,
     show_metrics,
+    start_workers,
     tokenize,
     train_in,
     write_manifest,
@@ -21,7 +22,7 @@ from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import absolute_corpus, absolute_path
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.errors import SelectMoeError
-from selectmoe.warmup.settings import corpus_specs, corruption_kinds
+from selectmoe.warmup.settings import corruption_kinds
 
 if TYPE_CHECKING:  # --help and a mistyped option must not wait for this import
     from selectmoe.training.worker import TrainingWorker
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # --help and a mistyped option must not wait for this import
 logger = logging.getLogger(__name__)
 
 OPTIONS = {"--data": "dataset.paths", **TRAINING_OPTIONS}
-FREE_ON_RESUME = ("training.batch_size", "training.max_tokens_per_batch", "training.strategy")
+CHANGEABLE_ON_RESUME = ("training.batch_size", "training.max_tokens_per_batch", "training.strategy")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,14 +42,17 @@ def main(arguments: Sequence[str]) -> None:
     # Only now: --help and a mistyped option must not wait for the imports below.
     from selectmoe.warmup.rows import prepare_warmup_rows, warmup_tokenizer
 
-    output = claim_output(config, free=FREE_ON_RESUME)
-    chat = warmup_tokenizer(config)
-    if chat.tokenizer.chat_template is None:
-        logger.warning("the tokenizer has no chat template: the package's is used, as by stage 2")
-    summary = tokenize(partial(prepare_warmup_rows, config, chat, output))
-    report = train_in(output, warm_up, config, show=shows_steps(config.training.num_steps))
-    seconds = time.perf_counter() - started
-    write_manifest(config, output, summary, report, wall_seconds=seconds)
+    with claimed_output(config, changeable=CHANGEABLE_ON_RESUME) as output:
+        config = start_workers(warm_up, config, purpose="warm-up")
+        chat = warmup_tokenizer(config)
+        if chat.tokenizer.chat_template is None:
+            logger.warning(
+                "the tokenizer has no chat template: the package's is used, as by stage 2"
+            )
+        summary = tokenize(partial(prepare_warmup_rows, config, chat, output))
+        report = train_in(output, warm_up, config, show=shows_steps(config.training.num_steps))
+        seconds = time.perf_counter() - started
+        write_manifest(config, output, summary, report, wall_seconds=seconds)
     print_report(
         summary,
         ("scores", calibration_line(report)),
@@ -78,12 +82,17 @@ def is_demo(config: WarmupConfig) -> bool:
 
 def require_inputs(config: WarmupConfig) -> None:
     """Refuses a model or a corpus that does not exist before Ray starts or a folder is made."""
+    from selectmoe.data.named_corpora import corpus_specs
     from selectmoe.data.readers import require_readable
     from selectmoe.model.checkpoint import require_select_moe
+    from selectmoe.model.weight_checks import require_weights
+    from selectmoe.paths import model_or_embedded
 
     corruption_kinds(config.training)
+    model = model_or_embedded(config.model, config.revision)
     if config.model is not None:
-        require_select_moe(config.model)
+        require_select_moe(model)
+    require_weights(model)
     require_readable(corpus_specs(config.dataset))
 
 
@@ -111,9 +120,11 @@ def warm_up(config: WarmupConfig, worker: "TrainingWorker") -> dict[str, Any]:
     Rank 0 alone calibrates: after the last step no worker waits for another, and the weights that
     it has written are those of all.
     """
+    from selectmoe.training.failures import naming_the_remedy
     from selectmoe.warmup.stage import run_warmup
 
-    report = asdict(run_warmup(config, worker))
+    with naming_the_remedy("lower training.max_tokens_per_batch or training.batch_size"):
+        report = asdict(run_warmup(config, worker)) | worker.computes_in(config.training.dtype)
     return report if worker.rank > 0 else report | calibrate(config, worker, report["weights"])
 
 

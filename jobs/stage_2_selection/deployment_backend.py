@@ -14,7 +14,12 @@ from selectmoe.client.wire import RETRIED_STATUSES
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ScoreRequestError, ServerUnavailableError
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
-from selectmoe.selection.backends import PATIENCE_SECONDS, ServedBackend, require_agreement
+from selectmoe.selection.backends import (
+    PATIENCE_SECONDS,
+    SERVER_DEVICE,
+    ServedBackend,
+    require_agreement,
+)
 from selectmoe.selection.scored_shards import SampleScorer
 
 DEPLOYMENT = "Scorer"
@@ -50,15 +55,16 @@ class DeploymentBackend(ServedBackend):
         return cls(info=info, application=found[0])
 
     def open_scorer(self) -> SampleScorer:
-        return DeploymentScorer(self.application)
+        return DeploymentScorer(self.application, dtype=self.info.dtype)
 
 
 class DeploymentScorer:
     """Scores samples through the handle of a Serve application; safe to share between threads."""
 
-    def __init__(self, application: str) -> None:
+    def __init__(self, application: str, *, dtype: str) -> None:
         from ray import serve
 
+        self.device_and_dtype = (SERVER_DEVICE, dtype)
         self.name = f"application {application!r}"
         self.handle: Any = serve.get_app_handle(application)
 

@@ -2,15 +2,19 @@
 
 import contextlib
 import gc
+import json
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from selectmoe.errors import SelectMoeError
+from selectmoe.cli.command_line import is_user_mistake, one_line
+from selectmoe.errors import full_disk
+from selectmoe.errors import one_line as cause_line
 from selectmoe.selection.scored_shards import SampleScorer, ShardCounts, score_shard
 
 COUNTS = tuple(ShardCounts.__dataclass_fields__)
@@ -28,17 +32,46 @@ def without_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
+@dataclass(frozen=True, slots=True)
+class ScoringFailure:
+    """Why an actor scored no shard."""
+
+    message: str
+    disk_is_full: bool
+    story: str
+    """The stack of an error that is no mistake of the user; else empty."""
+
+    @classmethod
+    def of(cls, error: Exception) -> "ScoringFailure":
+        full = full_disk(error)
+        if full is not None:
+            return cls(one_line(full), True, "")
+        if is_user_mistake(error):
+            return cls(one_line(error), False, "")
+        story = "".join(traceback.format_exception(error))
+        return cls(f"{type(error).__name__}: {cause_line(error)}", False, story)
+
+
 class ShardScorer:
     """Scores shards, and skips those that have scores."""
 
     def __init__(
-        self, open_scorer: Callable[[], SampleScorer], scored: Path, *, shards_in_flight: int
+        self,
+        open_scorer: Callable[[], SampleScorer],
+        scored: Path,
+        *,
+        shards_in_flight: int,
+        has_gpu: bool = False,
     ) -> None:
-        self.failure: SelectMoeError | None = None
+        self.failure: Exception | None = None
         try:
             with without_garbage_collection():
+                if has_gpu:
+                    from selectmoe.model.devices import require_gpu
+
+                    require_gpu()
                 self.scorer = open_scorer()
-        except SelectMoeError as error:
+        except Exception as error:
             # Reported by every call: Ray would retry a constructor that fails, and log it in full.
             self.failure = error
         self.scored = scored
@@ -46,14 +79,18 @@ class ShardScorer:
         self.executor = ThreadPoolExecutor(shards_in_flight) if shards_in_flight > 1 else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Counts by column, and the failure of each row, empty where there is none."""
+        """Counts by column, and the failure of each row as JSON, empty where there is none."""
         try:
             if self.failure is not None:
                 raise self.failure
             counts = [asdict(entry) for entry in self.score(map(Path, map(str, batch["shard"])))]
-        except SelectMoeError as error:
-            # As a row, since an exception arrives at the driver as a text of stack traces.
-            counts = [dict.fromkeys(COUNTS, 0) | {"shard": "", "failure": str(error)}]
+        except Exception as error:
+            # As a row: Ray hides an exception behind advice about retries.
+            failure = json.dumps(asdict(ScoringFailure.of(error)))
+            counts = [
+                dict.fromkeys(COUNTS, 0)
+                | {"shard": "", "device": "", "dtype": "", "failure": failure}
+            ]
         columns = {key: [entry[key] for entry in counts] for key in COUNTS}
         failures = [entry.get("failure", "") for entry in counts]
         return columns | {"failure": failures}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from jobs.on_ray.training_run import (
     PATHS,
     TRAINING_OPTIONS,
-    claim_output,
+    claimed_output,
     print_report,
+    start_workers,
     tokenize,
     train_in,
     write_manifest,
@@ -43,16 +44,17 @@ def main(arguments: Sequence[str]) -> None:
     from jobs.on_ray.training import storage_of
     from selectmoe.finetune.supervised_data import prepare_supervised_rows
 
-    output = claim_output(config, changeable=("merge",))
-    summary = tokenize(partial(prepare_supervised_rows, config, tokenizer, output))
-    report = train_in(output, train_adapter, config)
-    folder, name = storage_of(output, config.scaling.storage_path)
-    report["checkpoint"] = f"{folder}/{name}/{report['checkpoint']}"
-    report["adapter"] = str(output / ADAPTER_FOLDER_NAME)
-    if config.merge:
-        report["merged"] = export_merged(config, output)
-    seconds = time.perf_counter() - started
-    write_manifest(config, output, summary, report, wall_seconds=seconds)
+    with claimed_output(config, changeable=("merge",)) as output:
+        config = start_workers(train_adapter, config, purpose="finetuning")
+        summary = tokenize(partial(prepare_supervised_rows, config, tokenizer, output))
+        report = train_in(output, train_adapter, config)
+        folder, name = storage_of(output, config.scaling.storage_path)
+        report["checkpoint"] = f"{folder}/{name}/{report['checkpoint']}"
+        report["adapter"] = str(output / ADAPTER_FOLDER_NAME)
+        if config.merge:
+            report["merged"] = export_merged(config, output)
+        seconds = time.perf_counter() - started
+        write_manifest(config, output, summary, report, wall_seconds=seconds)
     print_report(
         summary,
         ("loss", f"{report['loss']:.4f} at the end"),
@@ -93,8 +95,12 @@ def train_adapter(config: FinetuneConfig, worker: "TrainingWorker") -> dict[str,
     """Stage 3 on one of Ray's workers, on the rows that the job has tokenized."""
     from selectmoe.finetune.stage import finetune
     from selectmoe.finetune.supervised_data import load_target_tokenizer
+    from selectmoe.training.failures import naming_the_remedy
 
-    return asdict(finetune(config, load_target_tokenizer(config), worker))
+    remedy = "lower training.batch_size, or set training.gradient_checkpointing=true"
+    with naming_the_remedy(remedy):
+        report = asdict(finetune(config, load_target_tokenizer(config), worker))
+    return report | worker.computes_in(config.training.dtype)
 
 
 def export_merged(config: FinetuneConfig, output: Path) -> str:

@@ -13,7 +13,7 @@ from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import (
     absolute_model,
     absolute_path,
-    claim_run,
+    claimed_run,
 )
 from selectmoe.config.code_version import code_version, library_versions
 from selectmoe.config.evaluation import EvaluateConfig
@@ -52,20 +52,21 @@ def main(arguments: Sequence[str]) -> None:
         return
     config = with_resolved_adapter(config)
     needs_hub = require_inputs(config)
-    output = claim_run(config, free=UNSAVED, resume=False)
-    use_gpu = start_ray_for(config)
-    config = with_num_workers(config, use_gpu=use_gpu)
-    described = about(config, use_gpu=use_gpu)  # before the run: a checkout may move on meanwhile
-    results = []
-    for result in run_on_ray(config, output, needs_hub=needs_hub, use_gpu=use_gpu):
-        results.append(result)
-        if result.seconds:  # not for the tasks of a group
-            print(task_line(result), flush=True)
-    from selectmoe.evaluation.run_files import SAMPLES_NAME, write_run
+    with claimed_run(config, free=UNSAVED, resume=False) as output:
+        use_gpu = start_ray_for(config)
+        config = with_num_workers(config, use_gpu=use_gpu)
+        # Before the run: a checkout may move on meanwhile.
+        described = about(config, use_gpu=use_gpu)
+        results = []
+        for result in run_on_ray(config, output, needs_hub=needs_hub, use_gpu=use_gpu):
+            results.append(result)
+            if result.seconds:  # not for the tasks of a group
+                print(task_line(result), flush=True)
+        from selectmoe.evaluation.run_files import SAMPLES_NAME, write_run
 
-    name = config.name or output.name
-    file = write_run(output, name=name, about=described, results=results)
-    print(f"\n{output / SAMPLES_NAME}\n{file}", flush=True)
+        name = config.name or output.name
+        file = write_run(output, name=name, about=described, results=results)
+        print(f"\n{output / SAMPLES_NAME}\n{file}", flush=True)
 
 
 def parse(arguments: Sequence[str]) -> EvaluateConfig:
@@ -166,7 +167,7 @@ def run_on_ray(
     """Yields the results of a Ray task, each as soon as it is available."""
     import ray
 
-    from jobs.on_ray.errors import user_mistake
+    from jobs.on_ray.errors import describe_cause, user_mistake, write_details
     from jobs.stage_4_eval.replica import RemoteReplica, ReplicaActor
 
     num_workers = config.num_workers or 1
@@ -194,10 +195,10 @@ def run_on_ray(
         mistake = user_mistake(error)
         if mistake is not None:
             raise mistake from error
-        details = output / "evaluation_error.txt"
-        details.write_text(str(error), encoding="utf-8")
-        reason = str(error).strip().splitlines()[-1]
-        raise EvaluationError(f"the evaluation failed: {reason}; details: {details}") from error
+        reason, details = describe_cause(error), output / "evaluation_error.txt"
+        raise EvaluationError(
+            f"the evaluation failed: {reason}{write_details(details, error)}"
+        ) from error
 
 
 def evaluate_tasks(
@@ -229,7 +230,11 @@ def prepare_process(config: EvaluateConfig, *, needs_hub: bool, use_gpu: bool) -
         work_offline()
     import torch
 
-    if not use_gpu:
+    from selectmoe.model.devices import require_gpu
+
+    if use_gpu:
+        require_gpu()
+    else:
         torch.set_num_threads(config.num_cpus)
 
 
@@ -259,6 +264,7 @@ def about(config: EvaluateConfig, *, use_gpu: bool) -> dict[str, object]:
         "model": model_or_embedded(config.model),
         "adapter": config.adapter,
         "device": "cuda" if use_gpu else "cpu",
+        "dtype": config.dtype or ("bfloat16" if use_gpu else "float32"),
         "config": resolved(config),
         "code": code_version(),
         "versions": library_versions(LIBRARIES),
@@ -272,7 +278,8 @@ def compare(config: EvaluateConfig) -> None:
 
     runs = [read_run(Path(folder)) for folder in config.compare]
     table = compare_runs(runs, baseline=config.baseline)
-    as_json, as_markdown = write_table(table, claim_run(config, free=(), resume=False))
+    with claimed_run(config, free=(), resume=False) as output:
+        as_json, as_markdown = write_table(table, output)
     print(to_text(table))
     for run in runs:
         adapter = f"adapter {run.adapter}" if run.adapter else "no adapter"

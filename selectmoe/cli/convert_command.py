@@ -119,8 +119,8 @@ def merge(config: ConvertConfig) -> None:
 def print_memory(base: str) -> None:
     """Prints what verification needs. Raises NotEnoughMemoryError where less is free."""
     from selectmoe.model.checkpoint import model_folder
+    from selectmoe.model.free_memory import free_cpu_memory, in_words
     from selectmoe.model.weight_files import num_stored_parameters
-    from selectmoe.training.memory_estimate import free_cpu_memory, in_words
 
     needed = num_stored_parameters(model_folder(base)) * FLOAT32_BYTES
     free = free_cpu_memory()
@@ -134,7 +134,7 @@ def print_memory(base: str) -> None:
 
 def require_memory(base: str, *, needed: int, free: int) -> None:
     """Raises NotEnoughMemoryError where verification needs more bytes than are free."""
-    from selectmoe.training.memory_estimate import in_words
+    from selectmoe.model.free_memory import in_words
 
     if needed > free:
         raise NotEnoughMemoryError(

@@ -10,6 +10,7 @@ from selectmoe.cli.command_line import CommandParser, run_command
 COMMANDS = {
     "select": ("select_command", "Score a corpus and keep exactly the best share of it."),
     "score": ("score_command", "Print the score of each row of a corpus."),
+    "calibrate": ("calibrate_command", "Write the calibration of a selector."),
     "convert": ("convert_command", "Add quality gates to an OLMoE checkpoint."),
     "info": ("info_command", "Describe this installation, or a selector."),
 }
@@ -28,7 +29,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> None:
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        lines = (f"  {command:<8}  {text}" for command, (_, text) in COMMANDS.items())
+        lines = (f"  {command:<9}  {text}" for command, (_, text) in COMMANDS.items())
         print(USAGE.format(commands="\n".join(lines)))
     elif name == "--version":
         print(f"selectmoe {__version__}")

@@ -58,11 +58,11 @@ def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
 
     require_readable(config.data)
     if config.model is not None:
-        require_select_moe(config.model)
+        require_select_moe(model_or_embedded(config.model, config.revision))
     from selectmoe.scoring.engine import ScoringEngine
 
     engine = ScoringEngine.from_pretrained(
-        model_or_embedded(config.model),
+        model_or_embedded(config.model, config.revision),
         model_checkpoint_path=config.model_checkpoint_path,
         config=config.scoring,
     )

@@ -9,8 +9,7 @@ from selectmoe.cli.output_folder import (
     absolute_corpus,
     absolute_model,
     absolute_path,
-    claim_run,
-    telling_how_to_resume,
+    claimed_run,
 )
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ConfigError
@@ -31,10 +30,11 @@ OPTIONS = {
     "--max-rejected": "max_rejected",
     "--resume": "resume",
 }
-# These change where, how fast and whether a run continues, not what comes out of it.
-FREE_ON_RESUME = ("max_rejected", "num_actors", "output", "output_root", "resume")
-# A resumed run continues on its backend unless it is given another one: a server may have moved.
-CHANGEABLE_ON_RESUME = ("via", "shards_in_flight")
+# Where a run is written; config.json lies there.
+FREE_ON_RESUME = ("output", "output_root", "resume")
+# These change where, how fast and whether a run continues, not what comes out of it. A resumed run
+# keeps them unless it is given others.
+CHANGEABLE_ON_RESUME = ("max_rejected", "num_actors", "via", "shards_in_flight")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -60,23 +60,23 @@ def run(config: SelectConfig, backend: "Backend | None", runner: "Runner") -> No
     from selectmoe.cli.select_table import print_selection
     from selectmoe.selection.stage import run_selection
 
-    output = claim_run(
+    with claimed_run(
         config,
         free=FREE_ON_RESUME,
         resume=config.resume is not None,
         changeable=CHANGEABLE_ON_RESUME,
-    )
-    with telling_how_to_resume(output):
+    ) as output:
         manifest = run_selection(
             config, output, backend=backend, runner=runner, progress=SelectionProgress()
         )
-    print_selection(manifest, output)
+        print_selection(manifest, output)
 
 
 def parse(arguments: Sequence[str], *, prog: str) -> SelectConfig:
     """Options and `key=value` overrides as one checked configuration with absolute paths."""
     paths = {
         "dataset.paths": absolute_corpus,
+        "dataset.folder": absolute_path,
         "model": absolute_model,
         "model_checkpoint_path": absolute_path,
         "scored": _finished_run,
@@ -94,15 +94,19 @@ def _finished_run(path: str, key: str) -> Path:
 
 
 def require_inputs(config: SelectConfig) -> None:
-    """Refuses a missing model or corpus before anything starts or a folder is made."""
+    """Refuses weights or a corpus that cannot be read before anything starts or is written."""
+    from selectmoe.data.named_corpora import corpus_specs
     from selectmoe.data.readers import require_readable
-    from selectmoe.model.checkpoint import require_select_moe, weights_file
+    from selectmoe.model.checkpoint import require_select_moe
+    from selectmoe.model.weight_checks import require_weights
+    from selectmoe.paths import model_or_embedded
 
     if config.scored is not None:
         return
+    model = model_or_embedded(config.model, config.revision)
     if config.model is not None:
-        require_select_moe(config.model)
-    if config.model_checkpoint_path is not None:
-        weights_file(config.model_checkpoint_path)
+        require_select_moe(model)
+    if config.via == "actors":  # a server has weights of its own
+        require_weights(model, config.model_checkpoint_path)
     if config.resume is None:  # a resumed run reads its own copy
-        require_readable(config.dataset.paths)
+        require_readable(corpus_specs(config.dataset))

@@ -6,7 +6,6 @@ from typing import Any
 from selectmoe.cli.command_line import format_table
 from selectmoe.cli.progress import format_seconds
 from selectmoe.data.rejected import rejected_file
-from selectmoe.selection.passes import ALL_DATASETS
 from selectmoe.selection.run_folder import RunFolder
 
 DEMO_BAD = "demo_corrupted"
@@ -14,17 +13,25 @@ DEMO_BAD = "demo_corrupted"
 
 def print_selection(manifest: dict[str, Any], output: Path) -> None:
     """One line per dataset, what the run took, and where its files are."""
-    rows = [("dataset", "read", "scored", "rejected", "selected", "threshold")]
+    by_dataset = manifest["config"]["per_dataset"]
+    rows: list[tuple[str, ...]] = [
+        ("dataset", "read", "scored", "rejected", "duplicates", "selected", "threshold")
+    ]
     for name, counts in manifest["datasets"].items():
         rejected = sum(counts["num_rejected"].values())
-        rows.append(_row(name, counts, rejected, _threshold(manifest, name)))
+        rows.append(_row(name, counts, rejected, _threshold(manifest, name) if by_dataset else ""))
     total = manifest["total"]
-    rows.append(_row("all", total, total["num_rejected"], _threshold(manifest, ALL_DATASETS)))
+    corpus_threshold = "" if by_dataset else _threshold(manifest, "*")
+    rows.append(_row("all", total, total["num_rejected"], corpus_threshold))
     print(f"\n{format_table(rows)}\n")
+    if total["num_duplicates"]:
+        print(_duplicates_line(total))
     if DEMO_BAD in manifest["datasets"]:
         print(_demo_line(manifest["datasets"][DEMO_BAD], total))
     if manifest["calibration"]:
         print(_percentile_line(manifest))
+    for warning in manifest["warnings"]:
+        print(f"warning: {warning}")
     truncated = f", {total['num_truncated']:,} rows truncated" if total["num_truncated"] else ""
     print(
         f"{total['num_tokens']:,} tokens{truncated}, scored at "
@@ -37,13 +44,18 @@ def print_selection(manifest: dict[str, Any], output: Path) -> None:
             print(path)
 
 
-def _row(
-    name: str, counts: dict[str, Any], num_rejected: int, threshold: str
-) -> tuple[str, str, str, str, str, str]:
-    read, scored, selected = (
-        f"{counts[key]:,}" for key in ("num_read", "num_scored", "num_selected")
+def _row(name: str, counts: dict[str, Any], num_rejected: int, threshold: str) -> tuple[str, ...]:
+    read, scored, duplicates, selected = (
+        f"{counts[key]:,}" for key in ("num_read", "num_scored", "num_duplicates", "num_selected")
     )
-    return name, read, scored, f"{num_rejected:,}", selected, threshold
+    return name, read, scored, f"{num_rejected:,}", duplicates, selected, threshold
+
+
+def _duplicates_line(total: dict[str, int]) -> str:
+    number = f"{total['num_duplicates']:,} rows have exactly the text of another row"
+    if total["num_left_out"]:
+        return f"{number} and are left out; selection.duplicates=keep scores them"
+    return f"{number} and are scored too; selection.duplicates=drop leaves them out"
 
 
 def _threshold(manifest: dict[str, Any], name: str) -> str:

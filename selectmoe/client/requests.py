@@ -82,6 +82,10 @@ class ServerInfo:
     max_body_bytes: int
     calibration: Mapping[str, Any] | None = field(default=None, repr=False)
     """Content of calibration.json; None where scores have no percentiles."""
+    length: str = "raw"
+    """adjusted: scores are read against answers of similar length; or raw."""
+    turns: str = "all"
+    """Assistant turns that are scored: all or last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +303,8 @@ def parse_info(content: Mapping[str, Any]) -> ServerInfo:
         max_samples=int(limits["max_samples_per_request"]),
         max_body_bytes=int(limits["max_body_bytes"]),
         calibration=content.get("calibration"),
+        length=str(content.get("length", "raw")),  # servers of version 0.1 know no other
+        turns=str(content.get("turns", "all")),
     )
 
 

@@ -14,6 +14,8 @@ Formula = Literal[
 ]
 RowLayout = Literal["padded", "packed"]
 Dtype = Literal["float32", "bfloat16"]
+Length = Literal["adjusted", "raw"]
+Turns = Literal["all", "last"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +24,13 @@ class EngineConfig:
 
     formula: Formula = "answer_margin"
     """Scoring formula: which tokens and layers a score averages, as probabilities or margins."""
+    length: Length = "adjusted"
+    """Comparison of answers of different length: adjusted reads a score against answers of similar
+    length, as the selector's calibration has them; raw is the plain average of the formula. A
+    selector without such a calibration always gives raw scores."""
+    turns: Turns = "all"
+    """Assistant turns that are scored: all of a conversation, or the last one with the others as
+    its context."""
     max_sequence_length: int = 1_024
     """Maximum tokens per sample; longer samples are truncated."""
     max_tokens_per_batch: int | None = None
@@ -40,10 +49,16 @@ class EngineConfig:
     CPU and grouped_mm on a GPU. Setting it forces padded batches."""
 
     def __post_init__(self) -> None:
-        choices = {"formula": Formula, "row_layout": RowLayout, "dtype": Dtype}
+        choices = {
+            "formula": Formula,
+            "length": Length,
+            "turns": Turns,
+            "row_layout": RowLayout,
+            "dtype": Dtype,
+        }
         for name, literal in choices.items():
             value, words = getattr(self, name), get_args(literal)
-            known = value in words or (value is None and name != "formula")
+            known = value in words or (value is None and name in ("row_layout", "dtype"))
             require(known, name, f"one of {', '.join(words)}", value)
         length, tokens = self.max_sequence_length, self.max_tokens_per_batch
         require(length >= 1, "max_sequence_length", "at least 1", length)

@@ -34,7 +34,7 @@ class EvaluateConfig(RunConfig):
     """Name of the run in comparison tables; null is the name of its output folder."""
     tasks: tuple[str, ...] = ("demo_answer_loss", "demo_choices")
     """Tasks, separated by commas: names from lm-eval (mmlu, arc_easy), from tasks_dir or from the
-    package, or .jsonl and .jsonl.gz files of conversations or multiple-choice questions."""
+    package, or files of conversations or multiple-choice questions, in any format of a corpus."""
     tasks_dir: str | None = None
     """Folder of custom lm-eval task files (YAML); data files are resolved relative to it."""
     num_fewshot: str | int | None = None

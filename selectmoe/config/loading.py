@@ -130,6 +130,12 @@ def setting_name(config_class: type[StageConfig], key: str) -> str:
     raise ConfigError(f"unknown setting {key!r}; did you mean {nearest!r}?")
 
 
+def is_known_setting(config_class: type[StageConfig], key: str) -> bool:
+    """True for the name of a setting that this stage has, or had in an older version."""
+    names = (mapping.get(config_class.stage, {}) for mapping in (ALIASES, RENAMED, REMOVED))
+    return key in setting_types(config_class) or any(key in former for former in names)
+
+
 @functools.cache
 def setting_types(config_class: type) -> dict[str, Any]:
     """The type of every setting by its dotted key."""

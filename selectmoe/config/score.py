@@ -14,12 +14,14 @@ class ScoreConfig:
 
     model: str | None = None
     """Select-MoE model: a folder or hub name; null is the selector in the package."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub, also as model=NAME@REVISION; null is main."""
     model_checkpoint_path: str | None = None
     """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, or an
     adapter; null is the weights of the model itself."""
     data: tuple[str, ...] = ()
-    """Corpora: files, folders, globs, URLs, hub:NAME[:split], or - for JSON lines from standard
-    input; several are separated by commas."""
+    """Corpora: files, folders, globs, URLs, hub:NAME[:CONFIG][:SPLIT][@REVISION], or - for JSON
+    lines from standard input; several are separated by commas."""
     scoring: EngineConfig = field(default_factory=EngineConfig)
     output: str | None = None
     """File for the scores, one JSON object per line; null prints them."""

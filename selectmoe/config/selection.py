@@ -1,7 +1,7 @@
 """The settings of stage 2, selection."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from selectmoe.config.checks import require, require_at_least
 from selectmoe.config.engine import EngineConfig
@@ -13,13 +13,27 @@ class DatasetConfig:
     """Which corpora are read, and how much of them."""
 
     paths: tuple[str, ...] = ()
-    """Corpora: files, folders, globs, URLs or hub:NAME[:split]; several are separated by commas.
-    [] is the demo corpus."""
+    """Corpora: files, folders, globs, URLs or hub:NAME[:CONFIG][:SPLIT][@REVISION]; several are
+    separated by commas. [] is the demo corpus, unless names is set."""
+    names: tuple[str, ...] = ()
+    """Corpora by name. With folder, files or folders in it; without, cot, flan_v2 and oasst1 come
+    from princeton-nlp/less_data and dolly from databricks/databricks-dolly-15k on the hub."""
+    folder: str | None = None
+    """Folder that contains the corpora of names."""
     subset_ratio: float = 1.0
     """Fraction of the rows to use, in (0, 1], chosen by a hash of their content."""
 
     def __post_init__(self) -> None:
         require(0 < self.subset_ratio <= 1, "subset_ratio", "in (0, 1]", self.subset_ratio)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectionConfig:
+    """Which of the rows that were read may be selected."""
+
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Rows with exactly the same text, which are always counted: drop scores only the first one by
+    row key, keep scores all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +46,13 @@ class SelectConfig(ResumableRunConfig):
     """Fraction of the scored rows to keep, in (0, 1]; also --pct."""
     model: str | None = None
     """Select-MoE model: a folder or hub name; null is the selector in the package."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub, also as model=NAME@REVISION; null is main."""
     model_checkpoint_path: str | None = None
     """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, or an
     adapter; null is the weights of the model itself."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     scoring: EngineConfig = field(default_factory=EngineConfig)
     per_dataset: bool = False
     """Keep the fraction of each dataset instead of the whole corpus."""
@@ -48,9 +65,10 @@ class SelectConfig(ResumableRunConfig):
     """Maximum number of shards an actor requests concurrently with via=serve or a URL."""
     rows_per_shard: int = 512
     """Rows per shard, the unit that is scored, written and resumed as a whole."""
-    num_actors: int | None = None
-    """Number of scoring actors or threads; null is one per GPU, or one per CPU where there is no
-    GPU, and a single actor with via=serve or a URL."""
+    num_actors: str | int | None = None
+    """Number of scoring actors or threads, at most N or between MIN:MAX; the pool begins with those
+    that the cluster has room for and grows with it. null is 1 to all that the cluster can become,
+    one per GPU, or one per CPU where there is no GPU; a single actor with via=serve or a URL."""
     num_threads_per_actor: int = 1
     """CPU threads per actor; changing it may change the last digits of scores."""
     scored: str | None = None
@@ -62,5 +80,23 @@ class SelectConfig(ResumableRunConfig):
         require(0 < share <= 1, "selection_percentage (--pct)", "in (0, 1]", share)
         known = self.via in ("actors", "serve") or self.via.startswith(("http://", "https://"))
         require(known, "via", "actors, serve or a URL (http://HOST:PORT)", self.via)
-        names = ("shards_in_flight", "rows_per_shard", "num_actors", "num_threads_per_actor")
+        names = ("shards_in_flight", "rows_per_shard", "num_threads_per_actor")
         require_at_least(1, self, *names)
+        if isinstance(self.num_actors, str) and self.num_actors.lstrip("-").isdigit():
+            object.__setattr__(self, "num_actors", int(self.num_actors))  # as the option gives it
+        lowest, highest = self.actor_bounds
+        rule = "a whole number from 1 or MIN:MAX, such as 1:8"
+        require(1 <= lowest <= (highest or lowest), "num_actors", rule, self.num_actors)
+
+    @property
+    def actor_bounds(self) -> tuple[int, int | None]:
+        """The least and the most actors; None for as many as there is room for."""
+        if self.num_actors is None:
+            return 1, None
+        if isinstance(self.num_actors, int):
+            return min(1, self.num_actors), self.num_actors
+        lowest, colon, highest = self.num_actors.partition(":")
+        rule = "a whole number from 1 or MIN:MAX, such as 1:8"
+        known = bool(colon) and lowest.isdigit() and highest.isdigit()
+        require(known, "num_actors", rule, self.num_actors)
+        return int(lowest), int(highest)

@@ -15,11 +15,11 @@ class WarmupDatasetConfig:
     """Which corpora the gates are trained on."""
 
     paths: tuple[str, ...] = ()
-    """Corpora: files, folders, globs, URLs or hub:NAME[:split]; several are separated by commas.
-    [] is the clean part of the demo corpus, unless names is set."""
+    """Corpora: files, folders, globs, URLs or hub:NAME[:CONFIG][:SPLIT][@REVISION]; several are
+    separated by commas. [] is the clean part of the demo corpus, unless names is set."""
     names: tuple[str, ...] = ()
-    """Names of corpora in folder, such as cot,dolly,flan_v2,oasst1; each is a .jsonl, .jsonl.gz or
-    .parquet file of that name, or a folder of such files."""
+    """Corpora by name. With folder, files or folders in it; without, cot, flan_v2 and oasst1 come
+    from princeton-nlp/less_data and dolly from databricks/databricks-dolly-15k on the hub."""
     folder: str | None = None
     """Folder that contains the corpora of names."""
     subset_ratio: float = 0.05
@@ -30,8 +30,6 @@ class WarmupDatasetConfig:
     def __post_init__(self) -> None:
         require(0 < self.subset_ratio <= 1, "subset_ratio", "in (0, 1]", self.subset_ratio)
         require_at_least(2, self, "max_sequence_length")
-        if self.names and self.folder is None:
-            raise ConfigError(f"names needs dataset.folder, got {','.join(self.names)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +142,8 @@ class WarmupConfig(ResumableRunConfig):
 
     model: str | None = None
     """Select-MoE model: a folder or hub name; null is the selector in the package."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub, also as model=NAME@REVISION; null is main."""
     dataset: WarmupDatasetConfig = field(default_factory=WarmupDatasetConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)

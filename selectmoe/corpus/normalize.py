@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +31,20 @@ from selectmoe.corpus.buckets import (
     num_characters,
     rows_in_order,
 )
+from selectmoe.corpus.duplicate_filter import (
+    DUPLICATES_NAME,
+    DUPLICATES_SCHEMA,
+    DuplicateFilter,
+    DuplicateRows,
+    Duplicates,
+)
+from selectmoe.corpus.duplicates import (
+    TextHashes,
+    TextHashWriter,
+    hash_ranges,
+    keys_in_order,
+    write_duplicates,
+)
 from selectmoe.corpus.map_items import MapItems
 from selectmoe.corpus.parts import CorpusPart, read_part, split_corpora
 from selectmoe.corpus.shards import (
@@ -37,9 +52,10 @@ from selectmoe.corpus.shards import (
     CorpusSummary,
     in_subset,
     nothing_kept,
-    row_key,
+    row_hashes,
     shard_table,
 )
+from selectmoe.data.listing import MAX_NAMES_IN_A_MANIFEST, Listing, list_corpora
 from selectmoe.data.rejected import describe
 from selectmoe.data.writers import whole_file, write_json, write_parquet
 from selectmoe.errors import DataError
@@ -51,6 +67,7 @@ SHARDS_PER_RANGE = 16
 MAX_RANGE_DIGITS = 2
 ROWS_BETWEEN_COUNTS = 5_000
 COUNT_NAME = "rows_read"
+TEXTS_NAME = "texts.bin"
 REJECTED_NAME = "rejected.parquet"
 REJECTED_SCHEMA = pa.schema(
     [
@@ -73,6 +90,16 @@ class GatheredPart:
     first_rejected: str  # "<file>:<row>: <reason>", or empty
     read_by_dataset: Counter[str]  # rows of the subset, and rejected rows
     buckets: dict[str, RowBucket]
+    texts: TextHashes
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedRange:
+    """Result of the second step for one range of keys."""
+
+    num_shards: int
+    num_duplicate_ids: int
+    duplicates: Counter[str]  # rows with the text of another one, by dataset
 
 
 def write_corpus(
@@ -81,23 +108,26 @@ def write_corpus(
     *,
     rows_per_shard: int,
     subset_ratio: float = 1.0,
+    duplicates: Duplicates = "drop",
     map_items: MapItems = map,
 ) -> CorpusSummary:
     """Writes the rows of corpora (see `read_corpus`) as `write_shards` does.
 
     subset_ratio: fraction of the samples to keep, as `keep_subset` does.
+    duplicates: of rows with the same text, drop keeps the first by row key alone.
     map_items: calls the tasks; `directory` must be on storage that all of its workers see.
     Raises DataError where a corpus cannot be read, has no rows, or none in the subset.
     """
     with _emptied(directory) as buckets:
         gather = functools.partial(_gather_part, buckets=buckets, subset_ratio=subset_ratio)
-        numbered = list(enumerate(split_corpora(specs, map_items=map_items)))
+        listing = list_corpora(specs)
+        numbered = list(enumerate(split_corpora(listing, map_items=map_items)))
         gathered = list(map_items(gather, numbered))
         parts = [part for part, _ in gathered]
         num_read = sum((counts for _, counts in gathered), Counter[str]())
-        for spec in specs:
-            if not num_read[spec]:
-                raise DataError(f"{spec}: no rows: every file is empty")
+        for corpus in listing.corpora:
+            if corpus.files and not num_read[corpus.spec]:
+                raise DataError(f"{corpus.spec}: no rows: every file is empty")
         num_samples = sum(part.num_samples for part in parts)
         if num_samples and not any(part.buckets for part in parts):
             raise nothing_kept(num_samples, subset_ratio)
@@ -105,15 +135,22 @@ def write_corpus(
             parts,
             directory,
             scratch=buckets,
-            rows_per_shard=rows_per_shard,
+            order=_OrderSettings(rows_per_shard, duplicates, _about_files(listing)),
             map_items=map_items,
         )
 
 
 def write_shards(
-    rows: Iterable[Sample | RejectedRow], directory: Path, *, rows_per_shard: int
+    rows: Iterable[Sample | RejectedRow],
+    directory: Path,
+    *,
+    rows_per_shard: int,
+    duplicates: Duplicates = "drop",
 ) -> CorpusSummary:
     """Writes shard-000000.parquet …, rejected.parquet and, last, summary.json into `directory`.
+
+    Rows with the text of one whose key is lower are listed in duplicates.parquet, and with
+    duplicates="drop" in no shard.
 
     The shards of a large corpus are called shard-0-000000.parquet … shard-f-…, or shard-00-… to
     shard-ff-…, after the first digits of their keys. Files that an interrupted run left in
@@ -124,7 +161,8 @@ def write_shards(
         part = gather(rows, buckets / "part")
         if not part.num_read:
             raise DataError("the corpus has no rows")
-        return _write_gathered([part], directory, scratch=buckets, rows_per_shard=rows_per_shard)
+        order = _OrderSettings(rows_per_shard, duplicates, {})
+        return _write_gathered([part], directory, scratch=buckets, order=order)
 
 
 def rows_read(directory: Path) -> int:
@@ -180,6 +218,7 @@ def gather(
     read_by_dataset: Counter[str] = Counter()
     num_read = num_samples = 0
     buckets = BucketWriter(folder)
+    texts = TextHashWriter(folder / TEXTS_NAME)
     with pq.ParquetWriter(folder / REJECTED_NAME, REJECTED_SCHEMA) as writer:
         rejected = _RejectedRows(writer)
         for num_read, row in enumerate(rows, start=1):
@@ -189,10 +228,11 @@ def gather(
                 rejected.add(row)
             else:
                 num_samples += 1
-                key = row_key(row)
+                key, text = row_hashes(row)
                 if not in_subset(key, subset_ratio):
                     continue
                 buckets.add((key, row))
+                texts.add(key, text)
             read_by_dataset[row.dataset] += 1
         rejected.flush()
     return GatheredPart(
@@ -203,7 +243,17 @@ def gather(
         first_rejected=rejected.first,
         read_by_dataset=read_by_dataset,
         buckets=buckets.close(),
+        texts=texts.close(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _OrderSettings:
+    """How gathered rows become shards."""
+
+    rows_per_shard: int
+    duplicates: Duplicates
+    files: dict[str, Any]  # for the summary
 
 
 def _write_gathered(
@@ -211,27 +261,48 @@ def _write_gathered(
     directory: Path,
     *,
     scratch: Path,
-    rows_per_shard: int,
+    order: _OrderSettings,
     map_items: MapItems = map,
 ) -> CorpusSummary:
     read_by_dataset = sum((part.read_by_dataset for part in parts), Counter[str]())
     num_rejected = sum(part.num_rejected for part in parts)
     num_kept = read_by_dataset.total() - num_rejected
-    _concatenate_rejected(parts, directory)
-    order = functools.partial(
-        _order_range, directory=directory, scratch=scratch, rows_per_shard=rows_per_shard
+    _concatenate(REJECTED_SCHEMA, (p.folder / REJECTED_NAME for p in parts), directory)
+    texts = [part.texts for part in parts]
+    find = functools.partial(write_duplicates, parts=texts, folder=scratch)
+    order_range = functools.partial(
+        _order_range,
+        directory=directory,
+        scratch=scratch,
+        settings=order,
+        duplicate_files=list(map_items(find, hash_ranges(texts))),
     )
-    ordered = list(map_items(order, _key_ranges(parts, num_kept, rows_per_shard)))
+    ordered = list(map_items(order_range, _key_ranges(parts, num_kept, order.rows_per_shard)))
+    duplicates = sum((part.duplicates for part in ordered), Counter[str]())
+    if duplicates:
+        files = sorted(scratch.glob(f"*{DUPLICATES_NAME}"))
+        _concatenate(DUPLICATES_SCHEMA, files, directory, name=DUPLICATES_NAME)
     summary = CorpusSummary(
         num_read=read_by_dataset.total(),
         num_rejected=num_rejected,
-        num_shards=sum(num_shards for num_shards, _ in ordered),
-        num_duplicate_ids=sum(num_duplicates for _, num_duplicates in ordered),
+        num_shards=sum(part.num_shards for part in ordered),
+        num_duplicate_ids=sum(part.num_duplicate_ids for part in ordered),
         read_by_dataset=dict(sorted(read_by_dataset.items())),
         first_rejected=next((part.first_rejected for part in parts if part.first_rejected), ""),
+        duplicates_by_dataset=dict(sorted(duplicates.items())),
+        num_left_out=duplicates.total() if order.duplicates == "drop" else 0,
+        files=order.files,
     )
     write_json(directory / SUMMARY_NAME, asdict(summary))
     return summary
+
+
+def _about_files(listing: Listing) -> dict[str, Any]:
+    passed = listing.passed_over
+    kinds = {"left_over": passed.left_over, "outputs": passed.outputs, "repeated": passed.repeated}
+    counts = {f"num_{kind}": len(paths) for kind, paths in kinds.items()}
+    named = {kind: list(paths[:MAX_NAMES_IN_A_MANIFEST]) for kind, paths in kinds.items()}
+    return {"folders": listing.folders, "num_read": listing.num_files, **counts, **named}
 
 
 def _key_ranges(
@@ -251,53 +322,39 @@ def _key_ranges(
 
 
 def _order_range(
-    keys: KeyRange, *, directory: Path, scratch: Path, rows_per_shard: int
-) -> tuple[int, int]:
-    """Writes the shards of one range of keys; returns their number and that of duplicate ids.
-
-    A retry writes the same files.
-    """
+    keys: KeyRange,
+    *,
+    directory: Path,
+    scratch: Path,
+    settings: _OrderSettings,
+    duplicate_files: Sequence[Path],
+) -> OrderedRange:
+    """Writes the shards of one range of keys. A retry writes the same files."""
     digits, buckets = keys
-    duplicates = _Duplicates()
     num_shards = 0
-    with tempfile.TemporaryDirectory(prefix="split-", dir=scratch) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="split-", dir=scratch) as folder,
+        DuplicateRows(scratch / f"{digits}-{DUPLICATES_NAME}") as found,
+    ):
+        duplicates = DuplicateFilter(
+            keys_in_order(duplicate_files, digits), found, settings.duplicates
+        )
         rows = duplicates.number(rows_in_order(buckets, scratch=Path(folder)))
-        for chunk in _chunks(rows, rows_per_shard):
+        for chunk in _chunks(rows, settings.rows_per_shard):
             number = f"{digits}-{num_shards:06d}" if digits else f"{num_shards:06d}"
             write_parquet(directory / f"shard-{number}.parquet", shard_table(chunk))
             num_shards += 1
-    return num_shards, duplicates.num_duplicate_ids
+    return OrderedRange(num_shards, duplicates.num_duplicate_ids, found.by_dataset)
 
 
-def _concatenate_rejected(parts: Iterable[GatheredPart], directory: Path) -> None:
-    with (
-        whole_file(directory / REJECTED_NAME) as file,
-        pq.ParquetWriter(file, REJECTED_SCHEMA) as writer,
-    ):
-        for part in parts:
-            with pq.ParquetFile(part.folder / REJECTED_NAME) as rejected:
-                for batch in rejected.iter_batches():
+def _concatenate(
+    schema: pa.Schema, files: Iterable[Path], directory: Path, *, name: str = REJECTED_NAME
+) -> None:
+    with whole_file(directory / name) as file, pq.ParquetWriter(file, schema) as writer:
+        for path in files:
+            with pq.ParquetFile(path) as part:
+                for batch in part.iter_batches():
                     writer.write_batch(batch)
-
-
-class _Duplicates:
-    """Counts rows whose (dataset, id) came before; rows with equal ids are neighbours by key."""
-
-    def __init__(self) -> None:
-        self.num_duplicate_ids = 0
-
-    def number(self, rows: Iterable[KeyedSample]) -> Iterator[KeyedSample]:
-        """Appends a number to the key of exact duplicates, so that all keys differ."""
-        previous, number, seen = "", 0, set[tuple[str, str]]()
-        for key, sample in rows:
-            if key[:16] != previous[:16]:  # another id
-                seen = set()
-            number = number + 1 if key == previous else 0
-            previous = key
-            name = (sample.dataset, sample.sample_id)
-            self.num_duplicate_ids += name in seen
-            seen.add(name)
-            yield (f"{key}-{number}" if number else key), sample
 
 
 class _RejectedRows:

@@ -1,12 +1,12 @@
 """Corpora split into parts of about the same size, which processes can read in parallel.
 
 A part is several files, or a slice of a large one: lines of a .jsonl file, row groups of a
-.parquet file. A .jsonl.gz file and a split on the hub can only be read from the beginning, and are
-one part each. The rows and their row numbers are those of `read_corpora`.
+.parquet file. Other files, compressed ones and a split on the hub are read from the beginning, and
+are one part each. The rows and their row numbers are those of `read_corpora`.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -14,9 +14,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from selectmoe.corpus.map_items import MapItems
-from selectmoe.data.formats import FileSlice
-from selectmoe.data.readers import HUB_PREFIX, read_corpus, read_slices
-from selectmoe.data.sources import list_files, locate
+from selectmoe.data.endings import require_ending
+from selectmoe.data.formats import FileSlice, is_sliceable
+from selectmoe.data.hub import is_hub
+from selectmoe.data.listing import Corpus, Listing
+from selectmoe.data.readers import read_slices
+from selectmoe.data.sources import locate
 from selectmoe.errors import DataError
 from selectmoe.records import RejectedRow, Sample
 
@@ -28,10 +31,10 @@ _CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A file, a slice of one, or a whole corpus."""
+    """A file, a slice of one, or a split on the hub, whose path is its spec."""
 
     spec: str  # of the corpus, as `read_corpus` takes it
-    slice: FileSlice | None  # None: all of the corpus
+    slice: FileSlice
 
 
 CorpusPart = tuple[Piece, ...]
@@ -39,26 +42,24 @@ CorpusPart = tuple[Piece, ...]
 
 
 def split_corpora(
-    specs: Sequence[str],
+    listing: Listing,
     *,
     map_items: MapItems = map,
     min_part_bytes: int = MIN_PART_BYTES,
     max_parts: int = MAX_PARTS,
 ) -> list[CorpusPart]:
-    """Parts whose rows, in order, are those of `read_corpora(specs)`.
+    """Parts whose rows, in order, are those of `read_corpora` for the same corpora.
 
     Parts are about as small as `min_part_bytes` and `max_parts` allow. There may be twice as many
     where file sizes do not add up well, and more where parquet files compress their rows.
-    Raises DataError, as `read_corpora` would, where a corpus has no file.
     """
-    files = [_files_with_sizes(spec) for spec in specs]
-    num_bytes = sum(size for _, with_sizes in files for _, size in with_sizes)
-    part_bytes = max(min_part_bytes, -(-num_bytes // max_parts))
+    sizes = [_file_sizes(corpus) for corpus in listing.corpora]
+    part_bytes = max(min_part_bytes, -(-sum(map(sum, sizes)) // max_parts))
     parts: list[CorpusPart] = []
     pieces: list[Piece] = []
     held = 0
-    for spec, (filesystem, with_sizes) in zip(specs, files, strict=True):
-        for piece, weight in _pieces_of(spec, filesystem, with_sizes, part_bytes):
+    for corpus, sizes_of_files in zip(listing.corpora, sizes, strict=True):
+        for piece, weight in _pieces_of(corpus, sizes_of_files, part_bytes):
             if pieces and held + weight > part_bytes:
                 parts.append(tuple(pieces))
                 pieces, held = [], 0
@@ -71,54 +72,50 @@ def split_corpora(
 def read_part(part: CorpusPart) -> Iterator[tuple[str, Sample | RejectedRow]]:
     """The rows of a part, as `read_corpus` yields them, each with the spec of its corpus."""
     for spec, pieces in itertools.groupby(part, key=lambda piece: piece.spec):
-        slices = [piece.slice for piece in pieces]
-        of_files = [piece for piece in slices if piece is not None]
-        rows = read_slices(locate(spec)[0], of_files) if of_files else read_corpus(spec)
+        filesystem = None if is_hub(spec) else locate(spec)[0]
+        rows = read_slices(filesystem, [piece.slice for piece in pieces])
         yield from ((spec, row) for row in rows)
 
 
-def _files_with_sizes(spec: str) -> tuple[pafs.FileSystem | None, list[tuple[str, int]]]:
-    if spec.startswith(HUB_PREFIX):
-        return None, []
-    filesystem, path = locate(spec)
-    files = list_files(filesystem, path, spec)
-    return filesystem, [(info.path, info.size or 0) for info in filesystem.get_file_info(files)]
+def _file_sizes(corpus: Corpus) -> list[int]:
+    if corpus.filesystem is None:
+        return [0] * len(corpus.files)
+    infos = corpus.filesystem.get_file_info([file.path for file in corpus.files])
+    return [info.size or 0 for info in infos]
 
 
 def _pieces_of(
-    spec: str,
-    filesystem: pafs.FileSystem | None,
-    files: Iterable[tuple[str, int]],
-    part_bytes: int,
+    corpus: Corpus, sizes: Sequence[int], part_bytes: int
 ) -> Iterator[tuple[Piece, int]]:
-    """Pieces and their sizes; a slice of a large file counts as a full part."""
-    if filesystem is None:
-        yield Piece(spec, None), part_bytes
-        return
-    for path, size in files:
-        for piece in _slices_of(filesystem, path, size, part_bytes):
-            yield Piece(spec, piece), size if piece == FileSlice(path) else part_bytes
+    """Pieces and their sizes; a slice of a large file, or of the hub, counts as a full part."""
+    for file, size in zip(corpus.files, sizes, strict=True):
+        if corpus.filesystem is None:
+            yield Piece(corpus.spec, file), part_bytes
+            continue
+        for piece in _slices_of(corpus.filesystem, file, size, part_bytes):
+            yield Piece(corpus.spec, piece), size if piece == file else part_bytes
 
 
 def _slices_of(
-    filesystem: pafs.FileSystem, path: str, size: int, part_bytes: int
+    filesystem: pafs.FileSystem, file: FileSlice, size: int, part_bytes: int
 ) -> Sequence[FileSlice]:
     if size <= part_bytes:
-        return [FileSlice(path)]
-    if path.endswith(".jsonl"):
+        return [file]
+    if is_sliceable(file.path):
         edges = [*range(0, size, -(-size // -(-size // part_bytes))), None]
-        return [FileSlice(path, start or 0, stop) for start, stop in itertools.pairwise(edges)]
-    if path.endswith(".parquet"):
-        return list(_row_group_slices(filesystem, path, part_bytes)) or [FileSlice(path)]
-    return [FileSlice(path)]
+        pairs = itertools.pairwise(edges)
+        return [replace(file, start=start or 0, stop=stop) for start, stop in pairs]
+    if require_ending(file.path).format == "parquet":
+        return list(_row_group_slices(filesystem, file, part_bytes)) or [file]
+    return [file]
 
 
 def _row_group_slices(
-    filesystem: pafs.FileSystem, path: str, part_bytes: int
+    filesystem: pafs.FileSystem, parquet: FileSlice, part_bytes: int
 ) -> Iterator[FileSlice]:
     """No slice for a file that cannot be read: the reader reports the reason."""
     try:
-        with filesystem.open_input_file(path) as file:
+        with filesystem.open_input_file(parquet.path) as file:
             metadata = pq.ParquetFile(file).metadata
     except (OSError, pa.ArrowException):
         return
@@ -126,11 +123,11 @@ def _row_group_slices(
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         if num_bytes and num_bytes + group.total_byte_size > part_bytes:
-            yield FileSlice(path, start, number, first_row)
+            yield replace(parquet, start=start, stop=number, first_row=first_row)
             start, first_row, num_bytes = number, 1 + num_rows, 0
         num_rows += group.num_rows
         num_bytes += group.total_byte_size
-    yield FileSlice(path, start, None, first_row)
+    yield replace(parquet, start=start, first_row=first_row)
 
 
 def _with_row_numbers(parts: Sequence[CorpusPart], map_items: MapItems) -> list[CorpusPart]:
@@ -143,7 +140,7 @@ def _with_row_numbers(parts: Sequence[CorpusPart], map_items: MapItems) -> list[
     for part in parts:
         pieces = []
         for piece in part:
-            if piece.slice is not None and piece.slice.path.endswith(".jsonl"):
+            if _has_lines(piece):
                 next_row = next_row if piece.slice.start else 1
                 pieces.append(replace(piece, slice=replace(piece.slice, first_row=next_row)))
                 next_row += counted.get(piece, 0)
@@ -153,16 +150,18 @@ def _with_row_numbers(parts: Sequence[CorpusPart], map_items: MapItems) -> list[
     return numbered
 
 
+def _has_lines(piece: Piece) -> bool:
+    return not is_hub(piece.spec) and is_sliceable(piece.slice.path)
+
+
 def _has_successor(piece: Piece) -> bool:
-    """True for a slice of a .jsonl file that another slice follows."""
-    lines = piece.slice
-    return lines is not None and lines.path.endswith(".jsonl") and lines.stop is not None
+    """True for a slice of lines that another slice follows."""
+    return _has_lines(piece) and piece.slice.stop is not None
 
 
 def count_lines(piece: Piece) -> int:
     """The number of lines that begin in a slice that has an end, blank ones included."""
     lines = piece.slice
-    assert lines is not None
     assert lines.stop is not None
     # A line begins after every line feed, and at the beginning of the file.
     position = max(lines.start - 1, 0)

@@ -7,8 +7,9 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ SHARD_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
-    """What normalization read: num_read = rows in shards + num_rejected."""
+    """What normalization read: num_read = num_rows in shards + num_rejected + num_left_out."""
 
     num_read: int
     num_rejected: int
@@ -40,6 +41,20 @@ class CorpusSummary:
     num_duplicate_ids: int  # rows whose dataset and id another row had before
     read_by_dataset: dict[str, int]
     first_rejected: str  # "<file>:<row>: <reason>" of the first rejected row, or empty
+    duplicates_by_dataset: dict[str, int] = field(default_factory=dict)
+    """Rows with the text of another one, whose row key is lower."""
+    num_left_out: int = 0  # of these, the rows that are in no shard: all or none
+    files: dict[str, Any] = field(default_factory=dict)
+    """How many files were read, and what of the folders was not."""
+
+    @property
+    def num_duplicates(self) -> int:
+        return sum(self.duplicates_by_dataset.values())
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the shards."""
+        return self.num_read - self.num_rejected - self.num_left_out
 
 
 def read_summary(directory: Path) -> CorpusSummary | None:
@@ -68,8 +83,14 @@ def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
 
 def row_key(sample: Sample) -> str:
     """32 hexadecimal digits: the hash of the id, then that of the dataset and the messages."""
-    parts = [sample.dataset, *(part for m in sample.messages for part in (m.role, m.content))]
-    return _digest([sample.sample_id]) + _digest(parts)
+    return _key(sample, _framed(_text(sample)))
+
+
+def row_hashes(sample: Sample) -> tuple[str, bytes]:
+    """Its row key, and 16 bytes that are equal for rows with the same text, whatever their ids and
+    datasets are."""
+    text = _framed(_text(sample))
+    return _key(sample, text), hashlib.blake2b(text, digest_size=16).digest()
 
 
 def keep_subset(
@@ -102,12 +123,24 @@ def nothing_kept(num_samples: int, ratio: float) -> DataError:
     return DataError(f"subset_ratio={ratio:g} keeps none of the {num_samples:,} rows")
 
 
-def _digest(parts: Sequence[str]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+def _text(sample: Sample) -> list[str]:
+    return [part for message in sample.messages for part in (message.role, message.content)]
+
+
+def _key(sample: Sample, text: bytes) -> str:
+    content = hashlib.blake2b(_framed([sample.dataset]), digest_size=8)
+    content.update(text)
+    name = hashlib.blake2b(_framed([sample.sample_id]), digest_size=8)
+    return name.hexdigest() + content.hexdigest()
+
+
+def _framed(parts: Iterable[str]) -> bytes:
+    """The parts one after the other, each after its length, so that no two lists give the same."""
+    pieces: list[bytes] = []
     for part in parts:
         encoded = part.encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
+        pieces += (len(encoded).to_bytes(8, "little"), encoded)
+    return b"".join(pieces)
 
 
 def _keyed_samples(table: pa.Table) -> list[KeyedSample]:

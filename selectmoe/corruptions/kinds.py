@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 
-from selectmoe.corruptions import content, form
+from selectmoe.corruptions import content, form, replies
 from selectmoe.corruptions.text_pieces import Donors
 from selectmoe.records import Message, Sample
 
@@ -42,6 +42,12 @@ CORRUPTIONS: dict[str, Corruption] = {
     "wrong_conclusion": content.wrong_conclusion,
     "swapped_names": content.swapped_names,
     "swapped_words": content.swapped_words,
+    "punctuation": replies.punctuation,
+    "placeholder": replies.placeholder,
+    "preamble": replies.preamble,
+    "link": replies.link,
+    "one_word": replies.one_word,
+    "one_number": replies.one_number,
 }
 _OWN_TURNS = "other_turn"  # the kind whose donor is the sample itself
 

@@ -12,6 +12,8 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from selectmoe.config.engine import Turns
+from selectmoe.data.rejected import refuse_cut_answer
 from selectmoe.errors import DataError
 from selectmoe.records import Message, Sample, TokenizedSample, UnscoredSample
 
@@ -78,7 +80,15 @@ class TokenText:
 class ChatTokenizer:
     """Turns samples into token ids and answer masks; caches a skeleton per sequence of roles."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_sequence_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_sequence_length: int,
+        turns: Turns = "all",
+    ) -> None:
+        """turns: assistant turns that count as the answer; "last" leaves the others to the prompt.
+        Of a sample whose last answer is truncated away, the last one that is left counts."""
         if not tokenizer.is_fast:
             raise DataError(
                 f"tokenizer {tokenizer.name_or_path!r} must be a fast one (tokenizer.json): "
@@ -86,6 +96,7 @@ class ChatTokenizer:
             )
         self.tokenizer = tokenizer
         self.max_sequence_length = max_sequence_length
+        self.turns = turns
         self.template = tokenizer.chat_template or package_template(tokenizer)
         self._skeletons: dict[tuple[str, ...], _Skeleton] = {}
 
@@ -123,6 +134,15 @@ class ChatTokenizer:
         tokenized = self._encode(accepted, rendered)
         return [refused.get(position) or next(tokenized) for position in range(len(samples))]
 
+    def tokenize_to_score(
+        self, samples: Sequence[Sample]
+    ) -> list[TokenizedSample | UnscoredSample]:
+        """As `tokenize_each`; refuses also what truncation leaves no token of an answer of."""
+        return [
+            outcome if isinstance(outcome, UnscoredSample) else refuse_cut_answer(outcome)
+            for outcome in self.tokenize_each(samples)
+        ]
+
     def _encode(
         self, samples: Sequence[Sample], rendered: Sequence[tuple[str, list[tuple[int, int]]]]
     ) -> Iterator[TokenizedSample]:
@@ -136,16 +156,22 @@ class ChatTokenizer:
             yield TokenizedSample(
                 sample_id=sample.sample_id,
                 token_ids=np.array(encoding.ids[kept], dtype=np.int32),
-                answer_mask=_mask_spans(offsets, spans),
+                answer_mask=self._answer_mask(offsets, spans),
                 truncated=len(encoding.ids) > self.max_sequence_length,
             )
+
+    def _answer_mask(self, offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        if self.turns == "last":
+            end = offsets[-1, 1] if len(offsets) else 0
+            spans = [span for span in spans if span[0] < end][-1:]
+        return _mask_spans(offsets, spans)
 
     def token_texts(self, sample: Sample) -> list[TokenText]:
         """The tokens of a sample, truncated as by `tokenize`, as pieces of its rendered text."""
         text, spans = self.render(sample.messages)
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         offsets = encoding.offsets[: self.max_sequence_length]
-        mask = _mask_spans(np.array(offsets, dtype=np.int64).reshape(-1, 2), spans)
+        mask = self._answer_mask(np.array(offsets, dtype=np.int64).reshape(-1, 2), spans)
         return [
             TokenText(text[start:end], start, end, bool(is_answer))
             for (start, end), is_answer in zip(offsets, mask, strict=True)

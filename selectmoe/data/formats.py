@@ -1,108 +1,138 @@
-"""Reads the rows of one file: lines of .jsonl (or .jsonl.gz), row groups of .parquet."""
+"""Reads the rows of one file: lines or values of JSON, tables in text, parquet and Arrow."""
 
 import codecs
-import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from selectmoe.data.rows import ROW_KEYS, RowLocation, parse_row
+from selectmoe.data.byte_streams import read_chunks, split_lines, translate_errors, without_mark
+from selectmoe.data.csv_rows import split_rows
+from selectmoe.data.endings import Format, require_ending, without_ending
+from selectmoe.data.json_values import split_values
+from selectmoe.data.rows import ROW_KEYS, RowLocation, abridge, parse_row
 from selectmoe.errors import DataError, one_line
 from selectmoe.records import RejectedRow, Sample
 
 _BATCH_ROWS = 256
-_CHUNK_BYTES = 1 << 20
-# How files begin that cannot be lines of UTF-8, whatever their names say.
-_NOT_JSONL = {
-    b"\x1f\x8b": "is gzip-compressed: its name must end in .jsonl.gz",
-    b"PAR1": "is a parquet file: its name must end in .parquet",
-    codecs.BOM_UTF16_LE: "must be UTF-8, is UTF-16",
-    codecs.BOM_UTF16_BE: "must be UTF-8, is UTF-16",
-}
+_ARROW_FILE = b"ARROW1"
+_MARK = codecs.BOM_UTF8
 Rows = Iterator[Sample | RejectedRow]
-T = TypeVar("T")
+RawRows = Iterator[tuple[RowLocation, object]]
+"""What a file has for each row, and a RejectedRow for one that cannot be read at all."""
+Columns = frozenset[str] | None
+"""The columns of a table that are read; None: all."""
+Batches = Iterator[tuple[pa.RecordBatch, dict[str, None]]]
 
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """The part of a file that one process reads: of .jsonl the lines that begin in the bytes
-    [start, stop), of .parquet the row groups [start, stop). A .jsonl.gz is read as a whole."""
+    """The part of a file that one process reads: of a .jsonl the lines that begin in the bytes
+    [start, stop), of a .parquet the row groups [start, stop). Other files are read as a whole."""
 
     path: str
     start: int = 0
     stop: int | None = None  # None: to the end
     first_row: int = 1  # its number in the file; blank lines count
+    name: str = ""  # the path below what was given, which names rows; empty: the file's own name
+    dataset: str = ""  # of rows that name none; empty: the name without its ending
+
+    def location(self, row: int) -> RowLocation:
+        name = self.name or self.path.rpartition("/")[2]
+        return RowLocation(self.path, row, self.dataset or without_ending(name), name)
 
 
 def read_slice(filesystem: pafs.FileSystem, part: FileSlice, max_row_bytes: int) -> Rows:
     """The rows of a slice, by the ending of its file's name. Raises DataError for a broken file."""
-    return READERS[require_ending(part.path)](filesystem, part, max_row_bytes)
+    kind = require_ending(part.path).format
+    # A line within the limit has no content over it; a table's row is as long as its contents.
+    parse = parse_row if kind in ("lines", "json") else partial(parse_object, limit=max_row_bytes)
+    for location, row in READERS[kind](filesystem, part, max_row_bytes, ROW_KEYS):
+        yield row if isinstance(row, RejectedRow) else parse(row, location)
 
 
-def find_ending(path: str) -> str | None:
-    """The ending of a readable file's name; None for other files."""
-    return next((ending for ending in READERS if path.endswith(ending)), None)
+def read_objects(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every row of a file, with all its columns, and its number.
+
+    Raises DataError for a broken file, and for a row that is no object.
+    """
+    read = READERS[require_ending(path).format]
+    for location, row in read(filesystem, FileSlice(path), sys.maxsize, None):
+        if isinstance(row, RejectedRow):
+            raise DataError(f"{path}:{row.row}: {row.detail}")
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}:{location.row}: a row must be a JSON object, got {abridge(row)}"
+            )
+        yield location.row, row
 
 
-def require_ending(path: str) -> str:
-    ending = find_ending(path)
-    if ending is None:
-        raise DataError(f"{path}: file name must end in {', '.join(READERS)}")
-    return ending
+def is_sliceable(path: str) -> bool:
+    """True for lines that can be read from any byte on."""
+    ending = require_ending(path)
+    return ending.format == "lines" and not ending.compression
 
 
-def parse_object(
-    row: dict[str, Any], location: RowLocation, max_row_bytes: int
-) -> Sample | RejectedRow:
+def parse_object(row: object, location: RowLocation, limit: int) -> Sample | RejectedRow:
+    """As `parse_row`; a sample with more than `limit` bytes of text is rejected."""
     outcome = parse_row(row, location)
     if isinstance(outcome, Sample):
         size = sum(len(message.content.encode()) for message in outcome.messages)
-        if size > max_row_bytes:
+        if size > limit:
             location = replace(location, dataset=outcome.dataset)
-            return _too_large(location, size, max_row_bytes, sample_id=outcome.sample_id)
+            return _too_large(location, size, limit, sample_id=outcome.sample_id)
     return outcome
 
 
-def translate_errors(items: Iterable[T], complaint: str) -> Iterator[T]:
-    """Yields `items`; an exception of their source becomes a DataError beginning with `complaint`.
-
-    Clients of object stores and of the hub raise dozens of types, many of them not an OSError.
-    """
-    iterator = iter(items)
-    while True:
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(f"{complaint}: {one_line(error)}") from error
-        yield item
+def _read_lines(
+    filesystem: pafs.FileSystem, part: FileSlice, limit: int, columns: Columns
+) -> RawRows:
+    lines = translate_errors(_lines_of(filesystem, part, limit), _cut_short(part))
+    return _parse_texts(lines, part, limit, "line")
 
 
-def _dataset_of(path: str) -> str:
-    """The file's name without its ending."""
-    return Path(path).name.removesuffix(find_ending(path) or "")
+def _read_json(
+    filesystem: pafs.FileSystem, part: FileSlice, limit: int, columns: Columns
+) -> RawRows:
+    """The lines of a file whose first line is an object; else the values of one array, or objects
+    over several lines. Rows are lines of the first and values of the others."""
+    chunks = read_chunks(filesystem, part.path)
+    beginning = b""
+    for chunk in translate_errors(chunks, _cut_short(part)):
+        beginning += chunk
+        if b"\n" in beginning.lstrip() or len(beginning) > limit:
+            break
+    first_line = without_mark(beginning).lstrip().partition(b"\n")[0]
+    chunks = chain([beginning], chunks)
+    if _is_object(first_line):
+        lines = translate_errors(split_lines(chunks, limit), _cut_short(part))
+        return _parse_texts(lines, part, limit, "line")
+    values = translate_errors(split_values(chunks, limit, part.path), _cut_short(part))
+    return _parse_texts(values, part, limit, "row")
 
 
-def _read_jsonl(filesystem: pafs.FileSystem, part: FileSlice, max_row_bytes: int) -> Rows:
-    dataset = _dataset_of(part.path)
-    lines = translate_errors(
-        _lines_of(filesystem, part, max_row_bytes), f"{part.path}: cannot be read to its end"
-    )
-    for number, (line, size) in enumerate(lines, start=part.first_row):
-        location = RowLocation(part.path, number, dataset)
-        if size > max_row_bytes:
-            yield _too_large(location, size, max_row_bytes)
-        elif line.strip():
-            yield _parse_line(line, location)
+def _parse_texts(
+    texts: Iterable[tuple[bytes, int]], part: FileSlice, limit: int, unit: str
+) -> RawRows:
+    first = part.location(part.first_row)
+    path, dataset, name = first.file, first.dataset, first.name
+    for number, (text, size) in enumerate(texts, start=part.first_row):
+        location = RowLocation(path, number, dataset, name)
+        if size > limit:
+            yield location, _too_large(location, size, limit)
+            continue
+        if text[:1] == _MARK[:1]:
+            text = without_mark(text)
+        if text.strip():
+            yield location, _parse_text(text, location, unit)
 
 
 def _lines_of(
@@ -111,7 +141,7 @@ def _lines_of(
     """Yields (line, its size in bytes) for the lines that begin in `part`."""
     # One byte early: if that byte ends a line, the next line begins in the slice.
     begin = max(part.start - 1, 0)
-    for line, size in _lines(_chunks(filesystem, part.path, begin), limit):
+    for line, size in split_lines(read_chunks(filesystem, part.path, begin=begin), limit):
         if part.stop is not None and begin >= part.stop:
             return
         if begin >= part.start:
@@ -119,87 +149,88 @@ def _lines_of(
         begin += size + 1
 
 
-def _lines(chunks: Iterable[bytes], limit: int) -> Iterator[tuple[bytes, int]]:
-    """Yields (line, its size in bytes); of a line over the limit only the beginning.
-
-    Never holds more of a line than `limit` and a chunk.
-    """
-    rest, size = b"", 0
-    for chunk in chunks:
-        *lines, last = chunk.split(b"\n")
-        for line in lines:
-            yield rest + line, size + len(line)
-            rest, size = b"", 0
-        size += len(last)
-        rest = rest + last if size <= limit else (rest + last)[:100]
-    if size:
-        yield rest, size
-
-
-def _chunks(filesystem: pafs.FileSystem, path: str, begin: int) -> Iterator[bytes]:
-    if begin:
-        with filesystem.open_input_file(path) as file:
-            file.seek(begin)
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
-        return
-    # Buffered: gzip reads a few kilobytes at a time, and each would be a request to the store.
-    with filesystem.open_input_stream(path, compression=None, buffer_size=_CHUNK_BYTES) as raw:
-        stream: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
-        chunk = stream.read(_CHUNK_BYTES)
-        _require_text(chunk, path)
-        while chunk:
-            yield chunk
-            chunk = stream.read(_CHUNK_BYTES)
-
-
-def _require_text(chunk: bytes, path: str) -> None:
-    for beginning, complaint in _NOT_JSONL.items():
-        if chunk.startswith(beginning):
-            raise DataError(f"{path}: {complaint}")
-
-
-def _parse_line(line: bytes, location: RowLocation) -> Sample | RejectedRow:
+def _parse_text(text: bytes, location: RowLocation, unit: str) -> object:
+    """The JSON value of a line or an element; a RejectedRow where it is none."""
+    where = f"{unit} {location.row}"
     try:
-        row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
+        return json.loads(text.decode())
     except UnicodeDecodeError as error:
-        return location.reject("invalid_utf8", f"line {location.row} is not valid UTF-8: {error}")
+        return location.reject("invalid_utf8", f"{where} is not valid UTF-8: {error}")
     except json.JSONDecodeError as error:
-        detail = f"line {location.row} is not valid JSON: {error.msg}, at column {error.colno}"
+        detail = f"{where} is not valid JSON: {error.msg}, at column {error.colno}"
         return location.reject("invalid_json", detail)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 1,000 lists nested
-        return location.reject("invalid_json", f"line {location.row} is not readable JSON: {error}")
-    return parse_row(row, location)
+        return location.reject("invalid_json", f"{where} is not readable JSON: {error}")
 
 
-def _read_parquet(filesystem: pafs.FileSystem, part: FileSlice, max_row_bytes: int) -> Rows:
-    path, dataset = part.path, _dataset_of(part.path)
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_csv(
+    filesystem: pafs.FileSystem, part: FileSlice, limit: int, columns: Columns
+) -> RawRows:
+    delimiter = "\t" if require_ending(part.path).format == "tsv" else ","
+    lines = split_lines(read_chunks(filesystem, part.path), limit)
+    rows = split_rows(lines, part.path, delimiter=delimiter, limit=limit)
+    for row in translate_errors(rows, _cut_short(part)):
+        location = part.location(row.line)
+        if row.size:
+            yield location, _too_large(location, row.size, limit)
+        elif row.reason:
+            yield location, location.reject(row.reason, row.detail)
+        else:
+            yield location, row.cells
+
+
+def _read_batches(
+    filesystem: pafs.FileSystem, part: FileSlice, limit: int, columns: Columns
+) -> RawRows:
+    kind = require_ending(part.path).format
+    read = _parquet_batches if kind == "parquet" else _arrow_batches
+    complaint = f"{part.path}: not a readable {kind.capitalize() if kind == 'arrow' else kind} file"
     number = part.first_row - 1
-    batches = translate_errors(_batches(filesystem, part), f"{path}: not a readable parquet file")
-    for batch, other_columns in batches:
+    for batch, other_columns in translate_errors(read(filesystem, part, columns), complaint):
         for row in _batch_rows(batch):
             number += 1
-            location = RowLocation(path, number, dataset)
+            location = part.location(number)
             if isinstance(row, ValueError):
                 detail = f"row {number} cannot be decoded: {one_line(row)}"
-                yield location.reject("unreadable_row", detail)
+                yield location, location.reject("unreadable_row", detail)
             else:
-                yield parse_object(other_columns | row, location, max_row_bytes)
+                yield location, other_columns | row
 
 
-def _batches(
-    filesystem: pafs.FileSystem, part: FileSlice
-) -> Iterator[tuple[pa.RecordBatch, dict[str, None]]]:
-    """Batches of the known columns, and the names of the others, whose values are never read."""
+def _parquet_batches(filesystem: pafs.FileSystem, part: FileSlice, columns: Columns) -> Batches:
+    """Batches of the wanted columns, and the names of the others, whose values are never read."""
     with filesystem.open_input_file(part.path) as file:
         parquet = pq.ParquetFile(file)
-        names = parquet.schema_arrow.names
-        other_columns = dict.fromkeys(name for name in names if name not in ROW_KEYS)
-        columns = [name for name in names if name in ROW_KEYS]
+        wanted, others = _wanted(parquet.schema_arrow.names, columns)
         stop = parquet.num_row_groups if part.stop is None else part.stop
         groups = list(range(part.start, stop))
-        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns):
-            yield batch, other_columns
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=wanted):
+            yield batch, others
+
+
+def _arrow_batches(filesystem: pafs.FileSystem, part: FileSlice, columns: Columns) -> Batches:
+    """The same of an Arrow file (Feather), or of the stream that `datasets` keeps in its cache."""
+    with filesystem.open_input_file(part.path) as file:
+        is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+        file.seek(0)
+        reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+        wanted, others = _wanted(reader.schema.names, columns)
+        whole = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        for batch in whole:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield batch.slice(start, _BATCH_ROWS).select(wanted), others
+
+
+def _wanted(names: Sequence[str], columns: Columns) -> tuple[list[str], dict[str, None]]:
+    wanted = [name for name in names if columns is None or name in columns]
+    return wanted, dict.fromkeys(name for name in names if name not in wanted)
 
 
 def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | ValueError]:
@@ -219,8 +250,15 @@ def _too_large(
     return location.reject("row_too_large", detail, sample_id=sample_id)
 
 
-READERS: dict[str, Callable[[pafs.FileSystem, FileSlice, int], Rows]] = {
-    ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
-    ".parquet": _read_parquet,
+def _cut_short(part: FileSlice) -> str:
+    return f"{part.path}: cannot be read to its end"
+
+
+READERS: dict[Format, Callable[[pafs.FileSystem, FileSlice, int, Columns], RawRows]] = {
+    "lines": _read_lines,
+    "json": _read_json,
+    "csv": _read_csv,
+    "tsv": _read_csv,
+    "parquet": _read_batches,
+    "arrow": _read_batches,
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from selectmoe.data.writers import write_jsonl
 from selectmoe.errors import TooManyRejectedError
-from selectmoe.records import RejectedRow, UnscoredSample
+from selectmoe.records import RejectedRow, TokenizedSample, UnscoredSample
 
 NO_ANSWER_TOKEN = "no assistant token has another token before it that could predict it"
 RejectedCounts = dict[str, Counter[str]]
@@ -36,6 +36,20 @@ def write_rejected(rows: Iterable[RejectedRow], run: Path) -> RejectedCounts:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(file, lines())
     return counts
+
+
+def refuse_cut_answer(sample: TokenizedSample) -> TokenizedSample | UnscoredSample:
+    """The sample, unless its prompt alone fills the maximum sequence length.
+
+    Stage 2 must not select a row that stage 3 cannot learn from, so both refuse it.
+    """
+    if not sample.truncated or sample.answer_mask[1:].any():
+        return sample
+    detail = (
+        f"none of its first {len(sample.token_ids)} tokens is the assistant's; raise the maximum "
+        "sequence length"
+    )
+    return UnscoredSample(sample.sample_id, "no_answer_token", detail)
 
 
 def reject(refused: UnscoredSample, *, dataset: str, source: str) -> RejectedRow:

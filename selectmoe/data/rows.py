@@ -1,5 +1,6 @@
 """The input contract: parses a row of a corpus into a Sample, or rejects it with a reason."""
 
+import json
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ class RowLocation:
     file: str
     row: int  # from 1
     dataset: str
+    name: str = ""  # the file as ids have it; empty: its own name
+
+    @property
+    def default_id(self) -> str:
+        """The id of a row that has none."""
+        return f"{self.name or self.file.rpartition('/')[2]}:{self.row}"
 
     def reject(self, reason: str, detail: str, *, sample_id: str = "") -> RejectedRow:
         return RejectedRow(self.file, self.row, self.dataset, sample_id, reason, detail)
@@ -44,10 +51,9 @@ def parse_row(row: object, location: RowLocation) -> Sample | RejectedRow:
     """
     if not isinstance(row, Mapping):
         return location.reject("not_an_object", f"a row must be a JSON object, got {abridge(row)}")
-    sample_id, dataset = f"{location.file.rpartition('/')[2]}:{location.row}", location.dataset
+    dataset = _name(row, "dataset") or location.dataset
+    sample_id = _name(row, "id") or location.default_id
     try:
-        dataset = _name(row, "dataset") or dataset
-        sample_id = _name(row, "id") or sample_id
         messages = check_messages(_find_layout(row)(row))
     except RowError as error:
         return RejectedRow(
@@ -71,6 +77,17 @@ def check_messages(messages: object) -> tuple[Message, ...]:
     if not any(answer.strip() for answer in answers):
         raise RowError("empty_answer", "the assistant must say something, got only white space")
     return checked
+
+
+def is_encodable(text: str) -> bool:
+    """False for text with a lone surrogate (half of an emoji, as a JSON escape)."""
+    if text.isascii():  # Python stores the answer with the text
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def abridge(content: object) -> str:
@@ -116,23 +133,25 @@ def _join_parts(content: object) -> object:
 
 
 def _name(row: Mapping[str, Any], key: str) -> str:
-    name = row.get(key)
-    if name is None:
-        return ""
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise RowError(
-            f"{key}_wrong_type",
-            f"{key!r} must be text or a whole number, got {abridge(name)}",
-        )
-    name = str(name)
+    """A name as text: 7 is "7", 1.0 is "1.0", true is "true". Empty where there is none, or one
+    that no file can hold or that is a list or an object: it costs the row its name only."""
+    value: Any = row.get(key)
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        value = value.tolist()
+    if value is None or value != value or isinstance(value, list | tuple | Mapping | bytes):
+        return ""  # NaN is what pandas writes for no value
+    name = value if isinstance(value, str) else _scalar_text(value)
     if len(name) > MAX_NAME_CHARACTERS or "\0" in name:
-        raise RowError(
-            f"{key}_unusable",
-            f"{key!r} must have at most {MAX_NAME_CHARACTERS:,} characters and no NUL, got "
-            f"{len(name):,} characters: {abridge(name)}",
-        )
-    _require_encodable(name, repr(key))
-    return name
+        return ""
+    return name if is_encodable(name) else ""
+
+
+def _scalar_text(value: object) -> str:
+    """As JSON has it; what JSON does not have (a date, a decimal) as Python writes it."""
+    try:
+        return json.dumps(value) if isinstance(value, bool | int | float) else str(value)
+    except ValueError:  # a number of 5,000 digits
+        return ""
 
 
 def _find_layout(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], object]:

@@ -3,13 +3,21 @@
 import difflib
 import os
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from selectmoe.data.formats import READERS, find_ending, require_ending
+from selectmoe.data.endings import READABLE, find_ending, require_ending
+from selectmoe.data.folders import (
+    CONFIG_NAME,
+    FolderContents,
+    is_output_file,
+    list_folder,
+)
+from selectmoe.data.globs import is_pattern, match_pattern
 from selectmoe.errors import DataError, one_line
 
 GCS_RETRY_SECONDS = 15
@@ -21,10 +29,27 @@ def locate(spec: str) -> tuple[pafs.FileSystem, str]:
         if not spec:
             raise DataError("a corpus must be a file, a folder, a glob, a URL or hub:NAME, got ''")
         return pafs.LocalFileSystem(), str(Path(spec).expanduser().absolute())
+    if spec.startswith("file://"):
+        return pafs.LocalFileSystem(), _path_of_url(spec)
     try:
         return _from_url(spec)
     except Exception as error:  # as in `translate_errors`
         raise DataError(f"{spec}: cannot be reached: {one_line(error)}") from error
+
+
+def _path_of_url(url: str) -> str:
+    """The path of a file URL, whose %41 may be the letter A or, as people type it, a name."""
+    typed = "/" + url.removeprefix("file://").removeprefix("localhost").lstrip("/")
+    decoded = unquote(typed)
+    spelled = (path for path in (decoded, typed) if os.path.exists(_fixed_part(path)))
+    return os.path.normpath(next(spelled, decoded))
+
+
+def _fixed_part(path: str) -> str:
+    """The path itself where it exists; else what is before the first letter of a pattern."""
+    if os.path.lexists(path) or not is_pattern(path):
+        return path
+    return re.split(r"[*?\[{]", path, maxsplit=1)[0].rpartition("/")[0] or "/"
 
 
 def _from_url(url: str) -> tuple[pafs.FileSystem, str]:
@@ -56,94 +81,109 @@ def quote_url(url: str) -> str:
     return quote(address, safe="/:@%*!$&'()+,;=~") + settings
 
 
+@dataclass(frozen=True, slots=True)
+class FoundFiles:
+    """What one corpus consists of, in the order in which it is read."""
+
+    files: list[str]
+    root: str  # the folder below which files are named
+    contents: FolderContents = field(default_factory=FolderContents)
+
+
 def list_files(filesystem: pafs.FileSystem, path: str, spec: str) -> list[str]:
     """The files that `read_corpus` reads of `spec`, in its order. Raises DataError as it does."""
+    return find_files(filesystem, path, spec).files
+
+
+def find_files(filesystem: pafs.FileSystem, path: str, spec: str) -> FoundFiles:
+    """The files of a corpus, and what of its folders is not read. Raises DataError where there is
+    nothing to read."""
     try:
-        files = _matching_files(filesystem, path, spec)
+        found = _find(filesystem, path, spec)
     except DataError:
         raise
     except Exception as error:  # as in `translate_errors`
         raise DataError(f"{spec}: cannot be listed: {one_line(error)}") from error
-    readable = sorted((file for file in files if find_ending(file)), key=_natural_key)
-    if not readable:
-        raise DataError(f"{spec}: nothing readable: no {', '.join(READERS)} file in it")
-    for file in readable:
+    if not found.files:
+        outputs = len(found.contents.outputs)
+        passed = f" ({outputs} folders of runs are passed over)" if outputs else ""
+        raise DataError(f"{spec}: nothing readable: no {READABLE} file in it{passed}")
+    for file in found.files:
         if not _is_encodable(file):
             raise DataError(f"{spec}: the name of a file must be valid UTF-8, got {file!r}")
-    return readable
+    return found
 
 
-def _matching_files(filesystem: pafs.FileSystem, path: str, spec: str) -> list[str]:
+def _find(filesystem: pafs.FileSystem, path: str, spec: str) -> FoundFiles:
     if not _is_encodable(path):
         raise DataError(f"{path!r}: the name of a file must be valid UTF-8")
     [info] = filesystem.get_file_info([path])
     if info.type == pafs.FileType.File:
         require_ending(path)
-        return [path]
+        return FoundFiles([path], os.path.dirname(path))
+    if info.type == pafs.FileType.Directory:
+        return _of_folder(filesystem, path, spec)
+    if info.type == pafs.FileType.NotFound and is_pattern(path):
+        return _of_pattern(filesystem, path, spec)
     if info.type != pafs.FileType.NotFound:
-        return _walk(filesystem, path)
-    if not any(letter in path for letter in "*?["):
-        near = _suggestion(path) if isinstance(filesystem, pafs.LocalFileSystem) else ""
-        raise DataError(f"{spec}: no such file or folder{near}")
-    files = _match_glob(filesystem, path)
-    if not files:
+        raise DataError(
+            f"{spec}: must be a file or a folder, is a named pipe, a device or a socket; write the "
+            "rows into a file first"
+        )
+    near = _suggestion(path) if isinstance(filesystem, pafs.LocalFileSystem) else ""
+    raise DataError(f"{spec}: no such file or folder{near}")
+
+
+def _of_folder(filesystem: pafs.FileSystem, folder: str, spec: str) -> FoundFiles:
+    if isinstance(filesystem, pafs.LocalFileSystem) and is_output_file(f"{folder}/{CONFIG_NAME}"):
+        raise DataError(
+            f"{spec}: is the folder of a run or of a model, not of a corpus; a selection is its "
+            "selected_data.jsonl"
+        )
+    contents = list_folder(filesystem, folder)
+    return FoundFiles(sorted(contents.files, key=_natural_key), folder, contents)
+
+
+def _of_pattern(filesystem: pafs.FileSystem, pattern: str, spec: str) -> FoundFiles:
+    """The files that match, and those below the folders that do."""
+    root, matches = match_pattern(filesystem, pattern)
+    if not matches:
         raise DataError(f"{spec}: no file matches the pattern")
-    return files
+    contents = FolderContents()
+    # A name that the pattern spells out is meant, as in outputs/*/*/*/selected_data.jsonl.
+    is_named = not is_pattern(pattern.rpartition("/")[2])
+    known: dict[str, bool] = {}
+    for info in filesystem.get_file_info(matches):
+        output = None if is_named else _output_above(filesystem, info.path, root, known)
+        if output is not None:
+            contents.outputs.append(output)
+        elif info.type == pafs.FileType.Directory:
+            contents.add(list_folder(filesystem, info.path))
+        elif find_ending(info.path) and (info.type == pafs.FileType.File):
+            contents.files.append(info.path)
+        else:
+            contents.left_over.append(info.path)
+    for paths in (contents.files, contents.left_over, contents.outputs, contents.linked):
+        paths[:] = dict.fromkeys(paths)
+    return FoundFiles(sorted(contents.files, key=_natural_key), root, contents)
 
 
-def _walk(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = True) -> list[str]:
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        files = _walk_local(folder, recursive=recursive)
-    else:
-        infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=recursive))
-        files = [info.path for info in infos if info.type == pafs.FileType.File]
-    # As in Spark and Ray, files and folders whose names begin with . or _ are skipped.
-    return [
-        file
-        for file in files
-        if not any(part[0] in "._" for part in Path(file).relative_to(folder).parts)
-    ]
+def _output_above(
+    filesystem: pafs.FileSystem, path: str, root: str, known: dict[str, bool]
+) -> str | None:
+    """The outermost folder of a run or model from `root` down to `path`, or None.
 
-
-def _walk_local(folder: str, *, recursive: bool) -> list[str]:
-    """Lists files as Arrow does, but Arrow hides dead links and follows a loop 40 times."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    files = []
-    visited = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        files += [os.path.join(parent, name) for name in names]
-        inner = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
-        folders[:] = [name for name, real in inner.items() if recursive and real not in visited]
-        visited.update(inner.values())
-    return files
-
-
-def _match_glob(filesystem: pafs.FileSystem, pattern: str) -> list[str]:
-    fixed = str(Path(re.split(r"[*?\[]", pattern, maxsplit=1)[0] + "x").parent)
-    [info] = filesystem.get_file_info([fixed])
-    if info.type != pafs.FileType.Directory:
-        return []
-    below = pattern[len(fixed) :].lstrip("/")
-    files = _walk(filesystem, fixed, recursive="/" in below or "**" in below)
-    expression = re.compile(_glob_expression(pattern))
-    return [file for file in files if expression.fullmatch(file)]
-
-
-def _glob_expression(pattern: str) -> str:
-    """`**` crosses folders; `*`, `?` and `[!a]` do not."""
-    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-
-    def translate(token: str) -> str:
-        if not re.fullmatch(r"\[.+\]", token):
-            return pieces.get(token, re.escape(token))
-        letters = token[1:-1].replace("\\", r"\\")
-        return f"[^/{letters[1:]}]" if letters.startswith("!") else f"[{letters}]"
-
-    tokens = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
-    return "".join(map(translate, tokens))
+    known: which folders are one, as far as they were looked at.
+    """
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        return None
+    for folder in reversed([path, *map(str, Path(path).parents)]):
+        if len(folder) > len(root):
+            if folder not in known:
+                known[folder] = is_output_file(f"{folder}/{CONFIG_NAME}")
+            if known[folder]:
+                return folder
+    return None
 
 
 def _natural_key(path: str) -> tuple[list[tuple[int, str]], str]:

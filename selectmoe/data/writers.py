@@ -22,6 +22,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
         partial.replace(path)
+    except OSError as error:
+        if error.errno is not None and not error.filename:
+            error.filename = str(path)  # a failed write does not name its file
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -33,6 +33,7 @@ from selectmoe.evaluation.local_tasks import (
     read_task_file,
     task_files,
     with_absolute_files,
+    write_for_lm_eval,
 )
 from selectmoe.evaluation.quiet_lm_eval import quiet
 from selectmoe.evaluation.replicas import Replica, Replicas
@@ -139,7 +140,10 @@ class LmEvalTasks:
         spec: str | dict[str, Any] = task.name
         if task.kind == "choices":
             config = choices_config(task)
-            config["dataset_kwargs"]["cache_dir"] = self.cache
+            assert task.file is not None
+            folder = Path(tempfile.mkdtemp(dir=self.cache))
+            rows = write_for_lm_eval(task.file, folder)
+            config["dataset_kwargs"] = {"data_files": {"test": str(rows)}, "cache_dir": self.cache}
             spec = config
         try:
             return self.manager.load([spec])

@@ -7,7 +7,6 @@ multiple-choice questions, or the name of a lm-eval task, built in or from a YAM
 """
 
 import difflib
-import gzip
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,9 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.fs as pafs
 import yaml
 
-from selectmoe.data.formats import translate_errors
+from selectmoe.data.endings import find_ending, without_ending
+from selectmoe.data.formats import read_objects
 from selectmoe.data.readers import read_corpus
 from selectmoe.data.rows import abridge
 from selectmoe.errors import ConfigError, DataError
@@ -27,7 +28,8 @@ from selectmoe.records import RejectedRow, Sample
 
 SHIPPED_TASKS = Path(__file__).parent / "tasks"
 ANSWER_LOSS_FILES = {"demo_answer_loss": SHIPPED_TASKS / "held_out_conversations.jsonl"}
-ROW_FILE_ENDINGS = (".jsonl", ".jsonl.gz")
+
+_CHECKED = (".jsonl", ".jsonl.gz")  # of the files that a task file names
 
 Kind = Literal["answer_loss", "choices", "by_name"]
 
@@ -101,7 +103,8 @@ def absent_names(names: Collection[str], folder: Path) -> set[str]:
 
 
 def is_row_file(name: str) -> bool:
-    return name.endswith(ROW_FILE_ENDINGS)
+    """True for a file of rows of any format that a corpus may have, by its name."""
+    return find_ending(name) is not None
 
 
 def _plan(name: str, files: Mapping[str, Path]) -> PlannedTask:
@@ -117,7 +120,7 @@ def _plan(name: str, files: Mapping[str, Path]) -> PlannedTask:
 
 
 def _plan_file(file: Path) -> PlannedTask:
-    name = re.sub(r"\W+", "_", f"{file.parent.name}_{file.name.removesuffix('.gz')[:-6]}")
+    name = re.sub(r"\W+", "_", f"{file.parent.name}_{without_ending(file.name)}")
     if not file.is_file():
         raise ConfigError(f"tasks: file {file} does not exist")
     _, first = next(read_rows(file))
@@ -130,27 +133,22 @@ def _plan_file(file: Path) -> PlannedTask:
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with its location, "FILE:LINE". Raises DataError for a malformed or no row."""
-    is_empty = True
-    open_file = gzip.open if file.suffix == ".gz" else open
-    with open_file(file, "rt", encoding="utf-8", newline="\n") as lines:
-        numbered = enumerate(translate_errors(lines, f"{file}: cannot be read"), start=1)
-        for location, line in ((f"{file}:{number}", line) for number, line in numbered):
-            if line.strip():
-                is_empty = False
-                yield location, _parse_row(line, location)
-    if is_empty:
+    """Every row with its location, "FILE:ROW". Raises DataError for a malformed or no row."""
+    number = 0
+    for number, row in read_objects(pafs.LocalFileSystem(), str(file)):
+        yield f"{file}:{number}", row
+    if not number:
         raise DataError(f"{file} contains no rows")
 
 
-def _parse_row(line: str, location: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{location}: not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{location}: a row must be a JSON object, got {abridge(row)}")
-    return row
+def write_for_lm_eval(file: Path, folder: Path) -> Path:
+    """A copy of the rows, in the one form that lm-eval's reader takes as ours does: lines of
+    JSON without a byte order mark."""
+    copy = folder / f"{without_ending(file.name)}.jsonl"
+    with copy.open("w", encoding="utf-8") as lines:
+        for _, row in read_rows(file):
+            lines.write(json.dumps(row) + "\n")
+    return copy
 
 
 def check_choices(location: str, row: dict[str, Any]) -> None:
@@ -256,7 +254,7 @@ def data_files(config: Mapping[str, Any], folder: Path) -> list[Path]:
     files = _flat(
         (with_absolute_files(config, folder).get("dataset_kwargs") or {}).get("data_files")
     )
-    rows = [Path(file) for file in files if is_row_file(file) and "://" not in file]
+    rows = [Path(file) for file in files if file.endswith(_CHECKED) and "://" not in file]
     for file in rows:
         if not file.is_file() and not any(letter in str(file) for letter in "*?["):
             raise ConfigError(f"task {config.get('task')}: its data file {file} does not exist")

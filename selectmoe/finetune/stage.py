@@ -38,6 +38,7 @@ from selectmoe.finetune.exports import save_final_adapter
 from selectmoe.finetune.supervised_data import StepOrder, SupervisedRows
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.devices import choose_dtype
+from selectmoe.model.free_memory import in_words
 from selectmoe.model.quiet_loading import load_model, register_select_moe
 from selectmoe.paths import model_or_embedded
 from selectmoe.training.lora_targets import add_adapter
@@ -45,7 +46,6 @@ from selectmoe.training.memory_estimate import (
     MemoryEstimate,
     available_memory,
     estimate_memory,
-    in_words,
     require_memory,
     vocabulary_size,
 )

@@ -11,6 +11,7 @@ from selectmoe.errors import ModelError, first_line
 from selectmoe.model.hub_access import hub_answers
 
 GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
+ORIGINAL_WEIGHTS_NAME = "full_rank_weights.pt"  # of the original implementation
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
 ADAPTER_FOLDER_NAME = "adapter"  # in a run of stage 1 with peft_mode=lora
 HASH_CHUNK_BYTES = 1 << 22
@@ -25,16 +26,21 @@ def read_model_config(model: str) -> dict[str, object]:
 
     Raises ModelError where there is none, or it cannot be downloaded.
     """
-    folder = Path(model)
+    name, revision = split_revision(model)
+    folder = Path(name)
     if folder.is_dir():
         file = folder / "config.json"
         if not file.is_file():
             raise ModelError(f"{model}: not a model folder: it has no config.json")
-    elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
         from huggingface_hub import hf_hub_download
 
         with _hub_errors(model) as answers:
-            file = Path(hf_hub_download(model, "config.json", local_files_only=not answers))
+            file = Path(
+                hf_hub_download(
+                    name, "config.json", revision=revision, local_files_only=not answers
+                )
+            )
     else:
         raise ModelError(f"model folder {model} does not exist")
     return read_json_object(file)
@@ -80,19 +86,61 @@ def require_olmoe(model: str) -> None:
         raise ModelError(f"{model}: only an OLMoE can be converted: model_type is {model_type!r}")
 
 
+def split_revision(model: str) -> tuple[str, str | None]:
+    """NAME@REVISION as its parts; a folder may have an @ in its name.
+
+    Raises ModelError for a revision of a folder: only the hub has revisions.
+    """
+    name, _, revision = model.rpartition("@")
+    if not name or Path(model).is_dir():
+        return model, None
+    if Path(name).is_dir():
+        raise ModelError(f"{name}: revision={revision} needs the name of a model on the hub")
+    return name, revision
+
+
 def model_folder(model: str) -> Path:
     """The folder of a model; a hub name is downloaded into the hub's cache."""
-    if Path(model).is_dir():
-        return Path(model)
+    name, revision = split_revision(model)
+    if Path(name).is_dir():
+        return Path(name)
     from huggingface_hub import snapshot_download
 
-    logger.info("%s: downloading from the hub what is not in the cache", model)
+    cached = cached_folder(model)
+    if cached is not None and cached.name == revision:
+        return cached  # a commit never changes
     with _hub_errors(model) as answers:
+        if answers:
+            logger.info("%s: downloading from the hub what is not in the cache", model)
         return Path(
             snapshot_download(
-                model, allow_patterns=list(_HUB_PATTERNS), local_files_only=not answers
+                name,
+                revision=revision,
+                allow_patterns=list(_HUB_PATTERNS),
+                local_files_only=not answers,
             )
         )
+
+
+def cached_folder(model: str) -> Path | None:
+    """The folder of a model, or of the snapshot with weights that the hub's cache has of it."""
+    name, revision = split_revision(model)
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception:  # not in the cache, or no name of the hub
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def pinned_model(model: str) -> str:
+    """A folder as it is; a hub name as NAME@COMMIT of the snapshot that is downloaded here, so that
+    workers elsewhere load the same files."""
+    name, _ = split_revision(model)
+    return model if Path(name).is_dir() else f"{name}@{model_folder(model).name}"
 
 
 def weights_file(path: str | Path) -> Path:
@@ -100,6 +148,7 @@ def weights_file(path: str | Path) -> Path:
     path = Path(path)
     names = (
         GATE_WEIGHTS_NAME,
+        ORIGINAL_WEIGHTS_NAME,
         ADAPTER_WEIGHTS_NAME,
         f"{ADAPTER_FOLDER_NAME}/{ADAPTER_WEIGHTS_NAME}",
     )
@@ -115,19 +164,21 @@ def weights_file(path: str | Path) -> Path:
 
 def calibration_folder(model: str, checkpoint: str | Path | None) -> Path:
     """The folder of these weights' calibration: that of stage 1's weights, else the model's."""
-    return weights_file(checkpoint).parent if checkpoint else Path(model)
+    return weights_file(checkpoint).parent if checkpoint else cached_folder(model) or Path(model)
 
 
 def weights_size(model: str) -> int:
-    """Bytes of the weight files of a model folder; 0 for a hub name."""
-    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    """Bytes of the weight files of a model; 0 for one of the hub that was not downloaded."""
+    folder = cached_folder(model)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
 
 
 def hash_weights(model: str, checkpoint: str | Path | None) -> str:
-    """SHA-256 over the model's weight files and stage 1's; of a hub name, over the name."""
+    """SHA-256 over the model's weight files and stage 1's, also of a hub model that is in the
+    cache; of one that is not, over its name."""
     digest = hashlib.sha256()
-    folder = Path(model)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    folder = cached_folder(model)
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
     if not files:
         digest.update(model.encode())
     for file in [*files, *([weights_file(checkpoint)] if checkpoint else [])]:

@@ -33,8 +33,8 @@ from selectmoe.model.weight_files import (
     hub_tensors,
     require_tensors,
     stored_tensors,
-    weight_files,
 )
+from selectmoe.model.weight_headers import weight_files
 
 ADDED_PARTS = (".quality_gate.", ".trash_expert.")
 """Parts of the names of the tensors that a base does not have."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from selectmoe.errors import ConfigError
-from selectmoe.model.weight_files import weight_files
+from selectmoe.model.weight_headers import weight_files
 
 
 def new_folder(save_path: str | Path) -> Path:

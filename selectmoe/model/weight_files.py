@@ -9,7 +9,6 @@ Shape letters: E = experts, H = hidden, I = intermediate.
 """
 
 import functools
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -22,9 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from selectmoe.errors import ModelError, list_names
+from selectmoe.model.weight_headers import weight_files
 
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 _DTYPES = {
@@ -59,26 +57,6 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                 raise ModelError(f"{file}: holds {name!r}, which {tensors[name].file} also holds")
             tensors[name] = stored
     return tensors
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that the index names."""
-    if (folder / WEIGHTS_NAME).is_file():
-        return [folder / WEIGHTS_NAME]
-    index = folder / INDEX_NAME
-    if not index.is_file():
-        pickles = any(folder.glob("*.bin"))
-        hint = "; load it with transformers and save it again" if pickles else ""
-        raise ModelError(f"{folder}: has neither {WEIGHTS_NAME} nor {INDEX_NAME}{hint}")
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: not an index of weights: {error!r}") from error
-    files = [folder / name for name in sorted(map(str, names))]
-    for file in files:
-        if not file.is_file():
-            raise ModelError(f"{index}: names {file.name}, which is missing")
-    return files
 
 
 def num_stored_parameters(folder: Path) -> int:

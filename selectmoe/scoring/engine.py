@@ -5,14 +5,14 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from selectmoe.config.engine import EngineConfig
+from selectmoe.config.engine import EngineConfig, Length
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pad_samples
 from selectmoe.model.checkpoint import (
@@ -42,12 +42,15 @@ from selectmoe.scoring.calibration import Calibration, load_calibration, match_c
 from selectmoe.scoring.formulas import (
     SCORE_FORMULAS,
     ScoreFormula,
+    counted_tokens,
     good_margins,
     layer_scores,
+    sample_margins,
     sample_scores,
     scored_tokens,
     token_scores,
 )
+from selectmoe.scoring.length_adjustment import sigmoid
 from selectmoe.scoring.packed import CPU_TOKENS, MOST_TOKENS, PackedScorer, choose_layout
 
 Packer = Callable[..., Iterator[PaddedBatch]]
@@ -91,7 +94,7 @@ class ScoringEngine:
             on_cpu = self.device.type == "cpu"
             self.max_tokens_per_batch = budget or (CPU_TOKENS if on_cpu else MOST_TOKENS)
         limit = min(config.max_sequence_length, model.config.max_position_embeddings)
-        self.tokenizer = ChatTokenizer(tokenizer, max_sequence_length=limit)
+        self.tokenizer = ChatTokenizer(tokenizer, max_sequence_length=limit, turns=config.turns)
 
     @classmethod
     def from_pretrained(
@@ -101,12 +104,15 @@ class ScoringEngine:
         model_checkpoint_path: str | Path | None = None,
         device: str | None = None,
         config: EngineConfig | None = None,
+        calibration: Calibration | Literal["stored"] | None = "stored",
         **settings: Any,  # noqa: ANN401 (fields of EngineConfig, which types them)
     ) -> "ScoringEngine":
         """Loads a Select-MoE from a folder or hub name.
 
         model_checkpoint_path: stage 1's weights, a file or the folder of a run.
         device: "cuda" by default if there is a GPU, else "cpu".
+        calibration: the one stored beside the weights by default; one that is given is not checked
+            against the weights, and without one scores are raw.
         settings: fields of EngineConfig, such as dtype="bfloat16"; they override `config`.
         Raises ModelError where the model is no Select-MoE or the weights do not fit it.
         """
@@ -119,19 +125,36 @@ class ScoringEngine:
         require_tokenizer_fits(str(model), tokenizer, loaded.config.vocab_size)
         engine = cls(loaded, tokenizer, config)
         engine._files = str(model), checkpoint
-        engine._stored_calibration = load_calibration(calibration_folder(str(model), checkpoint))
+        if calibration == "stored":
+            stored = load_calibration(calibration_folder(str(model), checkpoint))
+            engine._stored_calibration = stored
+        else:
+            engine.calibration = calibration
         return engine
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
-        """Turns scores into percentiles; None where none is stored beside the weights, and, with a
-        warning, where it was made for other weights or another formula.
+        """Gives the length adjustment of scores and their percentiles; None where none is stored
+        beside the weights or it was made for other weights or settings, which a warning says once.
 
-        The first access hashes the weights, which takes about a second for 1 to 2 GB.
+        The first access, at the latest the first score, hashes the weights, which takes about a
+        second for 1 to 2 GB.
         """
-        return match_calibration(
-            self._stored_calibration, formula=self.config.formula, weights_hash=self.weights_hash
-        )
+        if self._files is None:
+            return None
+        stored = self._stored_calibration
+        return match_calibration(stored, self.config, weights_hash=self.weights_hash)
+
+    @property
+    def length(self) -> Length:
+        """Whether scores are adjusted for answer length or raw."""
+        has_adjustment = self.calibration is not None and self.calibration.length is not None
+        return "adjusted" if has_adjustment else "raw"
+
+    @property
+    def device_and_dtype(self) -> tuple[str, str]:
+        """("cpu", "float32"): where the model is, and the dtype of its weights."""
+        return self.device.type, str(self.model.dtype).removeprefix("torch.")
 
     def weights_hash(self) -> str:
         """SHA-256 of the weights, as in manifests; only for a model that was loaded from files."""
@@ -159,7 +182,7 @@ class ScoringEngine:
         """Packed batches are scored while the next part is tokenized; padded ones wait for all."""
         size = TOKENIZED_TOGETHER if self.packed else max(len(samples), 1)
         for start in range(0, len(samples), size):
-            yield from self.tokenizer.tokenize_each(samples[start : start + size])
+            yield from self.tokenizer.tokenize_to_score(samples[start : start + size])
 
     def score_tokenized(
         self,
@@ -178,21 +201,37 @@ class ScoringEngine:
         answers = torch.cat([self._score_batch(batch) for batch in batches]).cpu().numpy()
         by_position = np.empty_like(answers)
         by_position[np.concatenate([batch.positions for batch in batches])] = answers
-        return [
-            _scored_sample(sample, row) for sample, row in zip(samples, by_position, strict=True)
-        ]
+        return self._scored_samples(samples, by_position)
 
-    @staticmethod
     def _score_packed(
-        packed: PackedScorer, samples: Iterable[TokenizedSample]
+        self, packed: PackedScorer, samples: Iterable[TokenizedSample]
     ) -> list[ScoredSample | UnscoredSample]:
         # As above: the loop queues every pass before the first result is fetched.
         passes = [(scores.samples, scores.rows) for scores in packed.score(samples)]
         return [
-            _scored_sample(sample, row)
+            outcome
             for part, rows_BL in passes
-            for sample, row in zip(part, rows_BL.cpu().numpy(), strict=True)
+            for outcome in self._scored_samples(part, rows_BL.cpu().numpy())
         ]
+
+    def _scored_samples(
+        self, samples: Sequence[TokenizedSample], rows_BL: np.ndarray
+    ) -> list[ScoredSample | UnscoredSample]:
+        """rows_BL: float32 [B, 1 + L]: raw score, and score of each layer."""
+        scores_B = self._adjusted(samples, rows_BL)
+        return [
+            _scored_sample(sample, score, row[1:])
+            for sample, score, row in zip(samples, scores_B.tolist(), rows_BL, strict=True)
+        ]
+
+    def _adjusted(self, samples: Sequence[TokenizedSample], rows_BL: np.ndarray) -> np.ndarray:
+        """The score of each sample as it is reported: float32 (B,)."""
+        if self.calibration is None or self.calibration.length is None:
+            return rows_BL[:, 0]
+        masks = (counted_tokens(s.answer_mask, self.formula.tokens) for s in samples)
+        num_tokens_B = [int(mask.sum()) for mask in masks]
+        margins_B = sample_margins(rows_BL[:, 1:], self.formula)
+        return sigmoid(self.calibration.length.adjust(margins_B, num_tokens_B))
 
     def score_each_token(
         self, samples: Sequence[TokenizedSample], *, packer: Packer = pad_samples
@@ -200,18 +239,28 @@ class ScoringEngine:
         """As `score_tokenized`, with the scores of single tokens beside those of samples."""
         if self.packed:
             return [
-                _scored_tokens(sample, row, tokens)
+                outcome
                 for scores in self.packed.score(samples)
-                for sample, row, tokens in zip(*scores.by_sample(), strict=True)
+                for outcome in self._scored_tokens(*scores.by_sample())
             ]
         answers: dict[int, ScoredTokens | UnscoredSample] = {}
         for batch in packer(samples, max_tokens_per_batch=self.max_tokens_per_batch):
             rows_BL, tokens_BT = (part.cpu().numpy() for part in self._score_tokens(batch))
-            for position, row, tokens in zip(
-                batch.positions.tolist(), rows_BL, tokens_BT, strict=True
-            ):
-                answers[position] = _scored_tokens(samples[position], row, tokens)
+            positions = batch.positions.tolist()
+            part = [samples[position] for position in positions]
+            outcomes = self._scored_tokens(part, rows_BL, list(tokens_BT))
+            answers |= dict(zip(positions, outcomes, strict=True))
         return [answers[position] for position in range(len(samples))]
+
+    def _scored_tokens(
+        self, samples: Sequence[TokenizedSample], rows_BL: np.ndarray, tokens: Sequence[np.ndarray]
+    ) -> Iterator[ScoredTokens | UnscoredSample]:
+        scored = self._scored_samples(samples, rows_BL)
+        for sample, outcome, scores_T in zip(samples, scored, tokens, strict=True):
+            if isinstance(outcome, ScoredSample):
+                yield ScoredTokens(outcome, scores_T[: len(sample.token_ids)].copy())
+            else:
+                yield outcome
 
     @torch.inference_mode()
     def _score_batch(self, batch: PaddedBatch) -> Tensor:
@@ -264,25 +313,18 @@ def _load_model(
     return model
 
 
-def _scored_sample(sample: TokenizedSample, row: np.ndarray) -> ScoredSample | UnscoredSample:
-    if not math.isfinite(row[0]):
+def _scored_sample(
+    sample: TokenizedSample, score: float, layer_scores_L: np.ndarray
+) -> ScoredSample | UnscoredSample:
+    if not math.isfinite(score):
         return UnscoredSample(
-            sample.sample_id, "score_not_finite", f"the model's score is {row[0]}, not a number"
+            sample.sample_id, "score_not_finite", f"the model's score is {score}, not a number"
         )
     return ScoredSample(
         sample_id=sample.sample_id,
-        score=float(row[0]),
+        score=score,
         num_tokens=len(sample.token_ids),
         num_answer_tokens=int(sample.answer_mask.sum()),
         truncated=sample.truncated,
-        layer_scores=row[1:],
+        layer_scores=layer_scores_L,
     )
-
-
-def _scored_tokens(
-    sample: TokenizedSample, row: np.ndarray, tokens: np.ndarray
-) -> ScoredTokens | UnscoredSample:
-    scored = _scored_sample(sample, row)
-    if isinstance(scored, UnscoredSample):
-        return scored
-    return ScoredTokens(scored, tokens[: len(sample.token_ids)].copy())

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from selectmoe.records import ScoredSample
+
+# A mean of float32 probabilities can round to 0 or 1, whose log-odds are infinite.
+SMALLEST_PROBABILITY = 2.0**-24
+
 # Shape letters: L = layers, B = samples, T = tokens of a sample, N = tokens of packed samples. A
 # gate has 2 logits, index 0 is "good".
 
@@ -44,8 +49,7 @@ def good_margins(gate_logits_LBT2: Tensor) -> Tensor:
 def scored_tokens(answer_mask_BT: Tensor, attention_mask_BT: Tensor, tokens: str) -> Tensor:
     """Mask of the tokens that count.
 
-    A sample whose question alone fills the context has no answer token; all its tokens count then,
-    so that it has a score like any other (it is marked `truncated`).
+    All tokens of a sample without an answer token count; `refuse_cut_answer` lets none reach this.
     """
     if tokens == "all":
         return attention_mask_BT
@@ -95,6 +99,24 @@ def sample_scores(layer_scores_BL: Tensor, formula: ScoreFormula) -> Tensor:
     first = _first_layer(layer_scores_BL.shape[1], formula)
     mean_B = layer_scores_BL[:, first:].mean(dim=1)
     return mean_B if formula.average == "probability" else mean_B.sigmoid()
+
+
+def num_averaged_tokens(sample: ScoredSample, formula: ScoreFormula) -> int:
+    """The number of tokens that a sample's score averages, by `counted_tokens`."""
+    only_answer = formula.tokens == "answer" and sample.num_answer_tokens > 0
+    return sample.num_answer_tokens if only_answer else sample.num_tokens
+
+
+def sample_margins(layer_scores_BL: np.ndarray, formula: ScoreFormula) -> np.ndarray:
+    """The mean margin of each sample, or the log-odds of its mean good-probability, which is what
+    `sample_scores` takes the sigmoid of: float64 (B,)."""
+    first = _first_layer(layer_scores_BL.shape[1], formula)
+    means_B: np.ndarray = layer_scores_BL[:, first:].mean(axis=1, dtype=np.float64)
+    if formula.average == "margin":
+        return means_B
+    probabilities_B = np.clip(means_B, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+    log_odds_B: np.ndarray = np.log(probabilities_B) - np.log1p(-probabilities_B)
+    return log_odds_B
 
 
 def token_scores(margins_LBT: Tensor, formula: ScoreFormula) -> Tensor:

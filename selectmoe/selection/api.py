@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selectmoe.config.loading import from_values
+from selectmoe.config.loading import from_values, resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import write_shards
+from selectmoe.data.folders import CONFIG_NAME
+from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.readers import require_readable
 from selectmoe.data.rows import RowLocation, parse_row
+from selectmoe.data.writers import write_json
 from selectmoe.errors import ConfigError
+from selectmoe.model.weight_checks import require_weights
+from selectmoe.paths import model_or_embedded
 from selectmoe.records import RejectedRow, Sample
 from selectmoe.selection.backends import LocalBackend
 from selectmoe.selection.in_process import InProcess
@@ -25,7 +30,7 @@ class Selection:
     """What `select` kept."""
 
     rows: list[dict[str, Any]]
-    """The kept rows: dataset, id, messages, score and percentile."""
+    """The kept rows: dataset, id, messages, score, percentile and source."""
     manifest: dict[str, Any]
     """Configuration, counts, thresholds and speed."""
 
@@ -61,14 +66,22 @@ def select(
             **{key.replace("__", "."): value for key, value in settings.items()},
         },
     )
-    require_readable(config.dataset.paths)
+    require_weights(model_or_embedded(config.model, config.revision), config.model_checkpoint_path)
+    require_readable(corpus_specs(config.dataset))
     with tempfile.TemporaryDirectory(prefix="selectmoe-") as scratch:
         folder = RunFolder(Path(output or scratch).absolute())
         folder.root.mkdir(parents=True, exist_ok=True)
         if any(folder.root.iterdir()):
             raise ConfigError(f"output must be a new or an empty folder, got {folder.root}")
+        # As a command does: by it a corpus that has the run below it knows it as one.
+        write_json(folder.root / CONFIG_NAME, resolved(config))
         if not isinstance(corpus, str | Path):
-            write_shards(_parsed(corpus), folder.corpus, rows_per_shard=config.rows_per_shard)
+            write_shards(
+                _parsed(corpus),
+                folder.corpus,
+                rows_per_shard=config.rows_per_shard,
+                duplicates=config.selection.duplicates,
+            )
         manifest = run_selection(
             config, folder.root, backend=LocalBackend(config), runner=InProcess(config)
         )

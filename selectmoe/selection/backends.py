@@ -8,11 +8,12 @@ last digit as long as a server batches the rows of a request by themselves (`bat
 runs on the same kind of processor.
 """
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -20,12 +21,13 @@ from selectmoe.client import ScoreClient, ScoreFailure, ScoreResult, ServerInfo
 from selectmoe.client.score_client import API_KEY_VARIABLE
 from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
-from selectmoe.errors import ConfigError, ScoreRequestError
-from selectmoe.model.checkpoint import calibration_folder, hash_weights
+from selectmoe.errors import ConfigError, ResumeError, ScoreRequestError
+from selectmoe.model.checkpoint import calibration_folder, hash_weights, pinned_model
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.calibration import (
     Calibration,
+    as_json,
     from_json,
     load_calibration,
     match_calibration,
@@ -35,6 +37,7 @@ from selectmoe.selection.scored_shards import SampleScorer
 INFO_TIMEOUT_SECONDS = 10.0  # a server that is up describes itself at once
 # For one shard: as long as a lost replica of a large model takes to come back.
 PATIENCE_SECONDS = 900.0
+SERVER_DEVICE = "server"  # it does not tell its device
 LOCAL_SETTINGS = (
     "scoring.row_layout",
     "scoring.attn_implementation",
@@ -58,7 +61,14 @@ class Backend(Protocol):
         ...
 
     def calibration(self) -> Calibration | None:
-        """The calibration of these weights and this formula; None where there is none."""
+        """The calibration of these weights and settings; None where there is none."""
+        ...
+
+    def with_calibration(self, calibration: Calibration | None) -> "Backend":
+        """The backend with the calibration that a run began with, by which its scores are adjusted.
+
+        Raises ResumeError where the model is elsewhere and has another one by now.
+        """
         ...
 
     def open_scorer(self) -> SampleScorer:
@@ -73,15 +83,21 @@ class LocalBackend:
 
     def __init__(self, config: SelectConfig) -> None:
         self.config = config
-        self.model = model_or_embedded(config.model)
-        self.weights_sha256 = hash_of_weights(config)
+        self.model = pinned_model(model_or_embedded(config.model, config.revision))
+        self.weights_sha256 = hash_weights(self.model, config.model_checkpoint_path)
+        self._of_run: Calibration | None = None
 
     def calibration(self) -> Calibration | None:
         return match_calibration(
             load_calibration(calibration_folder(self.model, self.config.model_checkpoint_path)),
-            formula=self.config.scoring.formula,
+            self.config.scoring,
             weights_hash=lambda: self.weights_sha256,
         )
+
+    def with_calibration(self, calibration: Calibration | None) -> "LocalBackend":
+        of_run = copy.copy(self)
+        of_run._of_run = calibration
+        return of_run
 
     def open_scorer(self) -> SampleScorer:
         import torch
@@ -95,6 +111,7 @@ class LocalBackend:
             self.model,
             model_checkpoint_path=self.config.model_checkpoint_path,
             config=self.config.scoring,
+            calibration=self._of_run,
         )
 
 
@@ -118,6 +135,17 @@ class ServedBackend:
 
     def calibration(self) -> Calibration | None:
         return None if self.info.calibration is None else from_json(self.info.calibration)
+
+    def with_calibration(self, calibration: Calibration | None) -> Self:
+        ours, theirs = (
+            part and as_json(part).get("length") for part in (calibration, self.calibration())
+        )
+        if ours != theirs:
+            raise ResumeError(
+                "this run was started with another length adjustment of scores than the server "
+                "has now (its calibration was made anew); start a new run"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +176,14 @@ class HttpBackend(ServedBackend):
         return cls(info=info, url=config.via, api_key=api_key)
 
     def open_scorer(self) -> SampleScorer:
-        return HttpScorer(self.url, self.api_key)
+        return HttpScorer(self.url, self.api_key, dtype=self.info.dtype)
 
 
 class HttpScorer:
     """Asks a score server; several threads may use one."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, *, dtype: str) -> None:
+        self.device_and_dtype = (SERVER_DEVICE, dtype)
         self.client = ScoreClient(url, api_key=api_key, timeout_seconds=PATIENCE_SECONDS)
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
@@ -198,6 +227,8 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
             raise ConfigError(f"{key} applies to via=actors; {name} is configured on the server")
     settings = (
         ("scoring.formula", info.formula),
+        ("scoring.length", info.length),
+        ("scoring.turns", info.turns),
         ("scoring.dtype", info.dtype),
         ("scoring.max_tokens_per_batch", info.max_tokens_per_batch),
         ("scoring.max_sequence_length", info.max_sequence_length),
@@ -221,4 +252,5 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
 
 def hash_of_weights(config: SelectConfig) -> str:
     """SHA-256 of the model's weights and stage 1's."""
-    return hash_weights(model_or_embedded(config.model), config.model_checkpoint_path)
+    model = pinned_model(model_or_embedded(config.model, config.revision))
+    return hash_weights(model, config.model_checkpoint_path)

@@ -11,6 +11,8 @@ from typing import TypeVar
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.model.checkpoint import weights_size
+from selectmoe.model.free_memory import free_memory, require_weights_fit
+from selectmoe.model.weight_checks import count_parameters
 from selectmoe.selection.backends import Backend
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import ShardCounts, score_shard
@@ -31,6 +33,14 @@ class InProcess:
         self.config = config
 
     def start(self) -> None: ...
+
+    def require_workers(self, backend: Backend) -> None:
+        if not backend.is_remote:
+            import torch
+
+            on_gpu = torch.cuda.is_available()
+            free, kind = free_memory(on_gpu=on_gpu)
+            require_engine_fits(self.config, backend.model, on_gpu=on_gpu, free=free, kind=kind)
 
     def map_parts(self, look: Callable[[], None]) -> MapItems:
         def call_each(
@@ -94,8 +104,9 @@ def _open_scorers(
 
 def num_scoring_threads(config: SelectConfig, backend: Backend) -> int:
     """As many engines as the machine has GPUs or CPUs for, and memory."""
-    if config.num_actors:
-        return config.num_actors
+    _, most = config.actor_bounds
+    if most:
+        return most
     if backend.is_remote:
         return config.shards_in_flight
     import torch
@@ -104,9 +115,19 @@ def num_scoring_threads(config: SelectConfig, backend: Backend) -> int:
         return 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * USABLE_MEMORY
     num_cpus = (os.cpu_count() or 1) // config.num_threads_per_actor
-    return max(1, min(num_cpus, num_engines_in_memory(backend.model, memory)))
+    return max(1, min(num_cpus, int(memory // engine_bytes(backend.model))))
 
 
-def num_engines_in_memory(model: str, num_bytes: float) -> int:
-    # On a CPU the model is float32, and its files are most likely bfloat16.
-    return int(num_bytes // (ENGINE_BYTES + 2 * weights_size(model)))
+def require_engine_fits(
+    config: SelectConfig, model: str, *, on_gpu: bool, free: int, kind: str
+) -> None:
+    """Raises NotEnoughMemoryError where the weights of one engine need more than `free` bytes."""
+    dtype = config.scoring.dtype or ("bfloat16" if on_gpu else "float32")
+    num_parameters = count_parameters(model, with_head=False)
+    require_weights_fit(num_parameters, dtype, purpose="scoring", free=free, kind=kind)
+
+
+def engine_bytes(model: str) -> int:
+    """About the memory that an engine on a CPU takes."""
+    # There the model is float32, and its files are most likely bfloat16.
+    return ENGINE_BYTES + 2 * weights_size(model)

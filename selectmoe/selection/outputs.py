@@ -3,7 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.corpus.normalize import REJECTED_NAME
-from selectmoe.corpus.shards import read_rows
+from selectmoe.corpus.shards import CorpusSummary, read_rows, read_summary
 from selectmoe.data.rejected import (
     RejectedCounts,
     reject,
@@ -24,27 +24,31 @@ from selectmoe.data.rejected import (
 from selectmoe.data.writers import whole_file, write_jsonl
 from selectmoe.records import RejectedRow, UnscoredSample
 from selectmoe.scoring.calibration import Calibration, load_calibration
+from selectmoe.selection.differences import MedianTokens, median_of_counts
 from selectmoe.selection.passes import (
     NUM_QUANTILE_BINS,
     Survey,
+    count_values,
     find_thresholds,
     kept_rows,
     shard_groups,
     survey,
 )
 from selectmoe.selection.run_folder import RunFolder
-from selectmoe.selection.top_k import Threshold
+from selectmoe.selection.top_k import Scope, Threshold
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetCounts:
-    """The rows of one dataset: num_read = num_scored + the sum of num_rejected."""
+    """The rows of one dataset: num_read = num_scored + num_left_out + the sum of num_rejected."""
 
     num_read: int
     num_scored: int
     num_rejected: dict[str, int]  # by reason
+    num_duplicates: int  # rows with the text of another one
+    num_left_out: int  # of these, the rows that were not scored: all or none
     num_selected: int
     num_tokens: int  # that the model read
     num_truncated: int  # rows that were scored on their beginning
@@ -55,9 +59,11 @@ class SelectedData:
     """What a selection kept."""
 
     counts: dict[str, DatasetCounts]  # by dataset
-    thresholds: dict[str, Threshold]  # by dataset, or one under "*"
+    thresholds: dict[Scope, Threshold]  # one per dataset, or a single one of the corpus
     quantiles: dict[str, float]  # of all scores, to 1 / NUM_QUANTILE_BINS
+    median_answer_tokens: MedianTokens
     calibration: Calibration | None  # of the run, by which scores have percentiles
+    files: dict[str, Any]  # how many were read, and what of the folders was not
 
     @property
     def num_selected(self) -> int:
@@ -82,12 +88,13 @@ def select_rows(
     than the share `max_rejected` of the rows has no score.
     """
     num_rejected = write_rejected_rows(folder, output)
+    summary = read_summary(folder.corpus)
     groups = shard_groups(folder.scored_shards())
     found = Survey.total(map_items(survey, groups))
     total_rejected = sum(reasons.total() for reasons in num_rejected.values())
     require_few_rejected(
         num_rejected=total_rejected,
-        num_read=found.num_rows.total() + total_rejected,
+        num_read=found.num_rows.total() + total_rejected + (summary.num_left_out if summary else 0),
         max_rejected=max_rejected,
         run=output.root,
     )
@@ -99,14 +106,24 @@ def select_rows(
         map_items=map_items,
     )
     calibration = load_calibration(folder.root)
-    write = partial(write_piece, folder, output.pieces, thresholds, calibration)
-    num_selected = _write_selected(output, map_items(write, groups))
-    counts = _counts(found, num_rejected, num_selected)
-    return SelectedData(counts, thresholds, quantiles(found.quantile_bins), calibration)
+    folders = summary.files.get("folders", []) if summary else []
+    write = partial(write_piece, folder, output.pieces, thresholds, calibration, folders)
+    kept = _write_selected(output, map_items(write, groups))
+    return SelectedData(
+        counts=_counts(found, num_rejected, kept.num_rows, summary),
+        thresholds=thresholds,
+        quantiles=quantiles(found.quantile_bins),
+        median_answer_tokens=MedianTokens(
+            scored=median_of_counts(found.answer_tokens),
+            selected=median_of_counts(kept.answer_tokens),
+        ),
+        calibration=calibration,
+        files=summary.files if summary else {},
+    )
 
 
-def _write_selected(output: RunFolder, pieces: Iterable["SelectedPiece"]) -> Counter[str]:
-    """Returns the number of kept rows by dataset. pieces: are written as they are asked for."""
+def _write_selected(output: RunFolder, pieces: Iterable["SelectedPiece"]) -> "KeptCounts":
+    """pieces: are written as they are asked for."""
     shutil.rmtree(output.pieces, ignore_errors=True)  # of a run that was killed
     output.pieces.mkdir()
     try:
@@ -116,19 +133,40 @@ def _write_selected(output: RunFolder, pieces: Iterable["SelectedPiece"]) -> Cou
 
 
 def _counts(
-    found: Survey, num_rejected: RejectedCounts, num_selected: Counter[str]
+    found: Survey,
+    num_rejected: RejectedCounts,
+    num_selected: Counter[str],
+    summary: CorpusSummary | None,
 ) -> dict[str, DatasetCounts]:
+    duplicates = summary.duplicates_by_dataset if summary else {}
+    left_out = Counter(duplicates if summary and summary.num_left_out else {})
     return {
         dataset: DatasetCounts(
-            num_read=found.num_rows[dataset] + sum(num_rejected.get(dataset, {}).values()),
+            num_read=found.num_rows[dataset]
+            + left_out[dataset]
+            + sum(num_rejected.get(dataset, {}).values()),
             num_scored=found.num_rows[dataset],
             num_rejected=dict(num_rejected.get(dataset, {})),
+            num_duplicates=duplicates.get(dataset, 0),
+            num_left_out=left_out[dataset],
             num_selected=num_selected[dataset],
             num_tokens=found.num_tokens[dataset],
             num_truncated=found.num_truncated[dataset],
         )
-        for dataset in sorted({*found.num_rows, *num_rejected})
+        for dataset in sorted({*found.num_rows, *num_rejected, *left_out})
     }
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCounts:
+    """Numbers of kept rows."""
+
+    num_rows: Counter[str] = field(default_factory=Counter)  # by dataset
+    answer_tokens: Counter[int] = field(default_factory=Counter)  # by number of answer tokens
+
+    def add(self, other: "KeptCounts") -> None:
+        self.num_rows.update(other.num_rows)
+        self.answer_tokens.update(other.answer_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,58 +175,72 @@ class SelectedPiece:
 
     first_shard: str
     file: Path
-    num_selected: Counter[str]  # by dataset
+    counts: KeptCounts
 
 
 def write_piece(
     folder: RunFolder,
     pieces: Path,
-    thresholds: Mapping[str, Threshold],
+    thresholds: Mapping[Scope, Threshold],
     calibration: Calibration | None,
+    folders: Sequence[str],
     shards: Sequence[Path],
 ) -> SelectedPiece:
-    """A pass: reads the texts that are kept, and writes them into `pieces`."""
-    num_selected: Counter[str] = Counter()
+    """A pass: reads the texts that are kept, and writes them into `pieces`.
+
+    folders: left out of the paths of files, so that a copy of a corpus gives the same rows.
+    """
+    counts = KeptCounts()
     file = pieces / f"{shards[0].stem}.jsonl"
-    write_jsonl(file, selected_rows(folder, shards, thresholds, num_selected, calibration))
-    return SelectedPiece(shards[0].name, file, num_selected)
+    write_jsonl(file, selected_rows(folder, shards, thresholds, counts, calibration, folders))
+    return SelectedPiece(shards[0].name, file, counts)
 
 
-def join_pieces(pieces: Iterable[SelectedPiece], path: Path) -> Counter[str]:
-    """Writes the pieces, which may come in any order, in that of their shards, and counts rows."""
-    num_selected: Counter[str] = Counter()
+def join_pieces(pieces: Iterable[SelectedPiece], path: Path) -> KeptCounts:
+    """Writes the pieces, which may come in any order, in that of their shards, and adds up their
+    counts."""
+    counts = KeptCounts()
     with whole_file(path) as target:
         for piece in sorted(pieces, key=lambda piece: piece.first_shard):
-            num_selected.update(piece.num_selected)
+            counts.add(piece.counts)
             with piece.file.open("rb") as source:
                 shutil.copyfileobj(source, target, 1 << 20)
-    return num_selected
+    return counts
 
 
 def selected_rows(
     folder: RunFolder,
     shards: Iterable[Path],
-    thresholds: Mapping[str, Threshold],
-    num_selected: Counter[str],
+    thresholds: Mapping[Scope, Threshold],
+    counts: KeptCounts,
     calibration: Calibration | None,
+    folders: Sequence[str],
 ) -> Iterator[dict[str, object]]:
     """The kept samples of some scored shards, with their scores and percentiles (null without a
-    calibration); counts them by dataset on the way."""
+    calibration); counts them on the way."""
     for shard in shards:
-        row_numbers, scores = kept_rows(thresholds, shard)
-        if not len(row_numbers):
+        kept = kept_rows(thresholds, shard)
+        if not len(kept.row_numbers):
             continue
-        samples = read_rows(folder.corpus / shard.name, row_numbers)
-        percentiles = calibration.percentiles(scores).tolist() if calibration else repeat(None)
-        for sample, score, percentile in zip(samples, scores, percentiles, strict=False):
-            num_selected[sample.dataset] += 1
+        counts.answer_tokens.update(count_values(kept.num_answer_tokens))
+        samples = read_rows(folder.corpus / shard.name, kept.row_numbers)
+        percentiles = calibration.percentiles(kept.scores).tolist() if calibration else repeat(None)
+        for sample, score, percentile in zip(samples, kept.scores, percentiles, strict=False):
+            counts.num_rows[sample.dataset] += 1
             yield {
                 "dataset": sample.dataset,
                 "id": sample.sample_id,
                 "messages": [{"role": m.role, "content": m.content} for m in sample.messages],
                 "score": float(str(score)),  # the shortest decimal that is this float32
                 "percentile": percentile,
+                "source": _shortened(sample.source, folders),
             }
+
+
+def _shortened(source: str, folders: Sequence[str]) -> str:
+    """The source of a row, "<file>:<row>", without the folder in which the corpus lies."""
+    folder = next((folder for folder in folders if source.startswith(folder)), "")
+    return source.removeprefix(folder)
 
 
 def write_rejected_rows(folder: RunFolder, output: RunFolder) -> RejectedCounts:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from selectmoe.selection.top_k import (
     Candidates,
     Histogram,
     ReadKeys,
+    Scope,
     ScoreBucket,
     ScoreBuckets,
     Threshold,
@@ -28,11 +30,12 @@ from selectmoe.selection.top_k import (
     num_to_keep,
 )
 
-ALL_DATASETS = "*"
+WHOLE_CORPUS: Scope = None
 NUM_QUANTILE_BINS = 10_000
 MAX_SHARDS_PER_GROUP = 64
 MIN_GROUPS = 32  # where there are as many shards: for even loads
 ShardGroup = Sequence[Path]
+Name = TypeVar("Name")
 
 
 def shard_groups(shards: Sequence[Path]) -> list[ShardGroup]:
@@ -50,11 +53,14 @@ class Survey:
     num_truncated: Counter[str]
     first_digits: dict[str, Histogram]  # of the rows' places in the order
     quantile_bins: np.ndarray  # int64 (NUM_QUANTILE_BINS,), of all scores over (0, 1)
+    answer_tokens: Counter[int]  # rows by their number of answer tokens
 
     @classmethod
     def total(cls, parts: Iterable["Survey"]) -> "Survey":
-        whole = cls(Counter(), Counter(), Counter(), {}, np.zeros(NUM_QUANTILE_BINS, np.int64))
+        bins = np.zeros(NUM_QUANTILE_BINS, np.int64)
+        whole = cls(Counter(), Counter(), Counter(), {}, bins, Counter())
         for part in parts:
+            whole.answer_tokens.update(part.answer_tokens)
             whole.num_rows.update(part.num_rows)
             whole.num_tokens.update(part.num_tokens)
             whole.num_truncated.update(part.num_truncated)
@@ -65,7 +71,7 @@ class Survey:
 
 def survey(shards: ShardGroup) -> Survey:
     """The first pass."""
-    columns = ("score", "dataset", "num_tokens", "truncated")
+    columns = ("score", "dataset", "num_tokens", "num_answer_tokens", "truncated")
     return Survey.total(
         _survey_block(block) for shard in shards for block in score_blocks(shard, columns)
     )
@@ -79,42 +85,43 @@ def find_thresholds(
     per_dataset: bool,
     map_items: MapItems,
     max_candidates: int = MAX_CANDIDATES,
-) -> dict[str, Threshold]:
-    """One threshold for the whole corpus under "*", or one per dataset; all in the same passes.
+) -> dict[Scope, Threshold]:
+    """One threshold for the whole corpus, or one per dataset; all in the same passes.
 
     histograms: the survey's, of first digits.
     """
+    scopes: dict[Scope, Histogram] = {**dict(sorted(histograms.items()))}
     if not per_dataset:
-        histograms = {ALL_DATASETS: Histogram.total(histograms.values())}
-    first_buckets = {}
-    for name, histogram in sorted(histograms.items()):
+        scopes = {WHOLE_CORPUS: Histogram.total(histograms.values())}
+    first_buckets: dict[Scope, ScoreBucket] = {}
+    for name, histogram in scopes.items():
         num_kept = num_to_keep(int(histogram.counts.sum()), selection_percentage)
         first_buckets[name] = ScoreBucket.of_all_rows(num_kept).narrowed(histogram)
 
-    def count(wide: ScoreBuckets) -> dict[str, Histogram]:
-        totals: dict[str, Histogram] = {}
+    def count(wide: ScoreBuckets) -> dict[Scope, Histogram]:
+        totals: dict[Scope, Histogram] = {}
         for counts in map_items(partial(count_next_digits, wide), groups):
             _add_up(totals, counts)
         return totals
 
     buckets = narrow(first_buckets, count, max_candidates=max_candidates)
-    candidates: dict[str, list[Candidates]] = {name: [] for name in buckets}
+    candidates: dict[Scope, list[Candidates]] = {name: [] for name in buckets}
     for found in map_items(partial(find_candidates, buckets), groups):
         for name, rows in found:
             candidates[name].append(rows)
     return {name: bucket.threshold(candidates[name]) for name, bucket in buckets.items()}
 
 
-def count_next_digits(buckets: ScoreBuckets, shards: ShardGroup) -> dict[str, Histogram]:
+def count_next_digits(buckets: ScoreBuckets, shards: ShardGroup) -> dict[Scope, Histogram]:
     """A pass: of the rows in each bucket, the digit that narrows it."""
-    totals: dict[str, Histogram] = {}
+    totals: dict[Scope, Histogram] = {}
     for name, scores, read_keys in _rows_in_buckets(buckets, shards):
         digits = buckets[name].next_digits(scores, read_keys)
         _add_up(totals, {name: Histogram.of(digits)})
     return totals
 
 
-def find_candidates(buckets: ScoreBuckets, shards: ShardGroup) -> list[tuple[str, Candidates]]:
+def find_candidates(buckets: ScoreBuckets, shards: ShardGroup) -> list[tuple[Scope, Candidates]]:
     """The last pass: the rows in each bucket."""
     found = []
     for name, scores, read_keys in _rows_in_buckets(buckets, shards):
@@ -124,21 +131,40 @@ def find_candidates(buckets: ScoreBuckets, shards: ShardGroup) -> list[tuple[str
     return found
 
 
-def kept_rows(thresholds: Mapping[str, Threshold], shard: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The kept rows of a shard, int64 (M,) ascending, and their scores, float32 (M,).
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptRows:
+    """The rows of a shard that the thresholds keep; M of them."""
 
-    Row groups whose best score is below every threshold are not read.
-    """
+    row_numbers: np.ndarray  # int64 (M,), ascending
+    scores: np.ndarray  # float32 (M,)
+    num_answer_tokens: np.ndarray  # int32 (M,)
+
+
+def kept_rows(thresholds: Mapping[Scope, Threshold], shard: Path) -> KeptRows:
+    """Row groups whose best score is below every threshold are not read."""
+    columns = (*_columns(thresholds), "num_answer_tokens")
     row_numbers, all_scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    answer_tokens = [np.empty(0, np.int32)]
     lowest = np.array([min(threshold.score for threshold in thresholds.values())], dtype=np.float32)
     key_range = (0, int(descending_keys(lowest)[0]))
-    for block in score_blocks(shard, _columns(thresholds), key_range=key_range):
+    for block in score_blocks(shard, columns, key_range=key_range):
         kept = np.zeros(len(block.scores), dtype=bool)
         for name, rows in _rows_by_name(block, thresholds):
             kept[rows] = thresholds[name].keeps(block.scores[rows], block.keys_of(rows))
         row_numbers.append(block.row_numbers[kept])
         all_scores.append(block.scores[kept])
-    return np.concatenate(row_numbers), np.concatenate(all_scores)
+        answer_tokens.append(block.numbers("num_answer_tokens")[kept])
+    return KeptRows(
+        row_numbers=np.concatenate(row_numbers),
+        scores=np.concatenate(all_scores),
+        num_answer_tokens=np.concatenate(answer_tokens),
+    )
+
+
+def count_values(values: np.ndarray) -> Counter[int]:
+    """How often each value occurs."""
+    unique, counts = np.unique(values, return_counts=True)
+    return Counter(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
 
 
 def _survey_block(block: ScoreBlock) -> Survey:
@@ -146,7 +172,12 @@ def _survey_block(block: ScoreBlock) -> Survey:
     digits = first_digits(block.scores)
     bins = np.clip((block.scores * NUM_QUANTILE_BINS).astype(np.int64), 0, NUM_QUANTILE_BINS - 1)
     found = Survey(
-        Counter(), Counter(), Counter(), {}, np.bincount(bins, minlength=NUM_QUANTILE_BINS)
+        Counter(),
+        Counter(),
+        Counter(),
+        {},
+        np.bincount(bins, minlength=NUM_QUANTILE_BINS),
+        count_values(block.numbers("num_answer_tokens")),
     )
     for name, rows in block.rows_by_dataset():
         found.num_rows[name] = len(digits[rows])
@@ -158,7 +189,7 @@ def _survey_block(block: ScoreBlock) -> Survey:
 
 def _rows_in_buckets(
     buckets: ScoreBuckets, shards: Sequence[Path]
-) -> Iterator[tuple[str, np.ndarray, ReadKeys]]:
+) -> Iterator[tuple[Scope, np.ndarray, ReadKeys]]:
     """Name, scores and keys of the rows that may lie in a bucket."""
     first, last = zip(*(bucket.key_range for bucket in buckets.values()), strict=True)
     for shard in shards:
@@ -167,20 +198,20 @@ def _rows_in_buckets(
                 yield name, block.scores[rows], block.keys_of(rows)
 
 
-def _rows_by_name(block: ScoreBlock, names: Mapping[str, object]) -> Iterator[tuple[str, Rows]]:
-    if ALL_DATASETS in names:
-        yield ALL_DATASETS, slice(None)
+def _rows_by_name(block: ScoreBlock, names: Mapping[Scope, object]) -> Iterator[tuple[Scope, Rows]]:
+    if WHOLE_CORPUS in names:
+        yield WHOLE_CORPUS, slice(None)
         return
     for name, rows in block.rows_by_dataset():
         if name in names:
             yield name, rows
 
 
-def _columns(names: Mapping[str, object]) -> tuple[str, ...]:
-    return ("score",) if ALL_DATASETS in names else ("score", "dataset")
+def _columns(names: Mapping[Scope, object]) -> tuple[str, ...]:
+    return ("score",) if WHOLE_CORPUS in names else ("score", "dataset")
 
 
-def _add_up(totals: dict[str, Histogram], more: Mapping[str, Histogram]) -> None:
+def _add_up(totals: dict[Name, Histogram], more: Mapping[Name, Histogram]) -> None:
     for name, histogram in more.items():
         so_far = [totals[name]] if name in totals else []
         totals[name] = Histogram.total([*so_far, histogram])

@@ -36,6 +36,11 @@ SCORED_SCHEMA = pa.schema(
 class SampleScorer(Protocol):
     """What scores a shard: a ScoringEngine, or a client of one that runs elsewhere."""
 
+    @property
+    def device_and_dtype(self) -> tuple[str, str]:
+        """What computes, and in which dtype: ("cuda", "bfloat16")."""
+        ...
+
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
         """One result per sample, in the order given."""
         ...
@@ -51,6 +56,8 @@ class ShardCounts:
     num_truncated: int
     num_unscored: int
     seconds: float
+    device: str
+    dtype: str
 
 
 def score_shard(scorer: SampleScorer, shard: Path, scored: Path) -> ShardCounts:
@@ -61,6 +68,7 @@ def score_shard(scorer: SampleScorer, shard: Path, scored: Path) -> ShardCounts:
     table = scored_table(rows, outcomes)
     scored.mkdir(parents=True, exist_ok=True)
     write_parquet(scored / shard.name, table)
+    device, dtype = scorer.device_and_dtype
     counts = ShardCounts(
         shard=shard.name,
         num_rows=table.num_rows,
@@ -68,6 +76,8 @@ def score_shard(scorer: SampleScorer, shard: Path, scored: Path) -> ShardCounts:
         num_truncated=sum(o.truncated for o in outcomes if isinstance(o, ScoredSample)),
         num_unscored=sum(isinstance(o, UnscoredSample) for o in outcomes),
         seconds=round(time.perf_counter() - started, 3),
+        device=device,
+        dtype=dtype,
     )
     _note_finished(scored / FINISHED_NAME, counts)
     return counts
@@ -81,6 +91,18 @@ def _note_finished(file: Path, counts: ShardCounts) -> None:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
+
+
+def devices_and_dtypes(scored: Path) -> tuple[str, str]:
+    """What has computed the scores of a folder, such as ("cpu", "float32"); several are joined, as
+    of a run that was resumed on another kind of node."""
+    file = scored / FINISHED_NAME
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    rows = [json.loads(line) for line in lines]
+    devices, dtypes = (
+        ", ".join(sorted({row[key] for row in rows if key in row})) for key in ("device", "dtype")
+    )
+    return devices, dtypes
 
 
 def scored_table(

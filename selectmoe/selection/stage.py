@@ -17,16 +17,17 @@ from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems
 from selectmoe.corpus.normalize import rows_read, write_corpus
 from selectmoe.corpus.shards import CorpusSummary, read_summary
+from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.rejected import require_few_rejected
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ResumeError, ScoringError
 from selectmoe.paths import DEMO_CORPUS
-from selectmoe.scoring.calibration import save_calibration
+from selectmoe.scoring.calibration import Calibration, load_calibration, save_calibration
 from selectmoe.selection.backends import Backend
 from selectmoe.selection.manifest import ScoringReport, write_manifest
 from selectmoe.selection.outputs import select_rows, write_rejected_rows
 from selectmoe.selection.run_folder import RunFolder
-from selectmoe.selection.scored_shards import ShardCounts
+from selectmoe.selection.scored_shards import ShardCounts, devices_and_dtypes
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,10 @@ class Runner(Protocol):
 
     def start(self) -> None:
         """Called before anything else, once."""
+        ...
+
+    def require_workers(self, backend: Backend) -> None:
+        """Raises SelectMoeError where nothing could score: called before the corpus is read."""
         ...
 
     def map_parts(self, look: Callable[[], None]) -> MapItems:
@@ -111,9 +116,13 @@ def score_corpus(
     config: SelectConfig, folder: RunFolder, backend: Backend, runner: Runner, progress: Progress
 ) -> ScoringReport:
     """Scores what of the corpus has no scores yet; each file in `folder` is whole or absent."""
-    record_model(folder, backend)
+    calibration = record_model(folder, backend)
+    backend = backend.with_calibration(calibration)
     runner.start()
-    summary = read_summary(folder.corpus) or normalize(config, folder, runner, progress)
+    summary = read_summary(folder.corpus)
+    if summary is None or folder.unscored_shards():
+        runner.require_workers(backend)
+    summary = summary or normalize(config, folder, runner, progress)
     if summary.num_rejected > config.max_rejected * summary.num_read:
         write_rejected_rows(folder, folder)
     require_few_rejected(
@@ -127,27 +136,32 @@ def score_corpus(
     num_reused = summary.num_shards - len(shards)
     if num_reused:
         logger.info("%d of %d shards have scores already", num_reused, summary.num_shards)
-    num_rows = summary.num_read - summary.num_rejected
+    num_rows = summary.num_rows
     # By the mean size of a shard: the last one of a range is not full.
     num_rows_done = num_rows * num_reused // max(summary.num_shards, 1)
     progress.scoring_started(num_rows=num_rows, num_rows_done=num_rows_done)
     started = time.perf_counter()
     num_tokens = score_shards(folder, shards, backend, runner, progress) if shards else 0
     seconds = time.perf_counter() - started
+    device, dtype = devices_and_dtypes(folder.scored)
     return ScoringReport(
         model=backend.model,
         weights_sha256=backend.weights_sha256,
+        length="adjusted" if calibration is not None and calibration.length else "raw",
         num_shards=summary.num_shards,
         num_shards_reused=num_reused,
         num_duplicate_ids=summary.num_duplicate_ids,
+        device=device,
+        dtype=dtype,
         num_tokens=num_tokens,
         seconds=round(seconds, 3),
         tokens_per_second=round(num_tokens / seconds, 1),
     )
 
 
-def record_model(folder: RunFolder, backend: Backend) -> None:
-    """Writes down with which weights a new run scores, and copies their calibration.
+def record_model(folder: RunFolder, backend: Backend) -> Calibration | None:
+    """Writes down with which weights a new run scores, and copies their calibration; returns that
+    of the run.
 
     A resumed run must give the bytes of one that was never interrupted, so the copy stays even if
     the one beside the weights is made anew. Raises ResumeError where the weights have changed.
@@ -160,11 +174,12 @@ def record_model(folder: RunFolder, backend: Backend) -> None:
                 f"{folder.root}: this run was started with other weights: their SHA-256 was "
                 f"{before[:12]}… and is {ours[:12]}… now; start a new run"
             )
-        return
+        return load_calibration(folder.root)
     calibration = backend.calibration()
     if calibration is not None:
         save_calibration(folder.root, calibration)
     write_json(folder.model, {"weights_sha256": ours})
+    return calibration
 
 
 def normalize(
@@ -174,19 +189,23 @@ def normalize(
     started = time.perf_counter()
     try:
         summary = write_corpus(
-            config.dataset.paths or (str(DEMO_CORPUS),),
+            corpus_specs(config.dataset) or (str(DEMO_CORPUS),),
             folder.corpus,
             rows_per_shard=config.rows_per_shard,
             subset_ratio=config.dataset.subset_ratio,
+            duplicates=config.selection.duplicates,
             map_items=runner.map_parts(lambda: progress.rows_read(rows_read(folder.corpus))),
         )
     finally:
         progress.close()
     logger.info(
-        "corpus: %s rows in %d shards, %d rejected, %d duplicate ids (%.1f s)",
+        "corpus: %s rows in %d shards, %d rejected, %d exact duplicates %s, %d duplicate ids "
+        "(%.1f s)",
         f"{summary.num_read:,}",
         summary.num_shards,
         summary.num_rejected,
+        summary.num_duplicates,
+        "kept" if config.selection.duplicates == "keep" else "left out",
         summary.num_duplicate_ids,
         time.perf_counter() - started,
     )
@@ -214,13 +233,3 @@ def score_shards(
             "output folder must be on storage that all nodes share"
         )
     return num_tokens
-
-
-def stop_message(error: Exception, folder: RunFolder) -> str:
-    """One line about an error in the middle of scoring; the whole story goes to a file."""
-    folder.error_details.write_text(str(error), encoding="utf-8")
-    return (
-        f"scoring stopped with {len(folder.unscored_shards())} shards left: "
-        f"{str(error).strip().splitlines()[-1]}; details: {folder.error_details}; resume with "
-        f"--resume {folder.root}"
-    )

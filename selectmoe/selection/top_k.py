@@ -174,8 +174,10 @@ class ScoreBucket:
         return BITS_PER_DIGIT * max(NUM_SCORE_DIGITS - len(self.digits), 0)
 
 
-ScoreBuckets = Mapping[str, ScoreBucket]
-"""By dataset, or one under "*" for the whole corpus."""
+Scope = str | None
+"""Of a threshold: a dataset, which may have any name, or None for the whole corpus."""
+ScoreBuckets = Mapping[Scope, ScoreBucket]
+"""One per dataset, or a single one of the whole corpus."""
 
 
 def num_to_keep(num_scored: int, selection_percentage: float) -> int:
@@ -185,10 +187,10 @@ def num_to_keep(num_scored: int, selection_percentage: float) -> int:
 
 def narrow(
     buckets: ScoreBuckets,
-    count: Callable[[ScoreBuckets], Mapping[str, Histogram]],
+    count: Callable[[ScoreBuckets], Mapping[Scope, Histogram]],
     *,
     max_candidates: int = MAX_CANDIDATES,
-) -> dict[str, ScoreBucket]:
+) -> dict[Scope, ScoreBucket]:
     """Buckets that together hold few rows, by one pass per digit for all of them.
 
     count: a pass; gives the histogram of the next digit of the rows in each bucket.

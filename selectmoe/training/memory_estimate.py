@@ -7,7 +7,6 @@ that is accepted may still fail close to the limit.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from selectmoe.config.finetune import FinetuneTrainingConfig
 from selectmoe.errors import ModelError, NotEnoughMemoryError, first_line
+from selectmoe.model.free_memory import free_memory, in_words
 from selectmoe.model.quiet_loading import quiet_transformers, register_select_moe
 from selectmoe.training.lora_targets import (
     LoraTargets,
@@ -163,28 +163,8 @@ def available_memory(device: str, *, num_sharing: int = 1) -> tuple[int, str]:
 
     num_sharing: workers on this machine, which share its memory where they have no GPU.
     """
-    if device == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        return free, "GPU memory"
-    return free_cpu_memory() // num_sharing, "memory"
-
-
-def free_cpu_memory() -> int:
-    """Memory available without swapping, or up to the container's limit where that is less."""
-    lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
-    kilobytes = {name: text for name, _, text in (line.partition(":") for line in lines)}
-    free = 1_024 * int(kilobytes["MemAvailable"].split()[0])
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and (text := limit.read_text("utf-8").strip()) != "max":
-        free = min(free, max(int(text) - int(used.read_text("utf-8")), 0))
-    return free
-
-
-def in_words(num_bytes: int) -> str:
-    """13,476,839,424 -> "13.5 GB", 6,322,032 -> "6.3 MB"."""
-    if num_bytes >= 1e9:
-        return f"{num_bytes / 1e9:.1f} GB"
-    return f"{num_bytes / 1e6:.1f} MB"
+    free, kind = free_memory(on_gpu=device == "cuda")
+    return (free, kind) if device == "cuda" else (free // num_sharing, kind)
 
 
 def _outputs(model: nn.Module) -> Iterator[int]:

@@ -26,6 +26,7 @@ from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.rejected import (
     NO_ANSWER_TOKEN,
     describe,
+    refuse_cut_answer,
     reject,
     require_few_rejected,
     write_rejected,
@@ -239,13 +240,10 @@ class _RowCounter:
         labels = outcome.answer_mask[1:] | self.full_sequence
         if labels.any():
             return None
-        detail = NO_ANSWER_TOKEN
-        if outcome.truncated:
-            detail = (
-                f"none of its first {len(outcome.token_ids)} tokens is the assistant's; raise "
-                "dataset.max_sequence_length"
-            )
-        return UnscoredSample(outcome.sample_id, "no_answer_token", detail)
+        refused = refuse_cut_answer(outcome)
+        if isinstance(refused, UnscoredSample):
+            return refused
+        return UnscoredSample(outcome.sample_id, "no_answer_token", NO_ANSWER_TOKEN)
 
     def _count(self, row: TokenizedSample) -> None:
         self.num_rows += 1

@@ -29,3 +29,8 @@ class TrainingWorker:
     @property
     def device(self) -> str:
         return "cuda" if self.uses_gpu else "cpu"
+
+    def computes_in(self, dtype: str | None) -> dict[str, str]:
+        """Device and effective dtype, for the manifest. dtype: the setting; None is the default."""
+        effective = dtype or ("bfloat16" if self.uses_gpu else "float32")
+        return {"device": self.device, "dtype": effective}

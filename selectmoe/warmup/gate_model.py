@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from selectmoe.config.warmup import TrainingConfig
-from selectmoe.errors import NotEnoughMemoryError
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.conversion import meta_tensors, read_config
 from selectmoe.model.devices import choose_dtype, choose_experts
+from selectmoe.model.free_memory import require_weights_fit
 from selectmoe.model.modeling_select_moe import QualityGate, SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.quiet_loading import load_model
 from selectmoe.training.lora_targets import add_adapter
-from selectmoe.training.memory_estimate import available_memory, in_words
+from selectmoe.training.memory_estimate import available_memory
 from selectmoe.warmup.gate_objectives import (
     ContrastiveObjective,
     LanguageModelObjective,
@@ -93,14 +93,9 @@ def require_memory(
     num_sharing: workers on this machine, which share its memory where they have no GPU.
     """
     num_parameters = sum(t.numel() for t in meta_tensors(SelectMoeForCausalLM, config).values())
-    needed = num_parameters * dtype.itemsize
-    available, kind = available_memory("cuda" if uses_gpu else "cpu", num_sharing=num_sharing)
-    if needed > available:
-        raise NotEnoughMemoryError(
-            f"warm-up needs at least {in_words(needed)} of {kind} for "
-            f"{num_parameters / 1e9:.2f} billion parameters in {str(dtype).split('.')[-1]}, and "
-            f"has {in_words(available)}; use a smaller model or a larger machine"
-        )
+    free, kind = available_memory("cuda" if uses_gpu else "cpu", num_sharing=num_sharing)
+    name = str(dtype).removeprefix("torch.")
+    require_weights_fit(num_parameters, name, purpose="warm-up", free=free, kind=kind)
 
 
 def renew_gates(model: Any, *, seed: int) -> None:  # noqa: ANN401
@@ -164,6 +159,10 @@ def with_adapter(model: Any, training: TrainingConfig, *, name: str) -> Any:  # 
     gates = ["quality_gate"] if training.train_quality_gates else []
     # "gate" alone would match the quality gates too: peft compares the ends of names.
     gates += ["mlp.gate"] if training.train_moe_gates else []
+    if training.train_quality_gates and any(
+        TRASH_EXPERTS in n for n, _ in model.named_parameters()
+    ):
+        gates.append("trash_expert")  # it gets a gradient through the outputs of the layers
     adapted = add_adapter(model, training.lora, model_name=name, modules_to_save=gates)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -7,6 +7,7 @@ from pathlib import Path
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.corpus.shards import keep_subset, read_shard
 from selectmoe.data.chat import ChatTokenizer
+from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.readers import read_corpora
 from selectmoe.model.checkpoint import model_folder
 from selectmoe.model.quiet_loading import load_tokenizer
@@ -22,7 +23,6 @@ from selectmoe.training.tokenized_rows import (
     prepare_rows,
     rows_file,
 )
-from selectmoe.warmup.settings import corpus_specs
 from selectmoe.warmup.step_batches import TrainingRows
 
 CLEAN_DEMO = "demo"  # the demo corpus also has rows that were corrupted on purpose
@@ -57,7 +57,7 @@ def choose_warmup_rows(config: WarmupConfig) -> ChosenRows:
 
 def warmup_tokenizer(config: WarmupConfig) -> ChatTokenizer:
     """The tokenizer of the model to warm up."""
-    model = model_or_embedded(config.model)
+    model = model_or_embedded(config.model, config.revision)
     length = config.dataset.max_sequence_length
     return chat_tokenizer(load_tokenizer(model_folder(model)), model, max_sequence_length=length)
 

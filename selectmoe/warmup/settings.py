@@ -1,12 +1,8 @@
 """Rules that follow from the settings of a gate warm-up; imports no torch."""
 
-from pathlib import Path
-
-from selectmoe.config.warmup import TrainingConfig, WarmupDatasetConfig
+from selectmoe.config.warmup import TrainingConfig
 from selectmoe.corruptions.kinds import CORRUPTIONS
-from selectmoe.errors import ConfigError, DataError
-
-ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+from selectmoe.errors import ConfigError
 
 
 def is_contrastive(training: TrainingConfig) -> bool:
@@ -28,25 +24,3 @@ def corruption_kinds(training: TrainingConfig) -> tuple[str, ...]:
             f"training.corruptions must be among {', '.join(CORRUPTIONS)}, got {unknown[0]!r}"
         )
     return (training.corruptions or tuple(CORRUPTIONS)) if is_contrastive(training) else ()
-
-
-def corpus_specs(dataset: WarmupDatasetConfig) -> tuple[str, ...]:
-    """The corpora that the settings name, as specs of `read_corpora`; () means the demo corpus.
-
-    Raises DataError for a name without a file in the folder.
-    """
-    return (*dataset.paths, *(_find_corpus(name, dataset.folder) for name in dataset.names))
-
-
-def _find_corpus(name: str, folder: str | None) -> str:
-    assert folder is not None  # WarmupDatasetConfig requires it
-    for ending in ("", *ENDINGS):
-        path = Path(folder) / (name + ending)
-        if path.exists():
-            return str(path)
-    files = sorted(path.name for path in Path(folder).glob("*")) if Path(folder).is_dir() else []
-    contents = ", ".join(files[:8]) or "nothing"
-    raise DataError(
-        f"dataset.names: {name!r} must be a folder or a {', '.join(ENDINGS)} file in {folder}, "
-        f"which contains {contents}"
-    )

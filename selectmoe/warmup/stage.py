@@ -17,7 +17,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from selectmoe.config.warmup import TrainingConfig, WarmupConfig
 from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, model_folder
 from selectmoe.model.devices import choose_dtype
-from selectmoe.model.gate_weights import save_gate_weights
+from selectmoe.model.file_modes import follow_umask
+from selectmoe.model.gate_weights import save_gate_weights, write_trash_experts
 from selectmoe.model.modeling_select_moe import SelectMoeDecoderLayer
 from selectmoe.model.quiet_loading import register_select_moe
 from selectmoe.paths import model_or_embedded
@@ -44,7 +45,7 @@ class WarmupReport:
 def run_warmup(config: WarmupConfig, worker: TrainingWorker) -> WarmupReport:
     """One worker's part of stage 1, on the tokenized rows in `worker.output`; rank 0 writes."""
     register_select_moe()
-    name = model_or_embedded(config.model)
+    name = model_or_embedded(config.model, config.revision)
     folder = model_folder(name)
     training = config.training
     model = load_gated_model(
@@ -166,4 +167,6 @@ def save_trained(trainer: GateTrainer, worker: TrainingWorker) -> Path:
     folder = worker.output / ADAPTER_FOLDER_NAME
     if worker.rank == 0:
         model.save_pretrained(folder)
+        write_trash_experts(model.get_base_model(), folder)
+        follow_umask(folder)
     return folder

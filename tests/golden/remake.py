@@ -15,6 +15,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from benchmarks.results import commit  # noqa: E402
+from selectmoe.config.engine import EngineConfig  # noqa: E402
 from selectmoe.data.readers import read_corpus  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS  # noqa: E402
@@ -26,13 +27,15 @@ EVERY_NTH_ROW = 25
 
 
 def golden_scores() -> dict[str, dict[str, float]]:
-    """Score by formula and row id, of every 25th row of the demo corpus."""
+    """Score by row id, of every 25th row of the demo corpus: raw by formula, and as the embedded
+    selector gives it by default."""
     samples = [row for row in read_corpus(str(DEMO_CORPUS)) if isinstance(row, Sample)]
     found: dict[str, dict[str, float]] = {}
-    for formula in SCORE_FORMULAS:
-        engine = ScoringEngine.from_pretrained(device="cpu", formula=formula)
+    settings = {formula: EngineConfig(formula=formula, length="raw") for formula in SCORE_FORMULAS}
+    for name, config in {**settings, "default": EngineConfig()}.items():
+        engine = ScoringEngine.from_pretrained(device="cpu", config=config)
         outcomes = engine.score(samples[::EVERY_NTH_ROW])
-        found[formula] = {o.sample_id: o.score for o in outcomes if isinstance(o, ScoredSample)}
+        found[name] = {o.sample_id: o.score for o in outcomes if isinstance(o, ScoredSample)}
     return found
 
 

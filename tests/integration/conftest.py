@@ -1,6 +1,8 @@
 """What the integration tests share: the command as a user runs it, a corpus, a finished run."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +56,26 @@ def job(make_job):
 @pytest.fixture
 def select_here(command_here):
     return command_here("select")
+
+
+@pytest.fixture
+def selectmoe(repository, tmp_path):
+    """selectmoe("select"): `python -m selectmoe select` in another folder; returns status, standard
+    output and error."""
+
+    def run(*arguments: object, script: str = "") -> tuple[int, str, str]:
+        program = ["-c", script] if script else ["-m", "selectmoe"]
+        process = subprocess.run(
+            [sys.executable, *program, *map(str, arguments)],
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repository), "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        return process.returncode, process.stdout, process.stderr
+
+    return run
 
 
 @pytest.fixture

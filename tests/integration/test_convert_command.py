@@ -1,10 +1,10 @@
 """jobs/convert.py as a user runs it, from another folder than the checkout."""
 
+import contextlib
 import json
 import resource
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,36 +21,6 @@ pytestmark = pytest.mark.timeout(120)
 EXPERT = "model.layers.0.mlp.experts.2.down_proj.weight"
 
 
-class Command:
-    def __init__(self, repository, folder):
-        self.command = [sys.executable, str(repository / "jobs" / "convert.py")]
-        self.folder = folder
-
-    def run(self, *arguments, status=0, preexec_fn=None):
-        """What it prints on both streams; `status` is what it must end with."""
-        finished = subprocess.run(
-            [*self.command, *map(str, arguments)],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=110,
-            preexec_fn=preexec_fn,
-            check=False,
-        )
-        assert finished.returncode == status, finished.stdout + finished.stderr
-        if status:
-            assert len(finished.stderr.splitlines()) == 1, finished.stderr
-            assert finished.stderr.startswith("error: ")
-        else:
-            assert finished.stderr == ""  # no progress bars, no load reports
-        return finished.stdout + finished.stderr
-
-
-@pytest.fixture
-def command(repository, tmp_path):
-    return Command(repository, tmp_path)
-
-
 @pytest.fixture
 def base(tmp_path):
     return save_tiny_olmoe(tmp_path / "base", dtype=torch.bfloat16, layout="sharded")
@@ -60,8 +30,15 @@ def report_of(folder):
     return json.loads((folder / "parity_report.json").read_text())
 
 
-def test_it_converts_verifies_prints_and_stores_the_report(command, base, tmp_path):
-    printed = command.run("--base", "base", "--save-path", "out/new", "--verify", "seed=3")
+def test_it_converts_verifies_prints_and_stores_the_report(make_job, base, tmp_path):
+    process = subprocess.run(
+        [*make_job("convert").command, "--base", "base", "--save-path", "out/new", "--verify",
+         "seed=3"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    printed = process.stdout
+    assert process.returncode == 0, printed + process.stderr
+    assert process.stderr == ""  # no progress bars, no load reports
     assert "2 layers with 4 experts, bfloat16" in printed
     assert "45 of 45 base tensors are bit-identical" in printed
     assert "parity: yes" in printed
@@ -88,12 +65,21 @@ def test_a_tampered_checkpoint_ends_with_another_status_and_a_report_of_it(base,
     assert report_of(tmp_path / "new")["passed"] is False
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(command, base, tmp_path):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+@contextlib.contextmanager
+def files_of_at_most(num_bytes):
+    """Writing more fails, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    arguments = ("--base", base, "--save-path", "new")
-    line = command.run(*arguments, status=2, preexec_fn=small_files)
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(base, tmp_path):
+    convert_here = CommandHere(tmp_path, "convert")
+    with files_of_at_most(50_000):
+        line = convert_here.refuse("--base", base, "--save-path", "new")
     assert "save_path" in line
     assert "cannot be written" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]

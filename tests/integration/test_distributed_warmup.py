@@ -30,7 +30,8 @@ SETTINGS = {
 
 
 def run_two(repository: Path, runs: dict[Path, dict[str, object]]) -> list[str]:
-    """What each of two processes printed that did all `runs`: settings by folder."""
+    """What each of two processes printed that did all `runs`: settings by folder. The processes do
+    all of them, since importing torch takes longer than a run."""
     settings = {
         str(folder): {**SETTINGS, "scaling.num_workers": 2, **changes}
         for folder, changes in runs.items()
@@ -68,9 +69,20 @@ def gates(train_moe_gates: bool) -> dict[str, object]:
     return {"training.train_moe_gates": train_moe_gates, "training.learning_rate": 1e-3}
 
 
+def save_broken_model(folder: Path) -> None:
+    """NaN for a token of some samples, not of all: only the worker that has one of them sees it."""
+    model = SelectMoeForCausalLM.from_pretrained(EMBEDDED_SELECTOR)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
+    [token] = tokenizer.encode("?", add_special_tokens=False)
+    model.model.embed_tokens.weight.data[token] = float("nan")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def finished(repository, tmp_path_factory):
-    """A folder with a run of one worker and runs of two; their strategies share the one."""
+    """A folder with a run of one worker and runs of two, whose strategies share the one; and what
+    each of the two printed, in the last run of a model with a broken token."""
     folder = tmp_path_factory.mktemp("finished")
     for both in (False, True):
         run_one(folder / f"one-{both}", **gates(both))
@@ -79,14 +91,16 @@ def finished(repository, tmp_path_factory):
         for strategy in ("ddp", "fsdp")
         for both in (False, True)
     }
-    run_two(repository, two)
-    return folder
+    save_broken_model(folder / "broken")
+    broken = {folder / "run-of-broken": {"model": str(folder / "broken")}}
+    return folder, run_two(repository, two | broken)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("train_moe_gates", [False, True])
 def test_two_workers_end_with_the_gates_of_one(finished, strategy, train_moe_gates):
-    folders = [finished / f"{name}-{train_moe_gates}" for name in ("one", strategy)]
+    folder, _ = finished
+    folders = [folder / f"{name}-{train_moe_gates}" for name in ("one", strategy)]
     one, two = (load_file(folder / "full_rank_weights.safetensors") for folder in folders)
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -101,16 +115,8 @@ def test_two_workers_end_with_the_gates_of_one(finished, strategy, train_moe_gat
             assert theirs[key] == pytest.approx(ours[key], abs=1e-5)
 
 
-def test_a_bad_batch_of_one_worker_stops_both_in_the_same_words(tmp_path, repository):
-    broken = tmp_path / "broken"
-    model = SelectMoeForCausalLM.from_pretrained(EMBEDDED_SELECTOR)
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
-    # A token of some samples, not of all: only the worker that has one of them sees NaN.
-    [token] = tokenizer.encode("?", add_special_tokens=False)
-    model.model.embed_tokens.weight.data[token] = float("nan")
-    model.save_pretrained(broken)
-    tokenizer.save_pretrained(broken)
-    printed = run_two(repository, {tmp_path / "run": {"model": str(broken)}})
+def test_a_bad_batch_of_one_worker_stops_both_in_the_same_words(finished):
+    _, printed = finished
     lines = {line for text in printed for line in text.splitlines() if line.startswith("error: ")}
     assert len(lines) == 1
     assert "is not a finite number, in the batch of the samples 'demo-" in lines.pop()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from selectmoe import register_select_moe
-from selectmoe.config.evaluation import EvaluateConfig
-from selectmoe.config.loading import load_config
 from selectmoe.errors import ConfigError
 from selectmoe.evaluation.lm_eval_run import LmEvalTasks
 from selectmoe.evaluation.local_tasks import plan_tasks
@@ -120,13 +119,12 @@ def test_an_unknown_task_is_refused_before_ray_starts_or_a_folder_is_made(evalua
     assert not (tmp_path / "run").exists()
 
 
-def test_tasks_that_are_unknown_or_need_the_network_are_refused_by_name(tmp_path):
-    # Both in one process: lm-eval reads its 14,000 task files for 8 seconds.
-    preset = load_config(EvaluateConfig, ["preset=benchmarks"])
-    planned = plan_tasks(["helaswag", "arc_easy"], None)
-    tasks = LmEvalTasks(planned, None, cache=tmp_path)
-    assert set(preset.tasks) <= tasks.manager.task_index.keys()
-    with pytest.raises(ConfigError, match="unknown task 'helaswag'; did you mean 'hellaswag'"):
+def test_a_task_that_needs_the_network_is_refused_by_name(tmp_path):
+    # lm-eval's own task as a file of the user's, which spares reading the index of its 14,000.
+    shipped = Path(find_spec("lm_eval").origin).parent / "tasks" / "arc" / "arc_easy.yaml"
+    text = shipped.read_text("utf-8").replace("task: arc_easy", "task: my_arc")
+    (tmp_path / "my_arc.yaml").write_text(text, "utf-8")
+    planned = plan_tasks(["my_arc"], str(tmp_path))
+    tasks = LmEvalTasks(planned, str(tmp_path), cache=tmp_path)
+    with pytest.raises(ConfigError, match=r"task my_arc: its dataset is neither in the local"):
         tasks.load(planned[0])
-    with pytest.raises(ConfigError, match=r"task arc_easy: its dataset is neither in the local"):
-        tasks.load(planned[1])

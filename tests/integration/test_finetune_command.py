@@ -8,7 +8,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -23,9 +22,11 @@ from selectmoe.finetune.stage import finetune
 from selectmoe.finetune.supervised_data import prepare_supervised_rows
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.training.worker import TrainingWorker
+from tests.command_here import CommandHere
 from tests.job import Job
+from tests.training_workers import training_workers
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(500)  # three runs on Ray are one fixture
 
 # 24 rows, 4 a step: 12 steps in two epochs.
 SETTINGS = (
@@ -59,14 +60,19 @@ def selection(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(repository, selection, tmp_path_factory):
-    """A run on one worker that nothing disturbed, and what it printed."""
-    folder = tmp_path_factory.mktemp("finished")
-    output = folder / "run"
-    printed = Job(repository, folder, "finetune").run(
-        "--data", selection, "--output", output, "--merge", *SETTINGS
-    )
-    return output, printed
+def undisturbed(selection, tmp_path_factory):
+    """The same run in this process, without Ray."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    train_here(load_config(FinetuneConfig, SETTINGS), selection, output)
+    return output
+
+
+def train_here(config: FinetuneConfig, selection: Path, output: Path) -> None:
+    dataset = dataclasses.replace(config.dataset, data_path=str(selection))
+    config = dataclasses.replace(config, dataset=dataset)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
+    prepare_supervised_rows(config, tokenizer, output)
+    finetune(config, tokenizer, TrainingWorker(output=output, scratch=output))
 
 
 def last_adapter(output: Path) -> dict:
@@ -79,8 +85,50 @@ def metrics(output: Path) -> dict[int, dict]:
     return {row["step"]: row for row in map(json.loads, lines)}
 
 
-def test_a_run_ends_with_an_adapter_its_metrics_and_a_manifest(finished):
-    output, printed = finished
+def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while not list(output.glob(f"checkpoint-{step}/finetune.json")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def resumed(repository, head, selection, tmp_path_factory):
+    """A run whose worker is killed, and whose driver is, when a new worker has gone on; what was
+    printed when it was resumed."""
+    folder = tmp_path_factory.mktemp("resumed")
+    output = folder / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", head)
+        process = Job(repository, folder, "finetune").start(
+            "--data", selection, "--output", output, "--merge", *SETTINGS
+        )
+    wait_for_checkpoint(output, 3, process)
+    [worker] = training_workers()
+    worker.kill()
+    wait_for_checkpoint(output, 9, process)
+    assert worker not in training_workers()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (output / "manifest.json").exists()
+    time.sleep(3)  # Ray notices that its driver is gone, and ends the workers
+    return output, CommandHere(folder, "finetune", ray_address=head).run("--resume", output)
+
+
+def test_a_lost_worker_and_a_killed_driver_leave_the_adapter_of_an_undisturbed_run(
+    resumed, undisturbed
+):
+    output, _ = resumed
+    assert metrics(output).keys() == metrics(undisturbed).keys()
+    adapter, expected = last_adapter(output), last_adapter(undisturbed)
+    assert adapter.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (adapter[name] == tensor).all(), name
+
+
+def test_a_run_ends_with_an_adapter_its_metrics_and_a_manifest(resumed):
+    output, printed = resumed
     assert sorted(metrics(output)) == list(range(1, NUM_STEPS + 1))
     assert f"step {NUM_STEPS} of {NUM_STEPS}" in printed
     assert str(output / "adapter") in printed
@@ -94,75 +142,11 @@ def test_a_run_ends_with_an_adapter_its_metrics_and_a_manifest(finished):
     assert Path(manifest["merged"], "model.safetensors").is_file()
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def kept_checkpoints(output: Path) -> list[str]:
-    return [folder.parent.name for folder in output.glob("checkpoint-*/finetune.json")]
-
-
-@pytest.mark.usefixtures("shared_ray")
-def test_a_killed_driver_resumes_to_the_adapter_of_an_undisturbed_run(
-    command, finetune_here, selection, finished, tmp_path
-):
-    output = tmp_path / "run"
-    process = command.start("--data", selection, "--output", output, *SETTINGS)
-    wait_for(lambda: kept_checkpoints(output), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    time.sleep(3)  # Ray notices that its driver is gone, and ends the workers
-    finetune_here.run("--resume", output)
-    assert metrics(output).keys() == metrics(finished[0]).keys()
-    resumed, undisturbed = last_adapter(output), last_adapter(finished[0])
-    for name, tensor in undisturbed.items():
-        assert (resumed[name] == tensor).all(), name
-
-
-def test_a_lost_worker_of_two_is_replaced_and_the_loss_is_the_same(command, selection, tmp_path):
-    # Without dropout, whose random numbers differ from worker to worker, one worker's run is what
-    # two undisturbed ones do; test_finetune_workers.py has that.
-    settings = (*SETTINGS, "training.lora.lora_dropout=0")
-    output = tmp_path / "disturbed"
-    process = command.start(
-        "--data", selection, "--num-workers", "2", *settings, "--output", output
-    )
-    wait_for(lambda: kept_checkpoints(output), process)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
-    assert len(workers) == 2
-    workers[1].kill()
-    printed, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, printed
-    assert printed.count(f"step {NUM_STEPS} of {NUM_STEPS}") == 1
-    alone = train_alone(load_config(FinetuneConfig, settings), selection, tmp_path / "alone")
-    loss = metrics(output)[NUM_STEPS]["loss"]
-    assert loss == pytest.approx(metrics(alone)[NUM_STEPS]["loss"], abs=1e-4)
-
-
-def train_alone(config: FinetuneConfig, selection: Path, output: Path) -> Path:
-    """The same in this process, without Ray."""
-    dataset = dataclasses.replace(config.dataset, data_path=str(selection))
-    config = dataclasses.replace(config, dataset=dataset)
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
-    prepare_supervised_rows(config, tokenizer, output)
-    finetune(config, tokenizer, TrainingWorker(output=output, scratch=output))
-    return output
-
-
-def test_a_run_of_another_configuration_is_refused(complaint, selection, finished):
-    line = complaint(
-        main, "--data", selection, "--output", finished[0], *SETTINGS, "training.lora.r=8"
-    )
+def test_a_run_of_another_configuration_is_refused(complaint, selection, resumed):
+    output, _ = resumed
+    line = complaint(main, "--data", selection, "--output", output, *SETTINGS, "training.lora.r=8")
     assert "training.lora.r is 4 there and 8 here" in line
-    line = complaint(main, "--resume", finished[0], "training.learning_rate=1")
+    line = complaint(main, "--resume", output, "training.learning_rate=1")
     assert "training.learning_rate is 0.001 there and 1.0 here" in line
 
 
@@ -181,7 +165,7 @@ def test_too_little_memory_is_said_with_numbers(selection, tmp_path):
     config = load_config(FinetuneConfig, (*SETTINGS, *batch))
     message = "finetuning needs at least .* lower training.batch_size"
     with pytest.raises(SelectMoeError, match=message):
-        train_alone(config, selection, tmp_path / "run")
+        train_here(config, selection, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +174,6 @@ def test_too_little_memory_is_said_with_numbers(selection, tmp_path):
         (("--model", "nowhere"), "model folder nowhere does not exist"),
         (("--data", "nowhere.jsonl"), "no such file or folder"),
         (("--data", "empty/selected_data.jsonl"), "the selection is empty"),
-        (("--data", "questions.jsonl"), "must have an assistant turn"),
         (("--resume", "nowhere"), "no run to resume"),
         (("dataset.mode=random",), "dataset.fraction must be set"),
         (("training.lora.rank=3",), "did you mean 'training.lora.r'?"),
@@ -201,9 +184,14 @@ def test_too_little_memory_is_said_with_numbers(selection, tmp_path):
 def test_a_mistake_is_one_line(complaint, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "selected_data.jsonl").touch()
+    assert message in complaint(main, *arguments, "--output", "run")
+
+
+def test_rows_from_which_nothing_can_be_learned_are_one_line(finetune_here, tmp_path):
     question = {"messages": [{"role": "user", "content": "why?"}]}
     (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
-    assert message in complaint(main, *arguments, "--output", "run")
+    line = finetune_here.refuse("--data", "questions.jsonl", "--output", "run")
+    assert "must have an assistant turn" in line
 
 
 def test_help_answers_within_a_second(command):

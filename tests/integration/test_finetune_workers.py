@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,9 +28,11 @@ from selectmoe.config.loading import load_config
 from selectmoe.finetune.stage import finetune
 from selectmoe.finetune.supervised_data import load_target_tokenizer
 from selectmoe.training.worker import TrainingWorker
-for output, checkpoints, overrides in json.loads(sys.argv[1]):
+for output, checkpoints, overrides, resume_from in json.loads(sys.argv[1]):
     config = load_config(FinetuneConfig, overrides)
-    worker = TrainingWorker(output=Path(output), scratch=Path(checkpoints), num_workers=2)
+    worker = TrainingWorker(
+        output=Path(output), scratch=Path(checkpoints), num_workers=2, resume_from=resume_from
+    )
     try:
         finetune(config, load_target_tokenizer(config), worker)
         print("outcome: done")
@@ -45,8 +48,9 @@ def overrides_of(run: Run) -> list[str]:
     ]
 
 
-def train_on_two_workers(*runs: Run) -> list[tuple[str, ...]]:
-    """What each process printed as the outcome of each run."""
+def train_on_two_workers(runs: dict[Run, Path | None]) -> list[tuple[str, ...]]:
+    """What each process printed as the outcome of each run. runs: with the checkpoint that a run
+    resumes from."""
     for run in runs:
         prepare_supervised_rows(run.config, tiny_tokenizer(), run.output)
     with socket.socket() as probe:
@@ -60,9 +64,10 @@ def train_on_two_workers(*runs: Run) -> list[tuple[str, ...]]:
         }  # fmt: skip
         # Rank 0 keeps the checkpoints.
         settings = []
-        for run in runs:
+        for run, checkpoint in runs.items():
             folder = run.output / "of-rank-1" if rank else run.output
-            settings.append((str(run.output), str(folder), overrides_of(run)))
+            resume_from = str(checkpoint) if checkpoint else None
+            settings.append((str(run.output), str(folder), overrides_of(run), resume_from))
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-c", WORKER, json.dumps(settings)],
@@ -84,32 +89,38 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(llama, tmp_path_factory):
-    """A run of one worker, the same on two, and the outcomes of that and of one that is spoiled."""
+    """A run of one worker, the same on two, that resumed from its second step, and the outcomes of
+    these and of one that is spoiled."""
     folder = tmp_path_factory.mktemp("runs")
     lora = dataclasses.replace(LORA, lora_dropout=0.0)
-    one, two = (Run(folder / name, llama, batch_size=2, lora=lora, num_epochs=1) for name in "12")
+    settings = {"batch_size": 2, "lora": lora, "num_epochs": 1, "save_steps": 2}
+    one, two, resumed = (Run(folder / name, llama, **settings) for name in "123")
+    resumed.config = dataclasses.replace(resumed.config, dataset=two.config.dataset)
     one.train()
     sharded = Run(
         folder / "fsdp", llama, batch_size=2, lora=lora, num_epochs=1, strategy="fsdp",
         gradient_checkpointing=True,
     )  # fmt: skip
     last = Run(folder, spoiled(llama, folder), batch_size=1)
-    return one, (two, sharded), train_on_two_workers(two, sharded, last)
+    checkpoint = two.output / "checkpoint-2"
+    runs: dict[Run, object] = {two: None, resumed: checkpoint, sharded: None, last: None}
+    return one, (two, resumed, sharded), train_on_two_workers(runs)
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["ddp", "fsdp"])
-def test_two_workers_end_with_the_adapter_of_one(trained, number):
-    one, several, outcomes = trained
-    two = several[number]
-    assert outcomes[number] == ("outcome: done", "outcome: done")
-    # As above: another order of sums.
-    assert_same(one.adapter("checkpoint-5"), two.adapter("checkpoint-5"), atol=2e-4)
-    losses = [[line["loss"] for line in run.metrics()] for run in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+def test_two_workers_end_with_the_adapter_of_one_also_resumed_or_sharded(trained):
+    one, runs, outcomes = trained
+    for run, outcome in zip(runs, outcomes, strict=False):
+        assert outcome == ("outcome: done", "outcome: done")
+        # As above: another order of sums.
+        assert_same(one.adapter("checkpoint-5"), run.adapter("checkpoint-5"), atol=2e-4)
+        losses = {line["step"]: line["loss"] for line in one.metrics()}
+        for line in run.metrics():
+            assert line["loss"] == pytest.approx(losses[line["step"]], abs=1e-4)
+    assert [run.metrics()[0]["step"] for run in runs] == [1, 3, 1]
 
 
 def test_a_loss_that_is_no_number_on_one_worker_stops_both(trained):
     *_, outcomes = trained
-    for line in outcomes[2]:
+    for line in outcomes[-1]:
         assert "TrainingStoppedError" in line
         assert "rows 'row-7'" in line

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from ray.cluster_utils import Cluster
 
+from selectmoe.paths import DEMO_CORPUS
 from tests.command_here import CommandHere
 
 pytestmark = pytest.mark.timeout(300)
@@ -45,9 +47,48 @@ def finish(process: subprocess.Popen) -> str:
     return printed
 
 
-def test_two_workers_warm_up_and_score_where_only_one_was_running(
-    cluster, repository, corpus, tmp_path, monkeypatch
+@pytest.fixture
+def long_corpus(tmp_path) -> Path:
+    """The demo corpus four times: twenty seconds for one actor."""
+    rows = [json.loads(line) for line in DEMO_CORPUS.read_text("utf-8").splitlines()]
+    file = tmp_path / "corpus.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        for copy in range(4):
+            for row in rows:
+                stream.write(json.dumps(row | {"id": f"{row['id']}-{copy}"}) + "\n")
+    return file
+
+
+def finished_lines(output: Path) -> list[dict]:
+    file = output / "scored" / "_finished.jsonl"
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def test_a_node_that_joins_while_a_run_scores_gets_an_actor(
+    cluster, repository, long_corpus, tmp_path
 ):
+    output = tmp_path / "run"
+    process = start(
+        cluster, tmp_path, repository / "jobs" / "select.py", "--data", long_corpus,
+        "--output", output, "rows_per_shard=16",
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list((output / "scored").glob("shard-*.parquet"))) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    node = cluster.add_node(num_cpus=1)
+    printed = finish(process)
+    assert "on 1 actor" in printed
+    lines = finished_lines(output)
+    assert len({line["process_id"] for line in lines}) == 2
+    assert len({line["shard"] for line in lines}) == len(lines)  # no shard twice
+    manifest = json.loads((output / "manifest.json").read_text("utf-8"))
+    assert (manifest["scoring"]["device"], manifest["scoring"]["dtype"]) == ("cpu", "float32")
+    cluster.remove_node(node)
+
+
+def test_two_workers_warm_up_where_only_one_was_running(cluster, repository, tmp_path):
     process = start(
         cluster, tmp_path, repository / "jobs" / "pretrain.py", "--output", tmp_path / "warm",
         "--num-workers", "2", "scaling.wait_for_nodes=true", "dataset.subset_ratio=0.2",
@@ -65,13 +106,21 @@ def test_two_workers_warm_up_and_score_where_only_one_was_running(
     assert "step 4 of 4: loss" in finish(process)
     manifest = json.loads((tmp_path / "warm" / "manifest.json").read_text("utf-8"))
     assert manifest["num_steps"] == 4
+    assert (manifest["device"], manifest["dtype"]) == ("cpu", "float32")
 
+
+def test_a_gpu_that_torch_cannot_use_ends_a_run_before_its_corpus_is_read(
+    cluster, corpus, tmp_path, monkeypatch
+):
+    """Ray believes what a node says of its GPUs; here there is none."""
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU that torch can use")
+    node = cluster.add_node(num_cpus=1, num_gpus=1)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    printed = CommandHere(tmp_path).run(
-        "--pct", "0.2", "--data", corpus, "--num-actors", "2", "--output", tmp_path / "run",
-        "rows_per_shard=15", f"model_checkpoint_path={tmp_path / 'warm'}",
-    )  # fmt: skip
-    assert "2 CPUs, 0 GPUs on 3 node(s)" in printed
-    lines = (tmp_path / "run" / "scored" / "_finished.jsonl").read_text("utf-8").splitlines()
-    assert len({json.loads(line)["process_id"] for line in lines}) == 2
-    assert len((tmp_path / "run" / "selected_data.jsonl").read_text("utf-8").splitlines()) == 24
+    for command, output in (("select", tmp_path / "run"), ("pretrain", tmp_path / "warm")):
+        here = CommandHere(tmp_path, command)
+        line = here.refuse("--data", corpus, "--output", output)
+        assert "is reserved, and torch cannot use it" in line
+        assert not (output / "corpus").exists()
+        assert not (output / "tokenized").exists()
+    cluster.remove_node(node)

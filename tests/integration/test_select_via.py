@@ -62,8 +62,12 @@ def server():
 def shards(tmp_path):
     """Six shards of 8 rows; three rows are refused by REFUSING_TEMPLATE."""
     lines = DEMO_CORPUS.read_text("utf-8").splitlines()[::13][:45]
-    turns = [{"role": "system", "content": "Be."}, {"role": "assistant", "content": "I am."}]
-    lines += [json.dumps({"id": f"system-{n}", "messages": turns}) for n in range(3)]
+    for number in range(3):
+        turns = [
+            {"role": "system", "content": f"Be {number}."},
+            {"role": "assistant", "content": "I am."},
+        ]
+        lines.append(json.dumps({"id": f"system-{number}", "messages": turns}))
     file = tmp_path / "corpus.jsonl"
     file.write_text("\n".join(lines), "utf-8")
     write_shards(read_corpora([str(file)]), tmp_path / "corpus", rows_per_shard=8)

@@ -16,9 +16,10 @@ from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR
 from selectmoe.records import Message, Sample, ScoredSample, UnscoredSample
-from selectmoe.scoring.calibration import calibrate, save_calibration
+from selectmoe.scoring.calibration import save_calibration
 from selectmoe.scoring.engine import ScoringEngine
 from selectmoe.scoring.formulas import SCORE_FORMULAS, good_margins, layer_scores, sample_scores
+from tests.calibrations import raw_calibration
 
 TOLERANCE = 1e-5  # float32; looser would hide a mask that leaks
 
@@ -119,13 +120,16 @@ def test_scores_lie_between_0_and_1_and_count_their_tokens(engine, samples):
         assert 0 < scored.num_answer_tokens < scored.num_tokens
 
 
-def test_a_question_that_fills_the_context_still_has_a_score():
+def test_a_question_that_fills_the_context_is_refused_as_stage_3_refuses_it():
     engine = ScoringEngine.from_pretrained(device="cpu", max_sequence_length=32)
-    sample = Sample("d", "1", (Message("user", "why " * 100), Message("assistant", "So.")))
-    [scored] = engine.score([sample])
+    cut = Sample("d", "1", (Message("user", "why " * 100), Message("assistant", "So.")))
+    answered = Sample("d", "2", (Message("user", "Why?"), Message("assistant", "so " * 100)))
+    refused, scored = engine.score([cut, answered])
+    assert isinstance(refused, UnscoredSample)
+    assert refused.reason == "no_answer_token"
+    assert refused.detail.startswith("none of its first 32 tokens is the assistant's")
     assert scored.truncated
-    assert scored.num_answer_tokens == 0
-    assert 0 < scored.score < 1
+    assert 0 < scored.num_answer_tokens < scored.num_tokens == 32
 
 
 def test_a_number_that_is_not_finite_is_no_score(samples):
@@ -218,7 +222,7 @@ def stored_calibration(folder, engine, scores_N, **changes):
         "weights_hash": engine.weights_hash(),
         "corpus": {"demo": len(scores_N)},
     }
-    return save_calibration(folder, calibrate(scores_N, **facts | changes))
+    return save_calibration(folder, raw_calibration(scores_N, **facts | changes))
 
 
 def test_percentiles_of_the_calibrations_own_scores_are_uniform(engine, samples, tmp_path):

@@ -2,7 +2,15 @@ import errno
 
 import pytest
 
-from selectmoe.cli.command_line import CommandParser, is_user_mistake, one_line, parse_arguments
+from selectmoe.cli.command_line import (
+    CommandParser,
+    format_table,
+    is_user_mistake,
+    one_line,
+    parse_arguments,
+    printable,
+    run_command,
+)
 from selectmoe.errors import DataError
 
 
@@ -17,6 +25,27 @@ def test_a_full_disk_is_one_line_with_the_file():
     error = OSError(errno.ENOSPC, "No space left on device", "/data/out/scored")
     assert is_user_mistake(error)
     assert one_line(error) == "/data/out/scored: No space left on device"
+
+
+def test_a_full_disk_is_a_mistake_even_where_the_write_does_not_name_its_file():
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert is_user_mistake(error)
+    assert one_line(error) == "No space left on device"
+
+
+def test_a_full_disk_behind_another_error_ends_a_command_in_one_line(capsys, monkeypatch):
+    def main(_: object) -> None:
+        try:
+            with open("/dev/full", "w") as file:
+                file.write("x")
+        except OSError as error:
+            raise RuntimeError("checkpoint not written") from error
+
+    monkeypatch.setattr("sys.argv", ["x"])
+    with pytest.raises(SystemExit) as left:
+        run_command(main)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
 
 
 def test_options_and_overrides_come_in_any_order():
@@ -44,3 +73,14 @@ def test_an_unknown_option_is_one_line_and_status_2(capsys):
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "--pctt" in line
+
+
+def test_names_cannot_move_the_cursor_or_break_a_line():
+    assert printable("a\x1b[2Jb\r\nc\x85d\u202ee") == "a\\x1b[2Jb\\r\\nc\\x85d\\u202ee"
+    assert printable("Grüße 数据 👩\u200d🔬") == "Grüße 数据 👩\u200d🔬"
+    assert format_table([("dataset", "read"), ("a\nb", "1")]).splitlines() == [
+        "dataset  read",
+        "a\\nb        1",
+    ]
+    error = DataError("\x1b]0;title\x07: no rows")
+    assert one_line(error) == "\\x1b]0;title\\x07: no rows"

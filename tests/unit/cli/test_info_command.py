@@ -20,7 +20,7 @@ def test_a_selector_is_described(capsys):
     main(["--model", str(EMBEDDED_SELECTOR)])
     printed = capsys.readouterr().out
     assert "num_hidden_layers" in printed
-    assert "4,000 samples, formula answer_margin" in printed
+    assert "8,000 samples, formula answer_margin" in printed
 
 
 def test_what_is_no_selector_is_refused(tmp_path):

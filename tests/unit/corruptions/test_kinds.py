@@ -102,6 +102,7 @@ FEWEST_WAYS = {
     "swapped_names": 3,
     "other_answer": 5,
     "wrong_conclusion": 5,
+    "preamble": 8,
     "refusal": 12,
 }
 

@@ -1,5 +1,6 @@
 """Chat templates and answer masks, on the tokenizer of the embedded selector."""
 
+import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
@@ -158,3 +159,23 @@ def test_texts_of_tokens_are_those_of_the_tokenized_sample(tokenizer, limit):
     assert [token.text for token in tokens] == [text[token.start : token.end] for token in tokens]
     if limit > len(tokens):
         assert tokens[-1].end == len(text)
+
+
+def test_only_the_last_answer_counts_with_turns_last(tokenizer):
+    chat = ChatTokenizer(tokenizer, max_sequence_length=512, turns="last")
+    sample = conversation("One?", "First answer.", "Two?", "Second answer.")
+    [tokens] = chat.tokenize([sample])
+    assert tokenizer.decode(tokens.token_ids[tokens.answer_mask]).startswith("Second answer.")
+    marked = [token.text for token in chat.token_texts(sample) if token.is_answer]
+    assert "".join(marked).startswith("Second answer.")
+
+
+def test_of_a_truncated_conversation_the_last_answer_that_is_left_counts(tokenizer):
+    sample = conversation("One?", "First answer.", "Two? " * 40, "Second answer.")
+    whole = ChatTokenizer(tokenizer, max_sequence_length=512)
+    [tokens] = whole.tokenize([sample])
+    first_end = int(np.flatnonzero(np.diff(tokens.answer_mask.astype(int)) < 0)[0])
+    chat = ChatTokenizer(tokenizer, max_sequence_length=first_end + 5, turns="last")
+    [cut] = chat.tokenize([sample])
+    assert cut.truncated
+    assert cut.answer_mask.sum() == tokens.answer_mask[: first_end + 1].sum()

@@ -92,7 +92,7 @@ def test_lines_are_the_same_wherever_the_chunks_end(tmp_path, monkeypatch, endin
     )
     path = write(tmp_path / f"a{ending}", gzip.compress(lines) if ending != ".jsonl" else lines)
     for size in (1, 2, 3, 7, 64):
-        monkeypatch.setattr("selectmoe.data.formats._CHUNK_BYTES", size)
+        monkeypatch.setattr("selectmoe.data.byte_streams.CHUNK_BYTES", size)
         rows = list(read_corpus(str(path)))
         assert [row.messages[0].content[1:] for row in rows] == names
 

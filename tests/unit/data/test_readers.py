@@ -40,7 +40,7 @@ def test_the_hub_is_refused_within_seconds_without_a_network():
     assert refusal("hub:no/such").startswith("hub:no/such: could not be downloaded from the hub: ")
     # Offline mode asks nobody; importing `datasets` takes most of the time.
     assert time.monotonic() - started < 20
-    assert refusal("hub:") == "hub:: must be hub:NAME or hub:NAME:SPLIT"
+    assert refusal("hub:") == "hub:: must be hub:NAME[:CONFIG][:SPLIT][@REVISION]"
 
 
 def test_the_hub_needs_its_extra(monkeypatch):

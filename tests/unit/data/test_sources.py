@@ -1,5 +1,6 @@
 """Which files a path, a folder, a glob or a URL means; what each is refused with."""
 
+import glob
 import gzip
 import json
 import os
@@ -49,7 +50,6 @@ def test_a_folder_is_read_without_its_other_and_its_hidden_files(tmp_path):
     for name in ("a.jsonl", ".hidden.jsonl", "_tmp.jsonl", "_temporary/b.jsonl", ".git/c.jsonl"):
         write(tmp_path / ".corpus" / name, jsonl(name))
     write(tmp_path / ".corpus" / "README.md", b"# Corpus")
-    write(tmp_path / ".corpus" / "a.json", jsonl("no"))
     assert ids(tmp_path / ".corpus") == ["a.jsonl"]
 
 
@@ -74,6 +74,59 @@ def test_globs_match_as_in_a_shell(tmp_path, pattern, found):
     assert "".join(sorted(ids(f"file://{tmp_path}/{pattern}"))) == found
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*", "1234"),  # with the folders that it names
+        ("s*", "34"),
+        ("?", "34"),
+        ("{1,2}.jsonl", "12"),
+        ("{1,s/3}.jsonl", "13"),
+        ("{1.jsonl,s}", "134"),
+        ("{[12].jsonl,s/*/*}", "124"),
+        ("**/t", "4"),
+        ("**/{3,4}.jsonl", "34"),
+        ("s/**/*.jsonl", "34"),
+        ("**.jsonl", "1234"),
+        ("[^1].jsonl", "2"),
+    ],
+)
+def test_globs_may_name_folders_and_alternatives(tmp_path, pattern, found):
+    for name, place in {"1": "1", "2": "2", "3": "s/3", "4": "s/t/4"}.items():
+        write(tmp_path / f"{place}.jsonl", jsonl(name))
+    assert "".join(sorted(ids(tmp_path / pattern))) == found
+    assert "".join(sorted(ids(f"file://{tmp_path}/{pattern}"))) == found
+
+
+@pytest.mark.parametrize("name", ["runs [v1]", "data[1]", "{a,b}", "a*", "what?", "[[]", "100%"])
+def test_a_name_that_exists_is_itself_before_it_is_a_pattern(tmp_path, name):
+    right = write(tmp_path / name / "x[1].jsonl", jsonl("right"))
+    for look_alike in ("runs 1", "runs v", "data1", "a", "ab", "whats", "["):
+        if look_alike != name:
+            write(tmp_path / look_alike / "x1.jsonl", jsonl("wrong"))
+    for spec in (tmp_path / name, right, f"{tmp_path}/{name}/*.jsonl", f"{tmp_path}/{name}/x*"):
+        assert ids(spec) == ["right"]
+        assert ids(f"file://{spec}") == ["right"]
+    assert ids(f"{tmp_path}/{glob.escape(name)}/*.jsonl") == ["right"]
+
+
+def test_a_class_may_hold_brackets(tmp_path):
+    for name in ("a[b", "a]b", "a-b", "a^b"):
+        write(tmp_path / f"{name}.jsonl", jsonl(name))
+    assert ids(tmp_path / "a[[]b.jsonl") == ["a[b"]
+    assert ids(tmp_path / "a[]]b.jsonl") == ["a]b"]
+    assert sorted(ids(tmp_path / "a[!]^]b.jsonl")) == ["a-b", "a[b"]
+
+
+def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    for spec in (tmp_path / "a.jsonl", "/dev/null"):
+        complaint = refusal(spec)
+        assert complaint.startswith(
+            f"{spec}: must be a file or a folder, is a named pipe, a device"
+        )
+
+
 def test_links_are_followed_once_and_a_dead_one_is_reported(tmp_path):
     write(tmp_path / "elsewhere" / "b.jsonl", jsonl("b"))
     write(tmp_path / "corpus" / "a.jsonl", jsonl("a"))
@@ -94,7 +147,7 @@ def test_a_home_folder_and_a_relative_path_are_understood(tmp_path, monkeypatch)
 def test_several_corpora_follow_each_other(tmp_path):
     first, second = (write(tmp_path / f"{n}.jsonl", jsonl(n)) for n in "ba")
     rows = read_corpora([str(first), str(second), str(first)])
-    assert [row.sample_id for row in rows] == ["b", "a", "b"]
+    assert [row.sample_id for row in rows] == ["b", "a"]  # each file once
 
 
 def test_what_is_not_there_is_refused_with_what_is_near(tmp_path):
@@ -110,8 +163,8 @@ def test_what_is_not_there_is_refused_with_what_is_near(tmp_path):
 def test_what_is_not_readable_is_refused(tmp_path):
     assert "no rows: every file is empty" in refusal(write(tmp_path / "a.jsonl", b""))
     assert "no rows: every file is empty" in refusal(write(tmp_path / "a.jsonl", b"\n \r\n\n"))
-    json_file = write(tmp_path / "folder" / "a.json", jsonl("x"))
-    assert "file name must end in .jsonl, .jsonl.gz, .parquet" in refusal(json_file)
+    text_file = write(tmp_path / "folder" / "a.txt", jsonl("x"))
+    assert "file name must end in .jsonl, .ndjson, .jsonlines, .json, .csv" in refusal(text_file)
     assert "nothing readable: no .jsonl" in refusal(tmp_path / "folder")
 
 
@@ -166,7 +219,7 @@ def test_paths_that_begin_with_a_bucket_are_listed_and_matched(tmp_path):
     assert list_files(store, "bucket/*/1*.jsonl", "") == ["bucket/x/10.jsonl", "bucket/y/1.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["a b", "a[1]", "ä", "a?b", "a#b", "100%25"])
+@pytest.mark.parametrize("name", ["a b", "a[1]", "ä", "a?b", "a#b", "100%25", "100%"])
 def test_a_file_url_may_hold_what_a_name_may(tmp_path, name):
     path = write(tmp_path / f"{name.replace('%25', '%')}.jsonl", jsonl("x"))
     assert ids(f"file://{path.parent}/{name}.jsonl") == ["x"]

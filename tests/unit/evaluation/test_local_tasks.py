@@ -1,5 +1,6 @@
 import gzip
 import json
+import lzma
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from selectmoe.evaluation.local_tasks import (
     require_known,
     ships_with_the_package,
     with_absolute_files,
+    write_for_lm_eval,
 )
 
 QUESTION = {"question": "Which is hot?", "choices": ["fire", "ice"], "answer": 0}
@@ -107,8 +109,8 @@ def test_a_malformed_conversation_is_named_by_file_and_line(tmp_path):
     [
         (b"", "contains no rows"),
         (b"\n\n", "contains no rows"),
-        (b"{", ":1: not valid JSON"),
-        (b"\xff\n", "cannot be read"),
+        (b"{", ":1: line 1 is not valid JSON"),
+        (b"\xff\n", ":1: line 1 is not valid UTF-8"),
     ],
 )
 def test_a_file_that_holds_no_rows_is_refused(tmp_path, content, message):
@@ -118,10 +120,30 @@ def test_a_file_that_holds_no_rows_is_refused(tmp_path, content, message):
         plan_tasks([str(file)], None)
 
 
+@pytest.mark.parametrize("rows", [[QUESTION, LETTERED], [CONVERSATION] * 2])
+def test_a_file_is_read_as_a_corpus_is_and_handed_to_lm_eval_in_plain_lines(tmp_path, rows):
+    mark = b"\xef\xbb\xbf"
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    lines = [json.dumps(row).encode() for row in rows]
+    for name, content in {
+        "a.jsonl": mark + lines[0] + b"\r\n" + mark + lines[1] + b"\n" + mark,
+        "b.json": json.dumps(rows, indent=2).encode(),
+        "c.NDJSON.xz": lzma.compress(b"\n".join(lines)),
+    }.items():
+        file = tmp_path / name
+        file.write_bytes(content)
+        [task] = plan_tasks([str(file)], None)
+        assert task.kind == ("choices" if "choices" in rows[0] else "answer_loss")
+        assert task.name == f"{tmp_path.name}_{name[0]}"
+        copied = write_for_lm_eval(file, copies).read_text().splitlines()
+        assert [json.loads(line) for line in copied] == rows
+
+
 def test_a_file_that_is_not_gzip_after_all_is_refused(tmp_path):
     file = tmp_path / "rows.jsonl.gz"
     file.write_bytes(b"plain text")
-    with pytest.raises(DataError, match="cannot be read: Not a gzipped file"):
+    with pytest.raises(DataError, match="cannot be read to its end: Not a gzipped file"):
         plan_tasks([str(file)], None)
 
 
@@ -151,7 +173,7 @@ def test_rows_of_a_task_file_are_read_before_any_model_is(tmp_path):
         "dataset_kwargs: {data_files: {test: rows.jsonl}}\n"
     )
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\nnot JSON\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: not valid JSON"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: line 2 is not valid JSON"):
         plan_tasks(["mine"], str(tmp_path))
     assert plan_tasks(["demo_choices"], str(tmp_path))[0].name == "demo_choices"
 

@@ -12,7 +12,13 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SCRIPTS = tuple(
     f"jobs/{stage}.py" for stage in ("convert", "pretrain", "select", "finetune", "evaluate")
 )
-COMMANDS = (*SCRIPTS, "selectmoe select", "selectmoe score", "selectmoe convert")
+COMMANDS = (
+    *SCRIPTS,
+    "selectmoe select",
+    "selectmoe score",
+    "selectmoe calibrate",
+    "selectmoe convert",
+)
 HEAVY = ("torch", "transformers", "ray", "hydra", "omegaconf", "datasets", "lm_eval")
 # Words for which the libraries that a reader knows have terms of their own.
 BANNED = (

@@ -1,13 +1,31 @@
 """Stage 1's trained tensors travel in a small file of their own and are checked on arrival."""
 
+import os
+import stat
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from selectmoe.config.warmup import TrainingConfig
 from selectmoe.errors import ModelError
-from selectmoe.model.gate_weights import gate_weights, load_gate_weights, save_gate_weights
-from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
+from selectmoe.model.file_modes import follow_umask
+from selectmoe.model.gate_weights import (
+    gate_weights,
+    load_gate_weights,
+    merge_adapter,
+    save_gate_weights,
+    write_trash_experts,
+)
+from selectmoe.model.modeling_select_moe import (
+    _TRASH_EXPERTS,
+    SelectMoeForCausalLM,
+    SelectMoeModel,
+    VectorTrashExpert,
+    register_trash_expert,
+)
+from selectmoe.warmup.gate_model import with_adapter
 from tests.tiny_select_moe import blocks, tiny_model
 
 TRAINED = ("quality_gate.weight", "quality_gate.bias", "gate.weight", "trash_expert.vector")
@@ -73,6 +91,88 @@ def test_a_file_of_quality_gates_alone_leaves_routers_and_vectors(tmp_path):
     load_gate_weights(fresh, tmp_path / "gates.safetensors")
     for name, tensor in gate_weights(fresh).items():
         assert torch.equal(tensor, only.get(name, before[name])), name
+
+
+def hidden_states(model) -> torch.Tensor:
+    ids = torch.randint(1, 64, (2, 7), generator=torch.Generator().manual_seed(1))
+    decoder = getattr(model, "model", model)
+    with torch.no_grad():
+        return decoder(input_ids=ids, use_cache=False).last_hidden_state
+
+
+@pytest.mark.parametrize("target", [SelectMoeForCausalLM, SelectMoeModel])
+def test_a_trash_expert_that_was_trained_is_loaded_into_a_model_without_one(target, tmp_path):
+    trained, fresh = trained_model(target, seed=1), tiny_model(target, seed=1)
+    assert not torch.equal(hidden_states(trained), hidden_states(fresh))
+    load_gate_weights(fresh, save_gate_weights(trained, tmp_path))
+    assert fresh.config.trash_expert_mode == "custom"
+    assert torch.equal(hidden_states(trained), hidden_states(fresh))
+
+
+def test_a_trash_expert_in_a_file_that_does_not_name_its_mode_is_recognized(tmp_path):
+    trained, fresh = trained_model(seed=1), tiny_model(seed=1)
+    save_file(gate_weights(trained), tmp_path / "full_rank_weights.safetensors")
+    load_gate_weights(fresh, tmp_path)
+    assert torch.equal(hidden_states(trained), hidden_states(fresh))
+
+
+def test_a_trash_expert_that_nobody_registered_is_refused_by_name(tmp_path):
+    register_trash_expert("lost", lambda config: nn.Linear(config.hidden_size, config.hidden_size))
+    named = {"trash_expert_mode": "custom", "trash_expert_name": "lost"}
+    file = save_gate_weights(tiny_model(**named), tmp_path)
+    load_gate_weights(tiny_model(), file)
+    del _TRASH_EXPERTS["lost"]
+    with pytest.raises(ModelError, match=rf"{file}: trash_expert_name 'lost' is not registered"):
+        load_gate_weights(tiny_model(), file)
+
+
+def test_an_adapter_brings_its_trash_expert(tmp_path):
+    trained = with_adapter(trained_model(seed=1), TrainingConfig(peft_mode="lora"), name="tiny")
+    for module in trained.modules():
+        if isinstance(module, VectorTrashExpert):
+            module.vector.data.normal_()
+    trained.save_pretrained(tmp_path)
+    write_trash_experts(trained.get_base_model(), tmp_path)
+    merged = merge_adapter(tiny_model(seed=1), tmp_path / "adapter_model.safetensors")
+    expected = hidden_states(trained.get_base_model())
+    torch.testing.assert_close(hidden_states(merged), expected, rtol=0, atol=1e-6)
+    assert merged.config.trash_expert_mode == "custom"
+
+
+@pytest.mark.parametrize("num_logits", [1, 2])
+def test_weights_of_the_original_implementation_open_the_gates_as_it_does(num_logits, tmp_path):
+    """Its gate is a layer of its own with one logit or two, and no bias; its tensors are nested."""
+    random = torch.Generator().manual_seed(3)
+    gates = [torch.randn(num_logits, 32, generator=random) for _ in range(2)]
+    routers = [torch.randn(4, 32, generator=random) for _ in range(2)]
+    weights = {f"model.layers.{n}.quality_gate.gate.weight": gate for n, gate in enumerate(gates)}
+    weights |= {f"model.layers.{n}.normal_moe.gate.weight": t for n, t in enumerate(routers)}
+    checkpoint = {
+        "full_rank_weights": weights, "mode": "parameter", "tokenizer_saved": True,
+        "target_patterns": ["quality_gate", ".gate.weight"],
+    }  # fmt: skip
+    torch.save(checkpoint, tmp_path / "full_rank_weights.pt")
+    model = tiny_model()
+    load_gate_weights(model, tmp_path)
+    hidden = torch.randn(3, 32, generator=random)
+    for block, gate, router in zip(blocks(model), gates, routers, strict=True):
+        logits = hidden @ gate.T
+        theirs = logits.sigmoid() if num_logits == 1 else logits.softmax(-1)
+        ours = block.quality_gate(hidden).softmax(-1)
+        torch.testing.assert_close(ours[:, 0], theirs[:, 0])
+        assert torch.equal(block.gate.weight, router)
+
+
+def test_files_of_stage_1_are_readable_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        file = save_gate_weights(trained_model(), tmp_path / "gates")
+        save_file(gate_weights(trained_model()), tmp_path / "adapter_model.safetensors")
+        follow_umask(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(f.stat().st_mode) for f in (file, tmp_path / "adapter_model.safetensors")}
+    assert modes == {0o640}
 
 
 def write_nothing(folder):

@@ -1,11 +1,13 @@
 """Scores become quantiles, a score becomes a percentile, and a broken file is refused."""
 
+import functools
 import json
 import logging
 
 import numpy as np
 import pytest
 
+from selectmoe.config.engine import EngineConfig
 from selectmoe.errors import DataError, ModelError
 from selectmoe.scoring.calibration import (
     CALIBRATION_NAME,
@@ -17,17 +19,28 @@ from selectmoe.scoring.calibration import (
     match_calibration,
     save_calibration,
 )
+from selectmoe.scoring.length_adjustment import sigmoid
+from tests.calibrations import raw_calibration
 
 RESOLUTION = 0.1 + 1e-9  # between two quantiles, 0.1 % apart, a percentile is in proportion
 
 
 def calibration_of(scores) -> Calibration:
+    return raw_calibration(scores, corpus={"dolly": len(scores) - 1, "cot": 1})
+
+
+def adjusted_calibration(num_samples: int = 500, config: EngineConfig | None = None) -> Calibration:
+    """Of random margins whose mean rises with the number of tokens."""
+    draws = np.random.default_rng(num_samples)
+    counts = np.exp(draws.uniform(0, np.log(300), num_samples)).astype(int)
+    margins = draws.normal(np.log(counts), 1.0)
     return calibrate(
-        scores,
-        formula="answer_margin",
+        margins,
+        counts,
+        config=config or EngineConfig(),
         max_sequence_length=512,
         weights_hash="abc",
-        corpus={"dolly": len(scores) - 1, "cot": 1},
+        corpus={"dolly": num_samples},
     )
 
 
@@ -102,10 +115,11 @@ def test_a_score_keeps_its_percentile_as_the_decimal_that_a_file_has():
     assert calibration.percentiles(written).tolist() == calibration.percentiles(scores).tolist()
 
 
-@pytest.mark.parametrize("scores", [[], [0.5, float("nan")], [float("inf")]])
-def test_scores_that_are_no_numbers_make_no_calibration(scores):
-    with pytest.raises(DataError, match="a calibration needs finite scores, got"):
-        calibration_of(scores)
+@pytest.mark.parametrize("margins", [[], [0.5, float("nan")], [float("inf")]])
+def test_margins_that_are_no_numbers_make_no_calibration(margins):
+    facts = {"config": EngineConfig(), "max_sequence_length": 64, "weights_hash": "abc"}
+    with pytest.raises(DataError, match="a calibration needs finite margins, got"):
+        calibrate(margins, [3] * len(margins), corpus={"warm": len(margins)}, **facts)
 
 
 def test_a_score_that_is_no_number_has_no_percentile():
@@ -122,6 +136,41 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert describe(loaded)["corpus"] == {"dolly": 4_999, "cot": 1}
     assert file.stat().st_size < 20_000
     assert [path.name for path in tmp_path.iterdir()] == [CALIBRATION_NAME]
+
+
+def test_a_calibration_with_length_adjustment_is_the_same_after_saving(tmp_path):
+    saved = adjusted_calibration(config=EngineConfig(turns="last"))
+    save_calibration(tmp_path, saved)
+    loaded = load_calibration(tmp_path)
+    assert describe(loaded) == describe(saved)
+    assert loaded.turns == "last"
+    asked = [[0.0, 1.0, 5.0], [2, 40, 1_000]]
+    np.testing.assert_array_equal(loaded.length.adjust(*asked), saved.length.adjust(*asked))
+    np.testing.assert_array_equal(loaded.raw_quantiles, saved.raw_quantiles)
+
+
+def test_a_file_of_an_earlier_version_is_a_calibration_of_raw_scores(tmp_path):
+    file = save_calibration(tmp_path, calibration_of([0.25, 0.5, 0.75]))
+    content = json.loads(file.read_text("utf-8"))
+    for key in ("length", "raw_quantiles", "turns"):
+        content.pop(key, None)
+    file.write_text(json.dumps(content), "utf-8")
+    loaded = load_calibration(tmp_path)
+    assert (loaded.length, loaded.turns) == (None, "all")
+    assert loaded.percentile(0.5) == pytest.approx(50, abs=RESOLUTION)
+
+
+def test_adjusted_scores_of_any_length_have_the_same_percentiles():
+    calibration = adjusted_calibration(8_000)
+    draws = np.random.default_rng(1)
+    for count in (3, 30, 250):
+        margins = draws.normal(np.log(count), 1.0, 2_000)
+        adjusted = sigmoid(calibration.length.adjust(margins, np.full(2_000, count)))
+        top = (calibration.percentiles(adjusted) > 95).mean()
+        # 100 of 2,000 expected, with a deviation of 10; the fit at a length adds about as much.
+        assert 0.03 < top < 0.07
+    raw_top = calibration.raw().percentiles(sigmoid(draws.normal(np.log(3), 1.0, 2_000))) > 95
+    assert raw_top.mean() < 0.01
 
 
 def test_no_file_is_no_calibration(tmp_path):
@@ -150,6 +199,15 @@ def with_quantile(position: int, value: object):
         (with_quantile(3, 1e300), r"'quantiles' must be finite numbers, got 1e\+300"),
         (with_quantile(3, "high"), "'quantiles' must be finite numbers, got 'high'"),
         (with_quantile(3, 0.75), r"'quantiles' must be ascending, got \[\[0.75, 0.25\]\]"),
+        (lambda content: content.update(turns="first"), "'turns' must be all or last, got 'first'"),
+        (
+            lambda content: content.update(length=3),
+            "'length': must be a JSON object with the keys num_tokens, means, deviations, center",
+        ),
+        (
+            lambda content: content.update(raw_quantiles=content["quantiles"]),
+            "'raw_quantiles' must be given with length, and only with it",
+        ),
         (lambda content: content.update(num_samples=0), "'num_samples' must be an integer, at"),
         (lambda content: content.update(num_samples=True), "'num_samples' must be an integer"),
         (
@@ -186,17 +244,36 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text, message):
         load_calibration(tmp_path)
 
 
-def test_it_fits_its_own_formula_and_weights_alone(caplog):
-    calibration = calibration_of([0.5])
-    same = {"formula": "answer_margin", "weights_hash": lambda: "abc"}
+def test_it_applies_to_its_own_formula_turns_and_weights_alone(caplog):
+    calibration = adjusted_calibration()
+    match = functools.partial(match_calibration, weights_hash=lambda: "abc")
     with caplog.at_level(logging.INFO):
-        assert match_calibration(calibration, **same) is calibration
-        assert match_calibration(None, **same) is None
+        assert match(calibration, EngineConfig()) is calibration
+        raw = match(calibration, EngineConfig(length="raw"))
+        assert raw.length is None
+        np.testing.assert_array_equal(raw.quantiles, calibration.raw_quantiles)
+        assert match(None, EngineConfig(length="raw")) is None
         assert caplog.messages == []
-        assert match_calibration(calibration, **same | {"weights_hash": lambda: "xyz"}) is None
-        assert match_calibration(calibration, **same | {"formula": "original"}) is None
+        assert match_calibration(calibration, EngineConfig(), weights_hash=lambda: "xyz") is None
+        assert match(calibration, EngineConfig(formula="original")) is None
+        assert match(calibration, EngineConfig(turns="last", length="raw")) is None
+        assert match(None, EngineConfig()) is None
+    cure = "'selectmoe calibrate --model MODEL --data FILES' makes one"
+    missing = "scores are not adjusted for answer length and have no percentiles"
     assert caplog.messages == [
-        "no percentiles: calibration.json was made for weights with the SHA-256 abc…, not xyz…",
-        "no percentiles: calibration.json was made for the formula answer_margin, and scores are "
-        "by original",
+        f"{missing}: calibration.json was made for weights with the SHA-256 abc…, not xyz…; {cure},"
+        " or set scoring.length=raw",
+        f"{missing}: calibration.json was made for the formula answer_margin, and scores are by "
+        f"original; {cure}, or set scoring.length=raw",
+        "scores have no percentiles: calibration.json was made for scoring.turns=all, and scores "
+        f"are of turns=last; {cure}",
+        f"{missing}: there is no calibration.json beside the weights; {cure}, or set "
+        "scoring.length=raw",
     ]
+
+
+def test_a_calibration_of_an_earlier_version_gives_percentiles_and_says_what_is_missing(caplog):
+    old = calibration_of([0.25, 0.75])
+    assert match_calibration(old, EngineConfig(), weights_hash=lambda: "abc") is old
+    [message] = caplog.messages
+    assert message.startswith("scores are not adjusted for answer length: calibration.json is of")

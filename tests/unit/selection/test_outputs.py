@@ -6,31 +6,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from selectmoe.cli.select_table import print_selection
+from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import write_shards
 from selectmoe.corpus.shards import read_shard
 from selectmoe.errors import TooManyRejectedError
 from selectmoe.records import Message, RejectedRow, Sample
-from selectmoe.scoring.calibration import calibrate, describe, save_calibration
+from selectmoe.scoring.calibration import describe, save_calibration
+from selectmoe.selection.manifest import write_manifest
 from selectmoe.selection.outputs import select_rows
-from selectmoe.selection.passes import ALL_DATASETS
+from selectmoe.selection.passes import WHOLE_CORPUS
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import SCORED_SCHEMA
+from tests.calibrations import raw_calibration
 
 NUM_ROWS = 40
 
 
-def sample(number: int) -> Sample:
-    dataset = "even" if number % 2 == 0 else "odd"
+def sample(number: int, even: str = "even") -> Sample:
+    dataset = even if number % 2 == 0 else "odd"
     messages = (Message("user", f"question {number}"), Message("assistant", f"answer {number}"))
     return Sample(dataset, f"row-{number}", messages, f"corpus.jsonl:{number + 1}")
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Shards of 7 rows; row n scores (n // 4) / 100, so four rows tie; row-13 has no score."""
-    folder = RunFolder(tmp_path)
+    return write_run(tmp_path)
+
+
+def write_run(root, even: str = "even") -> RunFolder:
+    """Shards of 7 rows; row n scores (n // 4) / 100, so four rows tie; row-13 has no score.
+
+    even: name of the dataset of the rows with even numbers.
+    """
+    folder = RunFolder(root)
     rejected = RejectedRow("corpus.jsonl", 41, "odd", "broken", "invalid_json", "line 41 is not")
-    write_shards([*map(sample, range(NUM_ROWS)), rejected], folder.corpus, rows_per_shard=7)
+    samples = [sample(number, even) for number in range(NUM_ROWS)]
+    write_shards([*samples, rejected], folder.corpus, rows_per_shard=7)
     folder.scored.mkdir()
     for shard in folder.corpus_shards():
         rows = []
@@ -80,6 +92,22 @@ def test_the_percentage_may_count_within_each_data_set(run):
     assert set(selected.thresholds) == {"even", "odd"}
 
 
+def test_a_dataset_that_is_named_as_the_whole_corpus_is_a_dataset_like_any_other(tmp_path, capsys):
+    plain, starred = write_run(tmp_path / "plain"), write_run(tmp_path / "starred", even="*")
+    expected = select_rows(plain, plain, selection_percentage=0.25, per_dataset=True)
+    selected = select_rows(starred, starred, selection_percentage=0.25, per_dataset=True)
+    assert selected.counts["*"] == expected.counts["even"]
+    assert selected.thresholds["*"].score == expected.thresholds["even"].score
+    assert kept_ids(starred) == kept_ids(plain)
+    config = SelectConfig(selection_percentage=0.25, per_dataset=True)
+    report = {"tokens_per_second": 1.0}
+    print_selection(write_manifest(config, starred, selected, report, wall_seconds=1), starred.root)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    threshold = f"{selected.thresholds['*'].score:.4f}"
+    assert ["*", "20", "20", "0", "0", "5", threshold] in rows
+    assert ["all", "41", "39", "2", "0", "9"] in rows  # no threshold of the whole corpus
+
+
 def test_every_row_that_was_read_is_scored_or_rejected_with_its_place_and_reason(run):
     selected = select_rows(run, run, selection_percentage=0.1, per_dataset=False)
     odd = selected.counts["odd"]
@@ -106,17 +134,12 @@ def test_a_row_is_written_as_it_was_read_with_its_score(run):
         ],
         "score": 0.09,
         "percentile": None,
+        "source": "corpus.jsonl:40",
     }
 
 
 def test_with_a_calibration_in_the_run_each_kept_row_has_its_percentile(run):
-    calibration = calibrate(
-        [0.02, 0.04, 0.06, 0.095],
-        formula="answer_margin",
-        max_sequence_length=64,
-        weights_hash="abc",
-        corpus={"warm": 4},
-    )
+    calibration = raw_calibration([0.02, 0.04, 0.06, 0.095])
     save_calibration(run.root, calibration)
     selected = select_rows(run, run, selection_percentage=0.5, per_dataset=False)
     assert describe(selected.calibration) == describe(calibration)
@@ -137,7 +160,7 @@ def test_quantiles_are_upper_edges_of_narrow_bins(run):
     selected = select_rows(run, run, selection_percentage=0.1, per_dataset=False)
     # 19 of the 39 scores are at most 0.04, and 23 at most 0.05.
     assert selected.quantiles["0.5"] == pytest.approx(0.05, abs=1.1e-4)
-    assert selected.thresholds[ALL_DATASETS].score == pytest.approx(0.09)
+    assert selected.thresholds[WHOLE_CORPUS].score == pytest.approx(0.09)
 
 
 def test_passes_over_a_shard_at_a_time_write_the_same_file(run):

@@ -29,6 +29,7 @@ def random_shard(seed: int, num_rows: int, *, decimals: int) -> pa.Table:
             "dataset": pa.array(datasets.tolist(), pa.string()),
             "score": pa.array(scores, mask=rng.random(num_rows) < 0.05),
             "num_tokens": rng.integers(1, 500, num_rows, dtype=np.int32),
+            "num_answer_tokens": rng.integers(1, 90, num_rows, dtype=np.int32),
             "truncated": rng.random(num_rows) < 0.1,
         }
     )
@@ -58,9 +59,10 @@ def kept_keys(
     )
     keys = []
     for shard in shards:
-        rows, scores = kept_rows(thresholds, shard)
-        table = pq.read_table(shard).take(rows)
-        assert table["score"].to_pylist() == scores.tolist()
+        kept = kept_rows(thresholds, shard)
+        table = pq.read_table(shard).take(kept.row_numbers)
+        assert table["score"].to_pylist() == kept.scores.tolist()
+        assert table["num_answer_tokens"].to_pylist() == kept.num_answer_tokens.tolist()
         keys += table["row_key"].to_pylist()
     return keys
 
@@ -133,7 +135,7 @@ def test_row_groups_that_cannot_hold_a_kept_row_are_not_read(tmp_path):
         map_items=map_in_threads,
     )
     before = bytes_read()
-    rows, _ = kept_rows(thresholds, shard)
+    rows = kept_rows(thresholds, shard).row_numbers
     num_bytes = bytes_read() - before
     metadata = pq.read_metadata(shard)
     names = metadata.schema.names

@@ -6,10 +6,11 @@ from selectmoe.config.engine import EngineConfig
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ResumeError
 from selectmoe.model.checkpoint import hash_weights
-from selectmoe.scoring.calibration import calibrate, load_calibration, save_calibration
+from selectmoe.scoring.calibration import load_calibration, save_calibration
 from selectmoe.selection.backends import LocalBackend
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.stage import record_model
+from tests.calibrations import raw_calibration
 
 
 @pytest.fixture
@@ -23,12 +24,8 @@ def folder(tmp_path):
 
 def calibrated(tmp_path, scores, *, weights_hash=None):
     weights = tmp_path / "weights"
-    calibration = calibrate(
-        scores, formula="answer_margin", max_sequence_length=64,
-        weights_hash=weights_hash or hash_weights(str(weights), None),
-        corpus={"warm": len(scores)},
-    )  # fmt: skip
-    save_calibration(weights, calibration)
+    ours = weights_hash or hash_weights(str(weights), None)
+    save_calibration(weights, raw_calibration(scores, weights_hash=ours))
 
 
 def backend(folder):

@@ -7,9 +7,8 @@ import pytest
 
 from selectmoe.config.warmup import TrainingConfig, WarmupConfig, WarmupDatasetConfig
 from selectmoe.data.rejected import rejected_file
-from selectmoe.errors import DataError, TooManyRejectedError
+from selectmoe.errors import TooManyRejectedError
 from selectmoe.warmup.rows import load_training_rows, prepare_warmup_rows, warmup_tokenizer
-from selectmoe.warmup.settings import corpus_specs
 
 
 def row(sample_id: str, question: str, answer: str | None) -> dict:
@@ -85,23 +84,3 @@ def test_the_rows_on_disk_are_the_subset_of_the_clean_demo_rows(tmp_path):
 def test_of_the_demo_corpus_the_clean_rows_are_read(tmp_path):
     summary = prepare(config_of(length=512), tmp_path)
     assert summary.num_read == 380
-
-
-def test_names_are_files_or_folders_below_the_folder(tmp_path):
-    (tmp_path / "cot").mkdir()
-    (tmp_path / "dolly.jsonl").touch()
-    (tmp_path / "flan_v2.parquet").touch()
-    dataset = WarmupDatasetConfig(
-        paths=("/more.jsonl",), names=("cot", "dolly", "flan_v2"), folder=str(tmp_path)
-    )
-    assert corpus_specs(dataset) == (
-        "/more.jsonl",
-        str(tmp_path / "cot"),
-        str(tmp_path / "dolly.jsonl"),
-        str(tmp_path / "flan_v2.parquet"),
-    )
-    wrong = WarmupDatasetConfig(names=("oasst1",), folder=str(tmp_path))
-    with pytest.raises(
-        DataError, match=r"'oasst1' must be a folder or a .* which contains cot, dolly"
-    ):
-        corpus_specs(wrong)

@@ -1,7 +1,9 @@
+import json
 import os
 import socket
 
 import pytest
+import ray
 
 from jobs.on_ray import session as ray_session
 from jobs.on_ray.session import ClusterError, start_ray
@@ -51,3 +53,33 @@ def test_a_token_is_made_only_where_the_user_has_none(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     ray_session._use_a_token_of_our_own()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_a_ray_that_does_not_start_is_tried_twice_and_told_in_one_line(
+    tmp_path, monkeypatch, caplog
+):
+    """A folder whose path is too long for a socket: Ray raises a bare OSError."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))
+    with pytest.raises(ClusterError) as refused:
+        start_ray()
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.startswith("Ray did not start on this machine: ")
+    assert "end old Ray processes with 'ray stop'" in message
+    assert caplog.text.count("trying once more") == 1
+    assert not ray.is_initialized()
+
+
+def test_workers_of_a_cluster_get_the_variables_of_the_hubs_client(monkeypatch):
+    for name in ray_session.HUB_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("HF_HOME", "/shared/hf"), ("HF_TOKEN", "secret"), ("HOME_PAGE", "x")):
+        monkeypatch.setenv(name, value)
+    variables = ray_session._variables_of_workers()
+    assert variables.keys() == {"HF_HOME", "HF_TOKEN", "PYTHONPATH"}
+    assert variables["HF_TOKEN"] == "secret"
+    # What `ray job submit --runtime-env-json` sets already; Ray refuses to be given it twice.
+    job = {"runtime_env": {"env_vars": {"HF_TOKEN": "secret", "PYTHONPATH": "/code"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert ray_session._variables_of_workers() == {"HF_HOME": "/shared/hf"}

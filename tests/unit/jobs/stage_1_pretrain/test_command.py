@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jobs.on_ray.training_run import claim_output, print_report
+from jobs.on_ray.training_run import claimed_output, print_report
 from jobs.stage_1_pretrain.command import calibration_line, parse, require_inputs
 from selectmoe.errors import ConfigError, DataError, ModelError, ResumeError
 from selectmoe.training.metrics_lines import metrics_line
@@ -55,7 +55,7 @@ def test_without_a_model_and_a_corpus_the_demo_preset_is_what_overrides_stand_on
         ),
         (["training.strategy=fsdp", "scaling.num_workers=1"], r"num_workers at least 2, got 1"),
         (["training.train_quality_gates=false"], "nothing would be trained"),
-        (["dataset.names=cot"], r"dataset\.names needs dataset\.folder, got cot"),
+        (["training.num_steps=0"], r"training\.num_steps must be at least 1"),
         (["training.label_weight=1.5"], r"label_weight must be in \[0, 1\], got 1.5"),
         (["training.peft_mode=qlora"], "full_rank, lora"),
         (["training.learning_rat=1"], r"did you mean 'training\.learning_rate'"),
@@ -74,7 +74,7 @@ def test_inputs_that_are_not_there_are_refused_by_name(tmp_path):
         require_inputs(parse(["--data", str(tmp_path / "nothing.jsonl")]))
     (tmp_path / "cot.jsonl").touch()
     names = [f"dataset.folder={tmp_path}", "dataset.names=dolly"]
-    with pytest.raises(DataError, match="'dolly' must be a folder or a"):
+    with pytest.raises(DataError, match="'dolly' must be a folder or one file"):
         require_inputs(parse(names))
     with pytest.raises(ConfigError, match="got 'sarcasm'"):
         require_inputs(parse(["training.corruptions=sarcasm"]))
@@ -82,16 +82,27 @@ def test_inputs_that_are_not_there_are_refused_by_name(tmp_path):
 
 def test_a_run_is_resumed_with_its_settings_and_refused_with_others(tmp_path):
     output = tmp_path / "run"
-    claim_output(parse(["--output", str(output), "training.num_steps=7", "max_rejected=0.5"]))
-    again = parse(["--resume", str(output), "--num-workers", "2"])
+    first = parse(
+        ["--output", str(output), "training.num_steps=7", "max_rejected=0.5", "--num-workers", "2"]
+    )
+    with claimed_output(first):
+        pass
+    again = parse(["--resume", str(output)])
     assert again.training.num_steps == 7
     assert again.max_rejected == 0.5
-    assert claim_output(again) == output
+    assert again.scaling.num_workers == 2
+    with claimed_output(again) as folder:
+        assert folder == output
     other = parse(["--resume", str(output), "training.learning_rate=0.5"])
-    with pytest.raises(ResumeError, match=r"training\.learning_rate is 0\.005 there and 0\.5 here"):
-        claim_output(other)
+    refusal = pytest.raises(
+        ResumeError, match=r"training\.learning_rate is 0\.005 there and 0\.5 here"
+    )
+    with refusal, claimed_output(other):
+        pass
+    with claimed_output(parse(["--resume", str(output), "--num-workers", "3"])):
+        pass
+    assert parse(["--resume", str(output)]).scaling.num_workers == 3
     saved = json.loads((output / "config.json").read_text())
-    assert "scaling.num_workers" not in saved
     assert saved["scaling.storage_path"] is None
 
 

@@ -1,0 +1,74 @@
+"""`selectmoe calibrate`: writes the calibration of a selector, from scores of a corpus."""
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from selectmoe.cli.command_line import parse_config
+from selectmoe.config.calibrate import CalibrateConfig
+from selectmoe.errors import ConfigError, DataError
+
+if TYPE_CHECKING:  # --help and a mistyped option must not wait for these imports
+    from selectmoe.records import RejectedRow, Sample
+
+OPTIONS = {
+    "--data": "data",
+    "--model": "model",
+    "--model-checkpoint-path": "model_checkpoint_path",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Raises SelectMoeError for what the user can mend."""
+    prog = "selectmoe calibrate"
+    config = parse_config(CalibrateConfig, arguments, prog=prog, options=OPTIONS, paths={})
+    if not config.data:
+        raise ConfigError("no rows to score: give --data with the corpus of the warm-up")
+    from selectmoe.data.readers import read_corpora, require_readable
+    from selectmoe.model.checkpoint import calibration_folder, require_select_moe
+    from selectmoe.paths import model_or_embedded
+
+    require_readable(config.data)
+    if config.model is not None:
+        require_select_moe(config.model)
+    model = model_or_embedded(config.model)
+    folder = calibration_folder(model, config.model_checkpoint_path)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"calibration.json is written beside the weights: --model must be a folder, got {model}"
+        )
+    samples = sample_rows(read_corpora(config.data), config.num_rows, seed=config.seed)
+    from selectmoe.scoring.calibration import save_calibration
+    from selectmoe.scoring.engine import ScoringEngine
+    from selectmoe.warmup.calibration import calibrate_on
+
+    engine = ScoringEngine.from_pretrained(
+        model,
+        model_checkpoint_path=config.model_checkpoint_path,
+        config=config.scoring,
+        calibration=None,
+    )
+    print(save_calibration(folder, calibrate_on(engine, samples)))
+
+
+def sample_rows(
+    rows: "Iterable[Sample | RejectedRow]", num_rows: int, *, seed: int
+) -> "list[Sample]":
+    """At most `num_rows` of the valid rows, each with the same probability, without holding the
+    others in memory: reservoir sampling (Vitter 1985, algorithm R), in the order of the corpus.
+
+    Raises DataError where no row is valid.
+    """
+    from selectmoe.records import Sample
+
+    kept: list[tuple[int, Sample]] = []
+    draw = random.Random(seed)
+    valid = (row for row in rows if isinstance(row, Sample))
+    for number, row in enumerate(valid):
+        if number < num_rows:
+            kept.append((number, row))
+        elif (place := draw.randrange(number + 1)) < num_rows:
+            kept[place] = (number, row)
+    if not kept:
+        raise DataError("no row to calibrate on: every file is empty or every row is invalid")
+    return [row for _, row in sorted(kept, key=lambda numbered: numbered[0])]
