@@ -104,8 +104,8 @@ def test_a_merged_adapter_gives_the_scores_of_model_and_adapter(selector, tmp_pa
 def test_a_calibration_of_these_weights_is_carried_over(selector, gates, tmp_path):
     engine = ScoringEngine.from_pretrained(selector, model_checkpoint_path=gates)
     calibration = calibrate(
-        np.linspace(0, 1, 2_000), formula=engine.config.formula, max_sequence_length=64,
-        weights_hash=engine.weights_hash(), corpus={"d": 2_000},
+        np.linspace(-3, 3, 2_000), np.arange(1, 2_001), config=engine.config,
+        max_sequence_length=64, weights_hash=engine.weights_hash(), corpus={"d": 2_000},
     )  # fmt: skip
     save_calibration(gates, calibration)
     merged = merge_weights(selector, gates, tmp_path / "merged").folder
