@@ -5,7 +5,7 @@
     ray job submit --working-dir . -- python jobs/finetune.py --model /models/m --data /data/run
 
 Without --data and --model, the demo corpus and the tiny selector in the package (with its gates
-forced open) are used. The output folder contains checkpoint-N, for --adapter of jobs/evaluate.py.
+forced open) are used. The output folder is what --adapter of jobs/evaluate.py takes.
 """
 
 import os

@@ -68,6 +68,10 @@ class Run:
         return [json.loads(line) for line in lines]
 
     @staticmethod
+    def embedded_folder():
+        return EMBEDDED_SELECTOR
+
+    @staticmethod
     def embedded_tokenizer():
         return AutoTokenizer.from_pretrained(EMBEDDED_SELECTOR)
 

@@ -74,6 +74,13 @@ def alive_nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def num_free_gpus() -> int:
+    """GPUs of the cluster that no other job holds."""
+    import ray
+
+    return int(ray.available_resources().get("GPU", 0))
+
+
 def _connect_or_start(ray: ModuleType) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS") or _head_on_this_machine()

@@ -112,7 +112,7 @@ def _ray_trainer(
         _run_worker,  # type: ignore[arg-type]  # its annotation allows no returned value
         train_loop_config=dict(settings),
         scaling_config=RayScalingConfig(
-            num_workers=scaling.num_workers,
+            num_workers=scaling.num_workers or 1,
             use_gpu=with_gpu,
             resources_per_worker=worker_resources(scaling, with_gpu=with_gpu),
         ),
@@ -139,6 +139,7 @@ def require_workers(scaling: ScalingConfig, nodes: Sequence[Resources], *, with_
         min(int(node.get(resource, 0) // amount) for resource, amount in needed.items())
         for node in nodes
     )
+    assert scaling.num_workers is not None
     if scaling.wait_for_nodes or scaling.num_workers <= max_workers:
         return
     cpus, gpus = (int(sum(node.get(resource, 0) for node in nodes)) for resource in ("CPU", "GPU"))

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from selectmoe.cli.output_folder import (
     absolute_model,
@@ -18,6 +18,7 @@ from selectmoe.config.code_version import code_version
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.loading import resolved
 from selectmoe.config.warmup import WarmupConfig
+from selectmoe.errors import ConfigError
 from selectmoe.paths import model_or_embedded
 
 if TYPE_CHECKING:  # it loads transformers, and --help must not wait for it
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # it loads transformers, and --help must not wait for it
     from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", WarmupConfig, FinetuneConfig)
 
 MANIFEST_NAME = "manifest.json"
 TRAINING_OPTIONS = {
@@ -59,17 +62,18 @@ def claimed_output(
 
 def start_workers(
     train: "Callable[[Any, TrainingWorker], dict[str, Any]]",
-    config: WarmupConfig | FinetuneConfig,
+    config: Config,
     *,
     purpose: str,
-) -> None:
+) -> Config:
     """Starts Ray, and refuses a cluster whose workers are too few, have too little memory for the
-    weights or a GPU that torch cannot use; before the corpus is read.
+    weights or a GPU that torch cannot use; before the corpus is read. Returns the configuration
+    with its number of workers.
 
     purpose: "warm-up", for the message.
     """
     from jobs.on_ray import training as ray_training
-    from jobs.on_ray.session import alive_nodes, start_ray
+    from jobs.on_ray.session import alive_nodes, num_free_gpus, start_ray
     from jobs.on_ray.worker_probe import free_memory_of_worker
     from selectmoe.model.checkpoint import cached_folder
     from selectmoe.model.free_memory import require_weights_fit
@@ -78,19 +82,21 @@ def start_workers(
 
     code_version()  # the manifest names the code that starts, whatever the checkout becomes
     start_ray(ray_training, sys.modules[train.__module__])
+    config = with_num_workers(config, num_free_gpus=num_free_gpus())
     scaling, nodes = config.scaling, alive_nodes()
     with_gpu = ray_training.trains_on_gpu(scaling, nodes)
     ray_training.require_workers(scaling, nodes, with_gpu=with_gpu)
     free, kind = free_memory_of_worker(ray_training.worker_resources(scaling, with_gpu=with_gpu))
-    if scaling.num_workers > 1 and getattr(config.training, "strategy", "") == "fsdp":
-        return  # each holds a share of the weights
+    if (scaling.num_workers or 1) > 1 and getattr(config.training, "strategy", "") == "fsdp":
+        return config  # each holds a share of the weights
     model = _model_of(config)
     folder = cached_folder(model)
     if folder is None or not any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME)):
-        return  # not downloaded here, or pickles: each worker finds out when it loads them
+        return config  # not downloaded here, or pickles: each worker finds out when it loads them
     num_parameters = count_parameters(model, with_head=True)
     dtype = config.training.dtype or ("bfloat16" if with_gpu else "float32")
     require_weights_fit(num_parameters, dtype, purpose=purpose, free=free, kind=kind)
+    return config
 
 
 def tokenize(prepare: "Callable[..., TokenizedSummary]") -> "TokenizedSummary":
@@ -118,7 +124,7 @@ def show_metrics(row: Mapping[str, Any]) -> None:
 def train_in(
     output: Path,
     train: "Callable[[Any, TrainingWorker], dict[str, Any]]",
-    config: WarmupConfig | FinetuneConfig,
+    config: Config,
     *,
     show: Callable[[Mapping[str, Any]], None] = show_metrics,
 ) -> dict[str, Any]:
@@ -137,6 +143,30 @@ def train_in(
     )
     assert isinstance(report, dict)
     return report
+
+
+def with_num_workers(config: Config, *, num_free_gpus: int) -> Config:
+    """The configuration with a number of workers: the given one, else a worker for every free GPU,
+    or for as many of them as the other settings allow; logs which."""
+    if config.scaling.num_workers is not None:
+        return config
+    usable = 1 if config.scaling.use_gpu is False else max(num_free_gpus, 1)
+    for num_workers in range(usable, 1, -1):
+        with contextlib.suppress(ConfigError):
+            changed = _replace_workers(config, num_workers)
+            which = "all" if num_workers == num_free_gpus else f"{num_workers} of the"
+            logger.info(
+                "training on %s %d free GPUs; --num-workers sets another number",
+                which,
+                num_free_gpus,
+            )
+            return changed
+    return _replace_workers(config, 1)
+
+
+def _replace_workers(config: Config, num_workers: int) -> Config:
+    scaling = dataclasses.replace(config.scaling, num_workers=num_workers)
+    return dataclasses.replace(config, scaling=scaling)
 
 
 def write_manifest(

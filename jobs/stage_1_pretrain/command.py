@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     from selectmoe.warmup.rows import prepare_warmup_rows, warmup_tokenizer
 
     with claimed_output(config, changeable=CHANGEABLE_ON_RESUME) as output:
-        start_workers(warm_up, config, purpose="warm-up")
+        config = start_workers(warm_up, config, purpose="warm-up")
         chat = warmup_tokenizer(config)
         if chat.tokenizer.chat_template is None:
             logger.warning(

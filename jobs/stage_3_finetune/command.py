@@ -1,10 +1,12 @@
 """The command of `jobs/finetune.py`: tokenize rows, train a LoRA adapter on Ray workers."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from jobs.on_ray.training_run import (
     PATHS,
@@ -19,6 +21,7 @@ from jobs.on_ray.training_run import (
 from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import absolute_corpus
 from selectmoe.config.finetune import FinetuneConfig
+from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME
 from selectmoe.paths import model_or_embedded
 
 if TYPE_CHECKING:  # these load torch, and --help must not wait for it
@@ -26,7 +29,9 @@ if TYPE_CHECKING:  # these load torch, and --help must not wait for it
 
     from selectmoe.training.worker import TrainingWorker
 
-OPTIONS = {"--data": "dataset.data_path", **TRAINING_OPTIONS}
+logger = logging.getLogger(__name__)
+
+OPTIONS = {"--data": "dataset.data_path", "--merge": "merge", **TRAINING_OPTIONS}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,18 +44,22 @@ def main(arguments: Sequence[str]) -> None:
     from jobs.on_ray.training import storage_of
     from selectmoe.finetune.supervised_data import prepare_supervised_rows
 
-    with claimed_output(config) as output:
-        start_workers(train_adapter, config, purpose="finetuning")
+    with claimed_output(config, changeable=("merge",)) as output:
+        config = start_workers(train_adapter, config, purpose="finetuning")
         summary = tokenize(partial(prepare_supervised_rows, config, tokenizer, output))
         report = train_in(output, train_adapter, config)
         folder, name = storage_of(output, config.scaling.storage_path)
-        report["adapter"] = f"{folder}/{name}/{report.pop('checkpoint')}"
+        report["checkpoint"] = f"{folder}/{name}/{report['checkpoint']}"
+        report["adapter"] = str(output / ADAPTER_FOLDER_NAME)
+        if config.merge:
+            report["merged"] = export_merged(config, output)
         seconds = time.perf_counter() - started
         write_manifest(config, output, summary, report, wall_seconds=seconds)
     print_report(
         summary,
         ("loss", f"{report['loss']:.4f} at the end"),
         ("adapter", report["adapter"]),
+        *([("merged", report["merged"])] if config.merge else []),
         num_trained=report["num_trained_parameters"],
         num_steps=report["num_steps"],
         wall_seconds=seconds,
@@ -92,3 +101,28 @@ def train_adapter(config: FinetuneConfig, worker: "TrainingWorker") -> dict[str,
     with naming_the_remedy(remedy):
         report = asdict(finetune(config, load_target_tokenizer(config), worker))
     return report | worker.computes_in(config.training.dtype)
+
+
+def export_merged(config: FinetuneConfig, output: Path) -> str:
+    """Writes the merged model on a node of the cluster, since the driver's may be small; returns
+    its folder."""
+    import ray
+
+    from jobs.on_ray.errors import user_mistake
+
+    logger.info("merging the adapter into the base model")
+    merge: Any = ray.remote(max_retries=0)(cast("Any", merge_on_worker))
+    try:
+        return str(ray.get(merge.remote(config, output)))
+    except ray.exceptions.RayError as error:
+        mistake = user_mistake(error)
+        if mistake is None:
+            raise
+        raise mistake from error
+
+
+def merge_on_worker(config: FinetuneConfig, output: Path) -> str:
+    """The Ray task of `export_merged`."""
+    from selectmoe.finetune.exports import merge_into_base
+
+    return str(merge_into_base(config, output))

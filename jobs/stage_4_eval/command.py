@@ -4,7 +4,8 @@ import dataclasses
 import itertools
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +21,7 @@ from selectmoe.config.loading import resolved
 from selectmoe.errors import SelectMoeError
 
 if TYPE_CHECKING:
+    from selectmoe.evaluation.replicas import Replica
     from selectmoe.evaluation.task_results import TaskResult
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ OPTIONS = {
     f"--{key.replace('_', '-')}": key
     for key in (
         "model", "adapter", "name", "tasks", "tasks_dir", "num_fewshot", "limit", "batch_size",
-        "output", "compare",
+        "apply_chat_template", "model_args", "num_workers", "output", "compare",
     )
 }  # fmt: skip
 PATHS = {
@@ -48,13 +50,13 @@ def main(arguments: Sequence[str]) -> None:
     if config.compare:
         compare(config)
         return
-    needs_hub = require_inputs(config)
     config = with_resolved_adapter(config)
+    needs_hub = require_inputs(config)
     with claimed_run(config, free=UNSAVED, resume=False) as output:
         use_gpu = start_ray_for(config)
-        described = about(
-            config, use_gpu=use_gpu
-        )  # before the run: a checkout may move on meanwhile
+        config = with_num_workers(config, use_gpu=use_gpu)
+        # Before the run: a checkout may move on meanwhile.
+        described = about(config, use_gpu=use_gpu)
         results = []
         for result in run_on_ray(config, output, needs_hub=needs_hub, use_gpu=use_gpu):
             results.append(result)
@@ -103,19 +105,23 @@ def require_inputs(config: EvaluateConfig) -> bool:
 
 
 def with_resolved_adapter(config: EvaluateConfig) -> EvaluateConfig:
-    """Replaces the output folder of a stage 3 run with its last checkpoint."""
-    from selectmoe.evaluation.adapter_folder import adapter_folder
+    """Replaces the output folder of a stage 3 run with its last checkpoint, and a model that is
+    not given with the adapter's base."""
+    from selectmoe.training.adapter_folder import adapter_folder, base_model_of
 
     if config.adapter is None:
         return config
-    return dataclasses.replace(config, adapter=str(adapter_folder(Path(config.adapter))))
+    folder = adapter_folder(Path(config.adapter))
+    model = config.model or base_model_of(folder)
+    return dataclasses.replace(config, adapter=str(folder), model=model)
 
 
 def start_ray_for(config: EvaluateConfig) -> bool:
     """Starts Ray; True if the run gets a GPU. Raises ClusterError if no node has the resources."""
     from jobs.on_ray.session import ClusterError, alive_nodes, start_ray
+    from jobs.stage_4_eval import replica
 
-    start_ray(sys.modules[__name__])
+    start_ray(sys.modules[__name__], replica)
     nodes = alive_nodes()
     has_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
     num_gpus = int(has_gpu) if config.num_gpus is None else config.num_gpus
@@ -132,6 +138,29 @@ def start_ray_for(config: EvaluateConfig) -> bool:
     return bool(num_gpus)
 
 
+def with_num_workers(config: EvaluateConfig, *, use_gpu: bool) -> EvaluateConfig:
+    """The configuration with a number of replicas: the given one, else one per free GPU.
+
+    Raises ClusterError where the cluster has too few resources for the given number.
+    """
+    from jobs.on_ray.session import ClusterError, alive_nodes, num_free_gpus
+
+    if config.num_workers is None:
+        num_workers = max(num_free_gpus(), 1) if use_gpu else 1
+        return dataclasses.replace(config, num_workers=num_workers)
+    most = sum(
+        int(min(node.get("CPU", 0) // config.num_cpus, node.get("GPU", 0) if use_gpu else 1e9))
+        for node in alive_nodes()
+    )
+    if config.num_workers > most and not config.wait_for_nodes:
+        raise ClusterError(
+            f"num_workers must be at most {most}, got {config.num_workers}: a replica takes "
+            f"{config.num_cpus} CPU(s){' and a GPU' if use_gpu else ''}; wait_for_nodes=true waits "
+            "for nodes"
+        )
+    return config
+
+
 def run_on_ray(
     config: EvaluateConfig, output: Path, *, needs_hub: bool, use_gpu: bool
 ) -> "Iterator[TaskResult]":
@@ -139,17 +168,25 @@ def run_on_ray(
     import ray
 
     from jobs.on_ray.errors import describe_cause, user_mistake, write_details
+    from jobs.stage_4_eval.replica import RemoteReplica, ReplicaActor
 
-    logger.info(
-        "evaluating %s on %s",
-        ", ".join(config.tasks),
-        "a GPU" if use_gpu else f"{config.num_cpus} CPU(s)",
+    num_workers = config.num_workers or 1
+    each = "a GPU" if use_gpu else f"{config.num_cpus} CPU(s)"
+    where = each if num_workers == 1 else f"{num_workers} replicas with {each} each"
+    logger.info("evaluating %s on %s", ", ".join(config.tasks), where)
+    prepare = partial(prepare_process, config, needs_hub=needs_hub, use_gpu=use_gpu)
+    actor: Any = ray.remote(num_cpus=config.num_cpus, num_gpus=int(use_gpu))(
+        cast("Any", ReplicaActor)
     )
+    others = [
+        RemoteReplica(actor.remote(config, prepare, use_gpu=use_gpu))
+        for _ in range(num_workers - 1)
+    ]
     evaluate: Any = ray.remote(num_cpus=config.num_cpus, num_gpus=int(use_gpu), max_retries=0)(
         cast("Any", evaluate_tasks)
     )
     results = evaluate.options(num_returns="streaming").remote(
-        config, needs_hub=needs_hub, use_gpu=use_gpu
+        config, prepare, use_gpu=use_gpu, others=others
     )
     try:
         for reference in results:
@@ -165,9 +202,24 @@ def run_on_ray(
 
 
 def evaluate_tasks(
-    config: EvaluateConfig, *, needs_hub: bool, use_gpu: bool
+    config: EvaluateConfig,
+    prepare: Callable[[], None],
+    *,
+    use_gpu: bool,
+    others: "Sequence[Replica]" = (),
 ) -> "Iterator[TaskResult]":
     """The Ray task: yields the result of each evaluation task when it is done.
+
+    prepare: called before anything of torch or of the hub's clients is imported.
+    """
+    prepare()
+    from selectmoe.evaluation.lm_eval_run import evaluate
+
+    yield from evaluate(config, device="cuda" if use_gpu else "cpu", others=others)
+
+
+def prepare_process(config: EvaluateConfig, *, needs_hub: bool, use_gpu: bool) -> None:
+    """Sets a worker's access to the hub and its computing threads.
 
     needs_hub: a task or the model may have to be downloaded. Otherwise, or if the hub does not
     answer, the hub's clients are set offline, since they would retry for minutes.
@@ -178,14 +230,12 @@ def evaluate_tasks(
         work_offline()
     import torch
 
-    from selectmoe.evaluation.lm_eval_run import evaluate
     from selectmoe.model.devices import require_gpu
 
     if use_gpu:
         require_gpu()
     else:
         torch.set_num_threads(config.num_cpus)
-    yield from evaluate(config, device="cuda" if use_gpu else "cpu")
 
 
 class EvaluationError(SelectMoeError, RuntimeError):

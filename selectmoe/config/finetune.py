@@ -8,8 +8,10 @@ from selectmoe.config.checks import require, require_at_least
 from selectmoe.config.columns import check_columns
 from selectmoe.config.lora import LoraSettings
 from selectmoe.config.run import ResumableRunConfig
-from selectmoe.config.scaling import ScalingConfig
+from selectmoe.config.scaling import ScalingConfig, require_workers_for
 from selectmoe.errors import ConfigError
+
+FUSED_EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +58,9 @@ class FinetuneTrainingConfig:
     batch_size: int = 4
     """Per-device batch size; gradients accumulate up to effective_batch_size."""
     learning_rate: float = 2e-5
-    """Peak learning rate: linear warm-up, then linear decay to 0."""
+    """Peak learning rate: linear warm-up, then decay to 0."""
+    lr_scheduler_type: Literal["linear", "cosine"] = "linear"
+    """Form of the learning rate decay."""
     warmup_ratio: float = 0.03
     """Fraction of the steps with learning rate warm-up, in [0, 1)."""
     weight_decay: float = 0.0
@@ -66,6 +70,9 @@ class FinetuneTrainingConfig:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of the target model; null is bfloat16 on a GPU and float32 on a CPU. The adapter is
     trained in float32."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Distribution strategy over several workers: ddp replicates the model on every worker, fsdp
+    shards the frozen layers of a model too large for one device."""
     attn_implementation: str = "sdpa"
     """Attention implementation: eager, sdpa or flash_attention_2."""
     gradient_checkpointing: bool = False
@@ -101,6 +108,8 @@ class FinetuneConfig(ResumableRunConfig):
     dataset: FinetuneDatasetConfig = field(default_factory=FinetuneDatasetConfig)
     training: FinetuneTrainingConfig = field(default_factory=FinetuneTrainingConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    merge: bool = False
+    """Also export the base model with the adapter merged into its weights, to <output>/merged."""
     seed: int = 0
     """Random seed of the adapter's initialization, dropout, data order and dataset.mode=random."""
 
@@ -109,8 +118,16 @@ class FinetuneConfig(ResumableRunConfig):
         require_at_least(0, self, "seed")
         training, num_workers = self.training, self.scaling.num_workers
         require(
-            training.effective_batch_size % (training.batch_size * num_workers) == 0,
+            training.effective_batch_size % (training.batch_size * (num_workers or 1)) == 0,
             "training.effective_batch_size",
-            f"a multiple of batch_size * num_workers = {training.batch_size} * {num_workers}",
+            f"a multiple of batch_size * num_workers = {training.batch_size} * {num_workers or 1}",
             training.effective_batch_size,
         )
+        require_workers_for(training.strategy, num_workers)
+        if training.strategy == "fsdp" and any(
+            name.endswith(FUSED_EXPERTS) for name in training.lora.target_modules
+        ):
+            raise ConfigError(
+                "training.strategy=fsdp shards the fused experts, which lora.target_modules cannot "
+                f"name then, got {', '.join(training.lora.target_modules)}"
+            )

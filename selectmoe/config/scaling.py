@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 from selectmoe.config.checks import require_at_least
+from selectmoe.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScalingConfig:
     """How many Ray workers train, on which resources, and how their failures are handled."""
 
-    num_workers: int = 1
-    """Number of training workers, each a process with a GPU or CPUs of its own."""
+    num_workers: int | None = None
+    """Number of training workers, each a process with a GPU or CPUs of its own; null is one per
+    free GPU of the cluster, and 1 without GPUs."""
     use_gpu: bool | None = None
     """Train on GPUs; null uses them where the cluster has any."""
     num_cpus_per_worker: int = 1
@@ -28,3 +30,11 @@ class ScalingConfig:
         names = ("num_workers", "num_cpus_per_worker", "num_checkpoints")
         require_at_least(1, self, *names)
         require_at_least(0, self, "max_failures")
+
+
+def require_workers_for(strategy: str, num_workers: int | None) -> None:
+    """Raises ConfigError where one worker has nobody to share the shards with."""
+    if strategy == "fsdp" and num_workers == 1:
+        raise ConfigError(
+            f"training.strategy=fsdp needs scaling.num_workers at least 2, got {num_workers}"
+        )

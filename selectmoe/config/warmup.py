@@ -8,7 +8,7 @@ from selectmoe.config.checks import require, require_at_least
 from selectmoe.config.columns import check_columns
 from selectmoe.config.lora import LoraSettings
 from selectmoe.config.run import ResumableRunConfig
-from selectmoe.config.scaling import ScalingConfig
+from selectmoe.config.scaling import ScalingConfig, require_workers_for
 from selectmoe.errors import ConfigError
 
 
@@ -162,8 +162,5 @@ class WarmupConfig(ResumableRunConfig):
         num_workers = self.scaling.num_workers
         rule = f"at least scaling.num_workers = {num_workers}"
         size = self.training.effective_batch_size
-        require(size >= num_workers, "training.effective_batch_size", rule, size)
-        if self.training.strategy == "fsdp" and num_workers < 2:
-            raise ConfigError(
-                f"training.strategy=fsdp needs scaling.num_workers at least 2, got {num_workers}"
-            )
+        require(size >= (num_workers or 1), "training.effective_batch_size", rule, size)
+        require_workers_for(self.training.strategy, num_workers)

@@ -17,15 +17,17 @@ from typing import Any
 
 import transformers
 
-from selectmoe.config.evaluation import EvaluateConfig
+from selectmoe.config.evaluation import EvaluateConfig, fewshot_numbers
 from selectmoe.data.message_fields import content_key
 from selectmoe.data.rejected import describe
 from selectmoe.errors import ConfigError, ModelError, first_line
-from selectmoe.evaluation.answer_loss import answer_losses
+from selectmoe.evaluation.lm_eval_model import split_model_args, wrap_model
 from selectmoe.evaluation.local_tasks import (
     SHIPPED_TASKS,
     PlannedTask,
+    absent_names,
     choices_config,
+    lm_eval_task_files,
     nearest,
     plan_tasks,
     read_conversations,
@@ -35,6 +37,7 @@ from selectmoe.evaluation.local_tasks import (
     write_for_lm_eval,
 )
 from selectmoe.evaluation.quiet_lm_eval import quiet
+from selectmoe.evaluation.replicas import Replica, Replicas
 from selectmoe.evaluation.target_model import load_target
 from selectmoe.evaluation.task_results import (
     MetricValue,
@@ -46,15 +49,16 @@ from selectmoe.evaluation.task_results import (
 )
 from selectmoe.records import Sample
 
-# The automatic batch size of lm-eval tries the largest first, and runs out of memory on a CPU.
-CPU_BATCH_SIZE = 16
 # For the few metrics whose standard error is bootstrapped; lm-eval's 100,000 take minutes.
 BOOTSTRAP_ITERATIONS = 1_000
 
 
-def evaluate(config: EvaluateConfig, *, device: str) -> Iterator[TaskResult]:
+def evaluate(
+    config: EvaluateConfig, *, device: str, others: Sequence[Replica] = ()
+) -> Iterator[TaskResult]:
     """Yields one result per task when it is done, and one per task of a group.
 
+    others: replicas of the model in other processes, which answer a share of the requests.
     Raises ConfigError for a task that is unknown or whose data cannot be loaded, and ModelError for
     a model or adapter that cannot be loaded or whose outputs are not finite.
     """
@@ -64,19 +68,29 @@ def evaluate(config: EvaluateConfig, *, device: str) -> Iterator[TaskResult]:
         with quiet():
             tasks = LmEvalTasks(planned, config.tasks_dir, cache=Path(cache))
             loaded = {task.name: tasks.load(task) for task in planned if task.kind != "answer_loss"}
-            model, tokenizer = load_target(config, device=device)
-            lm = _wrap(model, tokenizer, config, device)
+            shots = _fewshot_of(config, planned, loaded)
+            replicas = Replicas(load_lm(config, device=device), others)
         for task in planned:
             started = time.perf_counter()
+            before = replicas.num_truncated
             with quiet() as truncations:
                 if task.kind == "answer_loss":
-                    results = [_answer_loss(task, lm, config.limit)]
+                    results = [_answer_loss(task, replicas, config.limit)]
                 else:
-                    results = _run(task.name, lm, loaded[task.name], config)
+                    results = _run(
+                        task.name, replicas.lm, loaded[task.name], config, shots[task.name]
+                    )
             seconds = round(time.perf_counter() - started, 3)
-            yield from _with_costs(
-                results, seconds=seconds, num_truncated=truncations.num_truncated
-            )
+            num_truncated = truncations.num_truncated + replicas.num_truncated - before
+            yield from _with_costs(results, seconds=seconds, num_truncated=num_truncated)
+
+
+def load_lm(config: EvaluateConfig, *, device: str) -> Any:  # noqa: ANN401 (lm-eval's HFLM)
+    """The model, adapter and tokenizer of a run behind lm-eval's interface."""
+    with quiet():
+        of_lm_eval, of_model = split_model_args(config)
+        model, tokenizer = load_target(config, device=device, settings=of_model)
+        return wrap_model(model, tokenizer, config, device=device, arguments=of_lm_eval)
 
 
 def _with_costs(
@@ -185,21 +199,32 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _wrap(
-    model: Any,  # noqa: ANN401 (a PreTrainedModel or a PeftModel)
-    tokenizer: Any,  # noqa: ANN401 (a tokenizer of either kind)
-    config: EvaluateConfig,
-    device: str,
-) -> Any:  # noqa: ANN401 (lm-eval's HFLM)
-    """The model behind lm-eval's interface.
+def _fewshot_of(
+    config: EvaluateConfig, planned: Sequence[PlannedTask], loaded: Mapping[str, Any]
+) -> dict[str, dict[str, int]]:
+    """Numbers of few-shot examples by requested task and by the task within it.
 
-    It is not loaded by lm-eval (`pretrained=`, `peft=`), which with an adapter resizes the
-    vocabulary to the tokenizer's: a model and its adapter would then not be comparable.
+    A number for all tasks leaves those alone that are defined to have none, as lm-eval does.
+    A number of another task is not used, such as one of a preset whose tasks were changed; raises
+    ConfigError if lm-eval knows no such name.
     """
-    from lm_eval.models.huggingface import HFLM
-
-    automatic = CPU_BATCH_SIZE if device == "cpu" else "auto"
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size or automatic)
+    for_all, by_name = fewshot_numbers(config.num_fewshot)
+    known = {task.name for task in planned}
+    shots: dict[str, dict[str, int]] = {}
+    for name, tasks in loaded.items():
+        known |= tasks["tasks"].keys()
+        shots[name] = numbers = {}
+        for inner, task in tasks["tasks"].items():
+            default = None if task.get_config("num_fewshot") == 0 else for_all
+            number = by_name.get(inner, by_name.get(name, default))
+            if number is not None:
+                numbers[inner] = number
+    folder = lm_eval_task_files()
+    assert folder is not None
+    if unknown := sorted(absent_names(by_name.keys() - known, folder)):
+        name = unknown[0]
+        raise ConfigError(f"num_fewshot: unknown task {name!r}{nearest(name, sorted(known))}")
+    return shots
 
 
 def _run(
@@ -207,15 +232,14 @@ def _run(
     lm: Any,  # noqa: ANN401 (lm-eval's HFLM)
     loaded: Any,  # noqa: ANN401 (lm-eval's TaskDict)
     config: EvaluateConfig,
+    shots: Mapping[str, int],
 ) -> list[TaskResult]:
+    """shots: number of few-shot examples by name of a task, where it is not the task's own."""
     from lm_eval.evaluator import evaluate as lm_evaluate
 
-    for task in loaded["tasks"].values():
-        shots = config.num_fewshot
-        if shots is not None and task.get_config("num_fewshot") != 0:
-            task.set_config(key="num_fewshot", value=shots)
-        elif task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
+    for task_name, task in loaded["tasks"].items():
+        own = task.get_config("num_fewshot")
+        task.set_config(key="num_fewshot", value=shots.get(task_name, own or 0))
         task.set_fewshot_seed(seed=config.seed)
     try:
         results = lm_evaluate(
@@ -223,6 +247,8 @@ def _run(
             task_dict=loaded,
             limit=config.limit,
             bootstrap_iters=BOOTSTRAP_ITERATIONS,
+            apply_chat_template=config.apply_chat_template,
+            fewshot_as_multiturn=config.apply_chat_template,
         )
     except ValueError as error:  # a task that runs code, or that needs images
         raise ConfigError(f"task {name}: {first_line(error)}") from error
@@ -307,12 +333,10 @@ def _hash(sample: Sample) -> str:
     return hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:12]
 
 
-def _answer_loss(task: PlannedTask, lm: Any, limit: int | None) -> TaskResult:  # noqa: ANN401 (HFLM)
+def _answer_loss(task: PlannedTask, replicas: Replicas, limit: int | None) -> TaskResult:
     assert task.file is not None
     conversations = read_conversations(task.file)[:limit]
-    losses, rejected = answer_losses(
-        lm.model, lm.tokenizer, conversations, max_sequence_length=lm.max_length
-    )
+    losses, rejected = replicas.answer_losses(conversations)
     if not losses:
         raise ModelError(
             f"task {task.name}: none of {len(conversations)} conversations can be evaluated; "

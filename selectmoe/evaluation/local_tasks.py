@@ -23,6 +23,7 @@ from selectmoe.data.formats import read_objects
 from selectmoe.data.readers import read_corpus
 from selectmoe.data.row_errors import abridge
 from selectmoe.errors import ConfigError, DataError
+from selectmoe.evaluation.hellaswag import clean_row, is_hellaswag, with_choices
 from selectmoe.records import RejectedRow, Sample
 
 SHIPPED_TASKS = Path(__file__).parent / "tasks"
@@ -70,15 +71,21 @@ def require_known(planned: Sequence[PlannedTask], tasks_dir: str | None) -> None
     Building its index of 14,000 task files takes many seconds. So it is built only for a name that
     does not occur in the text of any file; lm-eval makes up a few names, for which it decides.
     """
-    spec = find_spec("lm_eval")
-    if spec is None or spec.origin is None:
+    folder = lm_eval_task_files()
+    if folder is None:
         return
     own = task_files(Path(tasks_dir)) if tasks_dir is not None else {}
     requested = {task.name for task in planned if not ships_with_the_package(task)} - own.keys()
-    if absent_names(requested, Path(spec.origin).parent / "tasks"):
+    if absent_names(requested, folder):
         from selectmoe.evaluation.lm_eval_run import require_in_index
 
         require_in_index(planned, tasks_dir)
+
+
+def lm_eval_task_files() -> Path | None:
+    """The folder of lm-eval's own task files; None where it is not installed."""
+    spec = find_spec("lm_eval")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "tasks"
 
 
 def absent_names(names: Collection[str], folder: Path) -> set[str]:
@@ -117,9 +124,9 @@ def _plan_file(file: Path) -> PlannedTask:
     if not file.is_file():
         raise ConfigError(f"tasks: file {file} does not exist")
     _, first = next(read_rows(file))
-    if "choices" in first:
+    if "choices" in with_choices(first):
         for location, row in read_rows(file):
-            check_choices(location, row)
+            check_choices(location, with_choices(row))
         return PlannedTask(name, "choices", file)
     read_conversations(file)
     return PlannedTask(name, "answer_loss", file)
@@ -178,12 +185,16 @@ def read_conversations(file: Path) -> list[Sample]:
 def choices_config(task: PlannedTask) -> dict[str, Any]:
     """The lm-eval configuration of a file of multiple-choice questions.
 
-    Its prompt is that of hellaswag if all rows have a 'ctx' to continue, that of mmlu (lettered
-    choices) if all have a 'subject' and 4 choices, and that of arc_easy otherwise.
+    Its prompt is that of hellaswag if all rows have a 'ctx' to continue and an 'activity_label',
+    the 'ctx' if all have one, that of mmlu (lettered choices) if all have a 'subject' and 4
+    choices, and that of arc_easy otherwise.
     """
     assert task.file is not None
     rows = [row for _, row in read_rows(task.file)]
-    if all("ctx" in row for row in rows):
+    process: dict[str, Any] = {}
+    if all(map(is_hellaswag, rows)):
+        template, process = "hellaswag", {"process_docs": _clean_rows}
+    elif all("ctx" in row for row in rows):
         template = "continuation"
     elif all("subject" in row and len(row["choices"]) == 4 for row in rows):
         template = "letters"
@@ -192,9 +203,14 @@ def choices_config(task: PlannedTask) -> dict[str, Any]:
     config = read_task_file(SHIPPED_TASKS / "templates" / f"{template}.yaml")
     return {
         **config,
+        **process,
         "task": task.name,
         "dataset_kwargs": {"data_files": {"test": str(task.file)}},
     }
+
+
+def _clean_rows(dataset: Any) -> Any:  # noqa: ANN401 (a datasets.Dataset)
+    return dataset.map(clean_row)
 
 
 def task_files(folder: Path) -> dict[str, Path]:

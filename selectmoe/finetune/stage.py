@@ -3,7 +3,8 @@
 rows         tokenized into the folder of the run        `tokenized_rows`
 memory       estimated before weights are read           `memory_estimate`
 model        the target, frozen, with an adapter         `lora_targets`
-checkpoints  <scratch>/checkpoint-N, for peft, lm-eval
+checkpoints  <scratch>/checkpoint-N
+exports      the adapter alone, and the merged model     `exports`
 """
 
 import json
@@ -22,7 +23,6 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -34,6 +34,7 @@ from selectmoe.config.loading import resolved
 from selectmoe.data.packing import IGNORED_LABEL
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ModelError, ResumeError, TrainingStoppedError, list_names
+from selectmoe.finetune.exports import save_final_adapter
 from selectmoe.finetune.supervised_data import StepOrder, SupervisedRows
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.devices import choose_dtype
@@ -49,6 +50,12 @@ from selectmoe.training.memory_estimate import (
     vocabulary_size,
 )
 from selectmoe.training.metrics import LastStep, MetricsFile, tensorboard
+from selectmoe.training.sharding import (
+    ShardableTrainer,
+    average_gradients,
+    decoder_layers,
+    shard_frozen,
+)
 from selectmoe.training.worker import TrainingWorker
 
 logger = logging.getLogger(__name__)
@@ -57,7 +64,7 @@ logger = logging.getLogger(__name__)
 FINGERPRINT_NAME = "finetune.json"
 # Settings that a resumed run may change: they decide where and how fast it trains, not what it
 # learns. The data is identified by a hash of its tokens, so its path may change too.
-FREE_ON_RESUME = ("output", "output_root", "resume", "max_rejected", "dataset.data_path")
+FREE_ON_RESUME = ("output", "output_root", "resume", "max_rejected", "dataset.data_path", "merge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +102,26 @@ def finetune(
     model = add_adapter(target, config.training.lora, model_name=model_name)
     if config.training.gradient_checkpointing:
         checkpoint_layers(target)
+    is_sharded = config.training.strategy == "fsdp"
+    if is_sharded:
+        shard_frozen(model, decoder_layers(target), uses_gpu=worker.uses_gpu)
     metrics = [LastStep(), MetricsFile(worker.output), *tensorboard(worker.output)]
     trainer = AnswerTrainer(
         model=model,
         args=training_arguments(config, worker, num_rows=len(rows)),
         rows=rows,
+        is_sharded=is_sharded,
         rows_per_step=config.training.effective_batch_size,
         max_grad_norm=config.training.max_grad_norm,
         callbacks=[*metrics, CompleteCheckpoints(fingerprint, tokenizer), *worker.callbacks],
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=worker.resume_from)
+    checkpoint = f"checkpoint-{trainer.state.global_step}"
+    if worker.rank == 0:
+        save_final_adapter(last_checkpoint(worker, checkpoint), worker.output)
     return FinetuneReport(
-        checkpoint=f"checkpoint-{trainer.state.global_step}",
+        checkpoint=checkpoint,
         num_steps=trainer.state.global_step,
         num_trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         loss=next(log["loss"] for log in reversed(trainer.state.log_history) if "loss" in log),
@@ -117,13 +131,25 @@ def finetune(
     )
 
 
+def last_checkpoint(worker: TrainingWorker, name: str) -> Path:
+    """The last checkpoint: written now, or the one that a run resumed from after its last step."""
+    written = worker.scratch / name
+    return written if written.is_dir() else Path(str(worker.resume_from))
+
+
 def require_fit(
     config: FinetuneConfig, model_name: str, worker: TrainingWorker, *, max_tokens: int
 ) -> MemoryEstimate:
     """Raises NotEnoughMemoryError where this worker has less memory than is needed."""
     training = config.training
+    # Without a GPU every worker holds the whole model while it loads.
+    is_sharded = training.strategy == "fsdp" and worker.uses_gpu
     estimate = estimate_memory(
-        model_name, training, dtype=dtype_of(training, worker), max_tokens=max_tokens
+        model_name,
+        training,
+        dtype=dtype_of(training, worker),
+        max_tokens=max_tokens,
+        num_shards=worker.num_workers if is_sharded else 1,
     )
     available, kind = available_memory(worker.device, num_sharing=worker.num_sharing)
     logger.info("memory: at least %s; %s free", estimate, in_words(available))
@@ -193,7 +219,7 @@ def training_arguments(
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=num_batches,
         learning_rate=training.learning_rate,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=training.lr_scheduler_type,
         warmup_steps=math.ceil(training.warmup_ratio * num_steps),
         weight_decay=training.weight_decay,
         # Trainer's own clipping turns a gradient of infinite norm into 0, without a word.
@@ -216,7 +242,7 @@ def training_arguments(
     )
 
 
-class AnswerTrainer(Trainer):
+class AnswerTrainer(ShardableTrainer):
     """A Trainer whose loss is the mean over the answer tokens of a whole optimizer step, however
     its rows are spread over batches and workers."""
 
@@ -288,6 +314,8 @@ class ClipOrStop(TrainerCallback):
         numbers = torch.cat([numbers for numbers, _ in batches])
         losses = torch.stack([loss for _, loss in batches])
         model = cast(nn.Module, trainer.model)
+        if trainer.is_sharded:
+            average_gradients(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
         finite = losses.isfinite().all() & norm.isfinite()
         if bool(trainer.accelerator.gather(finite[None].int()).all()):

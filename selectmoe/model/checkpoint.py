@@ -16,7 +16,7 @@ ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
 ADAPTER_FOLDER_NAME = "adapter"  # in a run of stage 1 with peft_mode=lora
 HASH_CHUNK_BYTES = 1 << 22
 # The files of a model and its tokenizer; a hub repository may hold far more.
-_HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,12 @@ def read_json_object(file: Path) -> dict[str, object]:
 
 
 def require_select_moe(model: str) -> None:
-    """Raises ModelError, which names the remedy, unless `model` is a Select-MoE."""
-    model_type = read_model_config(model).get("model_type")
+    """Raises ModelError, which names the remedy, unless `model` is a Select-MoE that embeds all
+    tokens of its tokenizer."""
+    from selectmoe.model.vocabulary import require_stored_vocabulary
+
+    settings = read_model_config(model)
+    model_type = settings.get("model_type")
     if model_type == "olmoe":
         raise ModelError(
             f"{model}: an OLMoE without quality gates; convert it with "
@@ -70,6 +74,7 @@ def require_select_moe(model: str) -> None:
             f"{model}: model_type must be 'select_moe', got {model_type!r}; convert an OLMoE with "
             "'python jobs/convert.py --base OLMOE --save-path DIR' and give DIR"
         )
+    require_stored_vocabulary(Path(model), settings.get("vocab_size"))
 
 
 def require_olmoe(model: str) -> None:

@@ -26,7 +26,7 @@ class SelectMoeConfig(OlmoeConfig):
         gates' logits are still returned.
     quality_loss_type (`str`, *optional*, defaults to `"sigmoid"`):
         Name of the loss on good-probabilities that is added to `loss`; a key of
-        `QUALITY_LOSSES` in `modeling_select_moe`.
+        `QUALITY_LOSSES` in `quality_losses`.
     quality_loss_weight (`float`, *optional*, defaults to 0.01):
         Factor of that loss, not negative; 0 leaves it out.
     quality_loss_parameters (`dict`, *optional*):

@@ -6,29 +6,28 @@ No tensor of the base is changed: the new folder holds each of them bit for bit,
 layout and in the base's dtype, and the quality gates beside them. `parity.py` proves it.
 """
 
-import contextlib
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from selectmoe.errors import ConfigError, ModelError, one_line
+from selectmoe.errors import ModelError, one_line
 from selectmoe.model.checkpoint import model_folder, require_olmoe
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
+from selectmoe.model.model_card import CardFacts, write_model_card
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
+from selectmoe.model.new_folder import new_folder, require_space, whole_folder
 from selectmoe.model.quiet_loading import (
     load_model,
     load_tokenizer,
     quiet_transformers,
 )
+from selectmoe.model.remote_code import add_remote_code
+from selectmoe.model.vocabulary import require_tokenizer_fits
 from selectmoe.model.weight_files import (
     common_dtype,
     hub_tensors,
@@ -41,7 +40,9 @@ ADDED_PARTS = (".quality_gate.", ".trash_expert.")
 """Parts of the names of the tensors that a base does not have."""
 
 # Settings that identify the base instead of describing its computation; they are not copied.
-_NOT_TAKEN_OVER = ("model_type", "architectures", "output_router_logits", "dtype", "_name_or_path")
+_NOT_TAKEN_OVER = (
+    "model_type", "architectures", "output_router_logits", "dtype", "_name_or_path", "auto_map",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,34 +65,39 @@ def convert_olmoe(
     save_path: str | Path,
     *,
     seed: int = 0,
+    remote_code: bool = False,
     **gate_settings: Any,  # noqa: ANN401 (settings of SelectMoeConfig, which types them)
 ) -> Conversion:
     """Writes `base`, a folder or hub name, as a Select-MoE to `save_path`: whole or not at all.
 
     seed: seed of the gates' initialization.
+    remote_code: adds the model's code, so that the folder loads without this package.
     gate_settings: settings of SelectMoeConfig, such as quality_gate_init_bias.
     Raises ConfigError where `save_path` cannot be a new folder, and ModelError where the base is
     not an OLMoE, lacks a file or a tensor, or has an unknown tensor.
     """
     require_olmoe(str(base))
-    target = _new_folder(save_path)
+    target = new_folder(save_path)
     folder = model_folder(str(base))
-    _require_space(target, folder)
+    require_space(target, folder)
     config = read_config(OlmoeConfig, folder)
     stored = stored_tensors(folder)
     fused = meta_tensors(OlmoeForCausalLM, config)
     require_tensors(folder, stored, fused, tied=config.tie_word_embeddings)
     tokenizer = load_tokenizer(folder)
-    _require_vocabulary(folder, tokenizer, config.vocab_size)
-    with _whole_folder(target) as partial:
+    require_tokenizer_fits(str(folder), tokenizer, config.vocab_size)
+    with whole_folder(target) as partial:
         new_config = gated_config(config, gate_settings)
         dtype = common_dtype(stored)
-        model = _gated_model(folder, new_config, dtype=dtype, seed=seed)
-        _save(model, tokenizer, partial)
+        model = gated_model(folder, new_config, dtype=dtype, seed=seed)
+        save_model(model, tokenizer, partial, remote_code=remote_code)
         # The files that were written must hold exactly the tensors of the new model.
         written = meta_tensors(SelectMoeForCausalLM, new_config)
         require_tensors(partial, stored_tensors(partial), written, tied=config.tie_word_embeddings)
-    num_added = sum(p.numel() for name, p in model.named_parameters() if is_added(name))
+        gates = f"as initialized, seed {seed}: train them with stage 1 before scoring"
+        facts = card_facts(model, base=str(base), gates=gates, origin="this base, unchanged")
+        write_model_card(partial, facts, base_folder=folder, name=target.name)
+    num_added = facts.num_added_parameters
     return Conversion(
         base=str(base),
         folder=target,
@@ -134,7 +140,7 @@ def meta_tensors(model_class: type[PreTrainedModel], config: OlmoeConfig) -> dic
         raise ModelError(f"config.json describes no model that can be built: {error!r}") from error
 
 
-def _gated_model(
+def gated_model(
     folder: Path, config: SelectMoeConfig, *, dtype: torch.dtype, seed: int
 ) -> SelectMoeForCausalLM:
     """The base with new gates; only these depend on the seed."""
@@ -145,7 +151,28 @@ def _gated_model(
         )
 
 
-def _save(model: SelectMoeForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def card_facts(model: SelectMoeForCausalLM, *, base: str, gates: str, origin: str) -> CardFacts:
+    """What the model card says of the model; see CardFacts."""
+    return CardFacts(
+        base=base,
+        gates=gates,
+        origin=origin,
+        dtype=str(model.dtype).removeprefix("torch."),
+        num_layers=model.config.num_hidden_layers,
+        num_experts=model.config.num_experts,
+        num_parameters=model.num_parameters(),
+        num_added_parameters=sum(p.numel() for n, p in model.named_parameters() if is_added(n)),
+    )
+
+
+def save_model(
+    model: SelectMoeForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    remote_code: bool = False,
+) -> None:
+    """Writes weights, tokenizer and, if asked for, the model's code."""
     # Named explicitly: transformers would write the layout that the base was stored in.
     tensors = hub_tensors(model.state_dict())
     model.save_pretrained(folder, state_dict=tensors, save_original_format=False)
@@ -153,59 +180,5 @@ def _save(model: SelectMoeForCausalLM, tokenizer: PreTrainedTokenizerBase, folde
     for file in weight_files(folder):
         # safetensors ignores the umask and lets only the owner read the file.
         file.chmod((folder / "config.json").stat().st_mode)
-
-
-def _require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= vocab_size:
-        raise ModelError(
-            f"{folder}: its tokenizer has token ids up to {largest}, more than the model's "
-            f"vocab_size of {vocab_size}"
-        )
-
-
-def _new_folder(save_path: str | Path) -> Path:
-    """`save_path` without links, checked to be new or empty."""
-    target = Path(save_path).expanduser().resolve()
-    reason = None
-    try:
-        if target.is_mount():
-            reason = "which is a mount point: name a folder in it"
-        elif target.is_dir() and any(target.iterdir()):
-            reason = "which is not empty"
-        elif target.exists() and not target.is_dir():
-            reason = "which is a file"
-    except OSError as error:
-        reason = str(error)
-    if reason:
-        raise ConfigError(f"save_path must be a new or empty folder, got {target}, {reason}")
-    return target
-
-
-def _require_space(target: Path, base: Path) -> None:
-    """Raises ConfigError for a target inside the base, or on a disk that is too small for it."""
-    base = base.resolve()
-    if target == base or base in target.parents:
-        raise ConfigError(f"save_path must lie outside base, {base}, got {target}")
-    num_bytes = sum(file.stat().st_size for file in weight_files(base))
-    existing = next(parent for parent in (target, *target.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < num_bytes:
-        raise ConfigError(
-            f"save_path {target}: the checkpoint takes {num_bytes / 1e9:.1f} GB, "
-            f"only {free / 1e9:.1f} GB are free"
-        )
-
-
-@contextlib.contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write to; it becomes `target` at the end and is deleted on an error."""
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, target)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"save_path {target}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if remote_code:
+        add_remote_code(folder)

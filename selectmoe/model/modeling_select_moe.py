@@ -38,15 +38,10 @@ from transformers.models.olmoe.modeling_olmoe import (
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_select_moe import SelectMoeConfig
+from .quality_losses import QUALITY_LOSSES  # may be extended: `quality_loss_type` is a key of it
 
 # Shape letters: B = batch, T = tokens, H = hidden, L = layers.
 GOOD = 0  # index of "good" in the two logits of a gate
-
-QualityLoss = Callable[..., Tensor]
-QUALITY_LOSSES: dict[str, QualityLoss] = {}
-"""Losses by name: (good_probs [L, B, T], mask [B, T], sample_wise_averaging, ...) -> scalar.
-
-This file travels to the hub alone, so whoever has losses puts them here; `selectmoe` does."""
 
 _TRASH_EXPERTS: dict[str, Callable[[SelectMoeConfig], nn.Module]] = {}
 
@@ -347,8 +342,8 @@ class SelectMoeForCausalLM(SelectMoePreTrainedModel, OlmoeForCausalLM):
         config = self.config
         if config.quality_loss_type not in QUALITY_LOSSES:
             raise ValueError(
-                f"quality_loss_type must be one of {', '.join(sorted(QUALITY_LOSSES)) or 'none'} "
-                f"(selectmoe.register_select_moe() adds its own), got {config.quality_loss_type!r}"
+                f"quality_loss_type must be one of {', '.join(sorted(QUALITY_LOSSES))}, "
+                f"got {config.quality_loss_type!r}"
             )
         good_LBT = logits_LBT2.float().softmax(dim=-1)[..., GOOD]
         mask_BT = (

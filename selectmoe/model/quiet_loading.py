@@ -10,18 +10,14 @@ from transformers.utils import logging as transformers_logging
 
 from selectmoe.errors import ModelError, first_line
 from selectmoe.model import modeling_select_moe
-from selectmoe.model.quality_losses import QUALITY_LOSSES
+from selectmoe.model.vocabulary import has_tokenizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-# A tokenizer is one of these files; without any, transformers builds an empty tokenizer.
-VOCABULARY_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
 
 def register_select_moe() -> None:
-    """Registers the model type with the Auto classes, and its quality losses; safe to repeat."""
+    """Registers the model type with the Auto classes; safe to repeat."""
     modeling_select_moe.register_auto_classes()
-    modeling_select_moe.QUALITY_LOSSES.update(QUALITY_LOSSES)
 
 
 @contextlib.contextmanager
@@ -69,20 +65,24 @@ def load_model(
     return loaded
 
 
-def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str | Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, or of a hub name, whose weights are not downloaded.
 
     Raises ModelError where it is missing or unreadable.
     """
     is_folder = Path(model).is_dir()
-    if is_folder and not any((Path(model) / name).is_file() for name in VOCABULARY_NAMES):
+    if is_folder and not has_tokenizer(Path(model)):
         raise ModelError(
             f"{model}: has no tokenizer; put the base's tokenizer.json and tokenizer_config.json "
             "there"
         )
     with quiet_transformers():
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                model, trust_remote_code=trust_remote_code
+            )
         except Exception as error:  # the hub's client has many; a broken file raises a bare one
             failed = "cannot be read" if is_folder else "could not be downloaded from the hub"
             raise ModelError(f"{model}: its tokenizer {failed}: {first_line(error)}") from error

@@ -9,6 +9,7 @@ Shape letters: E = experts, H = hidden, I = intermediate.
 """
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                 raise ModelError(f"{file}: holds {name!r}, which {tensors[name].file} also holds")
             tensors[name] = stored
     return tensors
+
+
+def num_stored_parameters(folder: Path) -> int:
+    """The number of parameters in the weight files of a model folder, from their headers."""
+    return sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())
 
 
 def hub_tensors(fused: Mapping[str, Tensor]) -> dict[str, Tensor]:

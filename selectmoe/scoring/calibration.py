@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from selectmoe.config.engine import EngineConfig, Turns
 from selectmoe.data.writers import write_json
 from selectmoe.errors import DataError, ModelError
-from selectmoe.model.checkpoint import read_json_object
+from selectmoe.model.checkpoint import hash_weights, read_json_object
 from selectmoe.scoring import length_adjustment
 from selectmoe.scoring.length_adjustment import (
     LengthAdjustment,
@@ -212,6 +212,17 @@ def load_calibration(folder: Path) -> Calibration | None:
         return from_json(content)
     except DataError as error:
         raise ModelError(f"{file}: {error}") from error
+
+
+def carry_over_calibration(model: str, weights: Path, merged: Path) -> bool:
+    """Saves the calibration of stage 1's weights for a folder that they were merged into, whose
+    scores are the same. False where there is none of this model with these weights."""
+    calibration = load_calibration(weights.parent)
+    if calibration is None or calibration.weights_hash != hash_weights(model, weights):
+        return False
+    new_hash = hash_weights(str(merged), None)
+    save_calibration(merged, replace(calibration, weights_hash=new_hash))
+    return True
 
 
 def match_calibration(

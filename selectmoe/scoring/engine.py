@@ -30,6 +30,7 @@ from selectmoe.model.gate_weights import load_gate_weights, merge_adapter
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
 from selectmoe.model.packed_attention import copy_to
 from selectmoe.model.quiet_loading import load_model, load_tokenizer
+from selectmoe.model.vocabulary import require_tokenizer_fits
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
     PaddedBatch,
@@ -124,6 +125,7 @@ class ScoringEngine:
         folder = model_folder(str(model))
         tokenizer = load_tokenizer(folder)
         loaded = _load_model(folder, checkpoint, config, device=device or default_device())
+        require_tokenizer_fits(str(model), tokenizer, loaded.config.vocab_size)
         engine = cls(loaded, tokenizer, config)
         engine._files = str(model), checkpoint
         if calibration == "stored":

@@ -75,9 +75,16 @@ def skeleton(model: str) -> nn.Module:
 
 
 def estimate_memory(
-    model: str, training: FinetuneTrainingConfig, *, dtype: torch.dtype, max_tokens: int
+    model: str,
+    training: FinetuneTrainingConfig,
+    *,
+    dtype: torch.dtype,
+    max_tokens: int,
+    num_shards: int = 1,
 ) -> MemoryEstimate:
     """The memory of a step with `training.batch_size` rows of `max_tokens` tokens.
+
+    num_shards: devices over which the weights are sharded.
 
     Llama-2-7B in bfloat16 with the published adapter, 4 rows of 2,048: 13.5 GB + 2.1 GB + …
     """
@@ -90,7 +97,7 @@ def estimate_memory(
     return MemoryEstimate(
         num_parameters=num_parameters,
         num_trained=num_trained,
-        weights=num_parameters * dtype.itemsize,
+        weights=num_parameters * dtype.itemsize // num_shards,
         adapter=num_trained * BYTES_PER_TRAINED_PARAMETER,
         activations=num_tokens * bytes_per_token(bare, targets, training, dtype),
         loss=num_tokens * vocabulary_size(bare) * (dtype.itemsize + BYTES_PER_LOGIT_OF_LOSS),

@@ -34,6 +34,7 @@ from selectmoe.data.rejected import (
 from selectmoe.data.writers import whole_file, write_json
 from selectmoe.errors import DataError
 from selectmoe.model.checkpoint import read_model_config
+from selectmoe.model.vocabulary import require_tokenizer_fits
 from selectmoe.records import RejectedRow, Sample, TokenizedSample, UnscoredSample
 
 logger = logging.getLogger(__name__)
@@ -160,8 +161,14 @@ def prepare_rows(
 def chat_tokenizer(
     tokenizer: PreTrainedTokenizerBase, model: str, *, max_sequence_length: int
 ) -> ChatTokenizer:
-    """The tokenizer, with a maximum sequence length within the positions that the model has."""
-    positions = read_model_config(model).get("max_position_embeddings")
+    """The tokenizer, with a maximum sequence length within the positions that the model has.
+
+    Raises ModelError where the model does not embed all of its tokens.
+    """
+    settings = read_model_config(model)
+    positions, vocab_size = settings.get("max_position_embeddings"), settings.get("vocab_size")
+    if isinstance(vocab_size, int):  # a multimodal model has it elsewhere
+        require_tokenizer_fits(model, tokenizer, vocab_size)
     if isinstance(positions, int):
         max_sequence_length = min(max_sequence_length, positions)
     return ChatTokenizer(tokenizer, max_sequence_length=max_sequence_length)

@@ -27,6 +27,11 @@ _GATE_PARTS = ("mean", "std", "bias")  # of training.quality_gate_init_*
 QUALITY_GATES, MOE_GATES, TRASH_EXPERTS = ".quality_gate.", ".mlp.gate.", ".trash_expert."
 
 
+def is_gate(name: str) -> bool:
+    """True for the tensors of gates and trash experts, which are kilobytes."""
+    return any(part in f".{name}" for part in (QUALITY_GATES, MOE_GATES, TRASH_EXPERTS))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trainee:
     """A model ready for GateTrainer, and its objective."""

@@ -11,17 +11,16 @@ import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
 
 from selectmoe.errors import TrainingStoppedError, list_names
 from selectmoe.model.gate_weights import load_gate_weights, save_gate_weights
+from selectmoe.training.sharding import ShardableTrainer, average_gradients
 from selectmoe.warmup.gate_objectives import Objective
 from selectmoe.warmup.gate_statistics import CollapseWatch, GateStatistics
-from selectmoe.warmup.sharding import average_gradients
 from selectmoe.warmup.step_batches import MicroBatch, StepBatches
 
 
-class GateTrainer(Trainer):
+class GateTrainer(ShardableTrainer):
     """Trains with an Objective on StepBatches.
 
     keeps_gates_alone: a checkpoint holds the gates instead of the whole frozen model; False for an
@@ -36,13 +35,9 @@ class GateTrainer(Trainer):
         is_sharded: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        self.is_sharded = is_sharded  # before super().__init__, which moves the model
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, is_sharded=is_sharded, **kwargs)
         self.objective: Objective = objective
         self.keeps_gates_alone = keeps_gates_alone
-        # Makes Trainer leave the model as it is, without DDP. Set only now: its constructor would
-        # refuse to save the optimizer, whose tensors are not sharded here.
-        self.is_distributed_loading_by_transformers = is_sharded
         self.collapse_watch = CollapseWatch()
         self._start_statistics()
 
@@ -136,14 +131,6 @@ class GateTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ANN401
         """Not counted: Trainer's implementation expects a dictionary."""
         return 0
-
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Leaves shards, which are on their device already."""
-        if not self.is_sharded:
-            super()._move_model_to_device(model, device)
-
-    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
-        """Nothing to do: all workers start from the same tensors, and `training_step` averages."""
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None

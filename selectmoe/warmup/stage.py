@@ -19,15 +19,16 @@ from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, model_folder
 from selectmoe.model.devices import choose_dtype
 from selectmoe.model.file_modes import follow_umask
 from selectmoe.model.gate_weights import save_gate_weights, write_trash_experts
+from selectmoe.model.modeling_select_moe import SelectMoeDecoderLayer
 from selectmoe.model.quiet_loading import register_select_moe
 from selectmoe.paths import model_or_embedded
 from selectmoe.training.metrics import LastStep, MetricsFile, tensorboard
+from selectmoe.training.sharding import shard_frozen
 from selectmoe.training.worker import TrainingWorker
-from selectmoe.warmup.gate_model import Trainee, load_gated_model, prepare_trainee
+from selectmoe.warmup.gate_model import Trainee, is_gate, load_gated_model, prepare_trainee
 from selectmoe.warmup.gate_trainer import GateTrainer
 from selectmoe.warmup.rows import load_training_rows, warmup_tokenizer
 from selectmoe.warmup.settings import corruption_kinds, learns_detached
-from selectmoe.warmup.sharding import shard_frozen
 from selectmoe.warmup.step_batches import StepBatches, StepSettings
 
 
@@ -101,7 +102,12 @@ def train(
     worker.output.mkdir(parents=True, exist_ok=True)
     is_sharded = training.strategy == "fsdp"
     if is_sharded:
-        shard_frozen(trainee.model, uses_gpu=worker.uses_gpu)
+        shard_frozen(
+            trainee.model,
+            [m for m in trainee.model.modules() if isinstance(m, SelectMoeDecoderLayer)],
+            uses_gpu=worker.uses_gpu,
+            keeps=is_gate,
+        )
     trainer = GateTrainer(
         model=trainee.model,
         args=training_arguments(training, worker, seed=batches.settings.seed),

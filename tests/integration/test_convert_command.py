@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from selectmoe.cli.convert_command import main
+from selectmoe.cli.convert_command import main, require_memory
+from selectmoe.errors import NotEnoughMemoryError
+from selectmoe.model.gate_weights import save_gate_weights
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from tests.command_here import CommandHere
 from tests.tiny_olmoe import save_tiny_olmoe
 
@@ -93,6 +96,43 @@ def test_a_mistake_is_one_line(complaint, base, tmp_path):
         (("--base", "spoiled", "--save-path", "new"), "not a readable weights file"),
     ):
         assert message in complaint(main, *arguments)
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_stage_1_are_merged_by_the_command(base, tmp_path):
+    convert_here = CommandHere(tmp_path, "convert")
+    convert_here.run("--base", base, "--save-path", "new")
+    model = SelectMoeForCausalLM.from_pretrained(tmp_path / "new")
+    save_gate_weights(model, tmp_path / "warm")
+    printed = convert_here.run(
+        "--base", "new", "--merge-weights", "warm", "--save-path", "merged", "--remote-code"
+    )
+    assert str(tmp_path / "warm" / "full_rank_weights.safetensors") in printed
+    assert (tmp_path / "merged" / "modeling_select_moe.py").is_file()
+
+
+def test_verification_says_first_what_memory_it_needs(base, tmp_path):
+    convert_here = CommandHere(tmp_path, "convert")
+    printed = convert_here.run("--base", base, "--save-path", "new", "--verify")
+    assert printed.startswith("memory     verifying needs at least ")
+    assert printed.index("memory ") < printed.index("copied ")
+    with pytest.raises(
+        NotEnoughMemoryError, match=r"at least 28\.0 GB .*, and 16\.0 GB are free: c"
+    ):
+        require_memory("base", needed=28_000_000_000, free=16_000_000_000)
+
+
+def test_what_contradicts_itself_is_refused_before_the_work_begins(complaint, base, tmp_path):
+    common = ("--base", str(base), "--save-path", str(tmp_path / "new"))
+    for arguments, message in (
+        (("--merge-weights", "gone"), "must be a weights file or a folder with"),
+        (("--merge-weights", str(base), "--verify"), "cannot be combined with merge_weights"),
+        (("--push-to-hub", "a/b/c"), "push_to_hub must be NAME or OWNER/NAME"),
+    ):
+        assert message in complaint(main, *common, *arguments)
+    save_gate_weights(torch.nn.Module(), tmp_path / "warm")
+    bias = ("--merge-weights", str(tmp_path / "warm"), "quality_gate_init_bias=1")
+    assert "is a setting of new gates" in complaint(main, *common, *bias)
     assert not (tmp_path / "new").exists()
 
 

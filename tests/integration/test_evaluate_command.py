@@ -87,6 +87,18 @@ def test_two_runs_and_a_table_of_them(command, evaluate_here, adapter, tmp_path)
     assert [cell["difference"]["paired"] for cell in cells] == [True, True]
 
 
+def test_replicas_divide_the_rows_and_give_the_same_numbers(evaluate_here, tmp_path):
+    for number in ("1", "2"):
+        evaluate_here.run("--num-workers", number, "--output", number, "limit=6")
+    one, two = (json.loads((tmp_path / n / "results.json").read_text())["tasks"] for n in "12")
+    for task, result in one.items():
+        for name, metric in result["metrics"].items():
+            # float32 in batches of other rows.
+            assert two[task]["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-4)
+    line = evaluate_here.refuse("--num-workers", "900", "--output", "many")
+    assert "num_workers must be at most" in line
+
+
 def test_a_mistake_on_the_worker_is_one_line_too(evaluate_here, adapter, tmp_path):
     (tmp_path / "stage_3" / "checkpoint-3" / "adapter_model.safetensors").write_bytes(b"no weights")
     line = evaluate_here.refuse("--adapter", "stage_3", "--output", "run")

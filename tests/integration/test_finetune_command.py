@@ -102,7 +102,7 @@ def resumed(repository, head, selection, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", head)
         process = Job(repository, folder, "finetune").start(
-            "--data", selection, "--output", output, *SETTINGS
+            "--data", selection, "--output", output, "--merge", *SETTINGS
         )
     wait_for_checkpoint(output, 3, process)
     [worker] = training_workers()
@@ -131,13 +131,15 @@ def test_a_run_ends_with_an_adapter_its_metrics_and_a_manifest(resumed):
     output, printed = resumed
     assert sorted(metrics(output)) == list(range(1, NUM_STEPS + 1))
     assert f"step {NUM_STEPS} of {NUM_STEPS}" in printed
-    assert str(output / f"checkpoint-{NUM_STEPS}") in printed
+    assert str(output / "adapter") in printed
     assert list((output / "tensorboard").glob("events.*"))
     manifest = json.loads((output / "manifest.json").read_text("utf-8"))
     assert manifest["num_steps"] == NUM_STEPS
     data = manifest["data"]
     assert data["num_read"] == NUM_SELECTED == data["num_rows"] + sum(data["num_rejected"].values())
     assert Path(manifest["adapter"], "adapter_config.json").is_file()
+    assert manifest["checkpoint"] == str(output / f"checkpoint-{NUM_STEPS}")
+    assert Path(manifest["merged"], "model.safetensors").is_file()
 
 
 def test_a_run_of_another_configuration_is_refused(complaint, selection, resumed):

@@ -16,7 +16,7 @@ from tests.finetune_run import LORA, Run, assert_same, spoiled
 from tests.tiny_olmoe import tiny_tokenizer
 from tests.tiny_target import save_tiny_llama
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 # One process does all runs, since importing torch takes it longer than a run.
 WORKER = """
@@ -74,7 +74,7 @@ def train_on_two_workers(runs: dict[Run, Path | None]) -> list[tuple[str, ...]]:
                 env=environment, stdout=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
-    printed = [process.communicate(timeout=110)[0] for process in processes]
+    printed = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     outcomes = [
         [line for line in text.splitlines() if line.startswith("outcome: ")] for text in printed
@@ -97,13 +97,17 @@ def trained(llama, tmp_path_factory):
     one, two, resumed = (Run(folder / name, llama, **settings) for name in "123")
     resumed.config = dataclasses.replace(resumed.config, dataset=two.config.dataset)
     one.train()
+    sharded = Run(
+        folder / "fsdp", llama, batch_size=2, lora=lora, num_epochs=1, strategy="fsdp",
+        gradient_checkpointing=True,
+    )  # fmt: skip
     last = Run(folder, spoiled(llama, folder), batch_size=1)
     checkpoint = two.output / "checkpoint-2"
-    outcomes = train_on_two_workers({two: None, resumed: checkpoint, last: None})
-    return one, (two, resumed), outcomes
+    runs: dict[Run, object] = {two: None, resumed: checkpoint, sharded: None, last: None}
+    return one, (two, resumed, sharded), train_on_two_workers(runs)
 
 
-def test_two_workers_end_with_the_adapter_of_one_also_when_they_are_resumed(trained):
+def test_two_workers_end_with_the_adapter_of_one_also_resumed_or_sharded(trained):
     one, runs, outcomes = trained
     for run, outcome in zip(runs, outcomes, strict=False):
         assert outcome == ("outcome: done", "outcome: done")
@@ -112,7 +116,7 @@ def test_two_workers_end_with_the_adapter_of_one_also_when_they_are_resumed(trai
         losses = {line["step"]: line["loss"] for line in one.metrics()}
         for line in run.metrics():
             assert line["loss"] == pytest.approx(losses[line["step"]], abs=1e-4)
-    assert [run.metrics()[0]["step"] for run in runs] == [1, 3]
+    assert [run.metrics()[0]["step"] for run in runs] == [1, 3, 1]
 
 
 def test_a_loss_that_is_no_number_on_one_worker_stops_both(trained):

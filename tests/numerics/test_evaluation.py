@@ -14,6 +14,7 @@ from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.errors import ConfigError, ModelError
 from selectmoe.evaluation.answer_loss import answer_losses
+from selectmoe.evaluation.hellaswag import clean_row
 from selectmoe.evaluation.lm_eval_run import evaluate
 from selectmoe.evaluation.local_tasks import ANSWER_LOSS_FILES, SHIPPED_TASKS, read_conversations
 from selectmoe.evaluation.target_model import load_target
@@ -369,7 +370,7 @@ def test_known_benchmarks_run_from_files_and_equal_a_direct_computation(
     assert set(results) == set(files)
     prompts = {
         "arc_easy_test": ask,
-        "hellaswag_validation_1k": lambda row: f"{row['activity_label']}: {row['ctx']}",
+        "hellaswag_validation_1k": lambda row: clean_row(row)["query"],
         "mmlu_test": ask_for_a_letter,
     }
     for name, file in files.items():

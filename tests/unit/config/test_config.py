@@ -361,7 +361,7 @@ def test_an_option_has_the_type_and_the_help_of_its_setting() -> None:
 def test_help_names_aliases_and_required_settings() -> None:
     words = " ".join(settings_help(SelectConfig).split())
     assert "longer samples are truncated. Also accepted as dataset.max_sequence_length." in words
-    assert "OLMoE checkpoint: a folder or hub name. Required." in settings_help(ConvertConfig)
+    assert "merge_weights also a Select-MoE. Required." in settings_help(ConvertConfig)
 
 
 def test_formulas_are_those_that_the_engine_knows() -> None:

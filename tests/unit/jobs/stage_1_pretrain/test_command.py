@@ -53,7 +53,7 @@ def test_without_a_model_and_a_corpus_the_demo_preset_is_what_overrides_stand_on
             ["training.strategy=single"],
             r"ddp or fsdp \(scaling\.num_workers=1 is",
         ),
-        (["training.strategy=fsdp"], r"num_workers at least 2, got 1"),
+        (["training.strategy=fsdp", "scaling.num_workers=1"], r"num_workers at least 2, got 1"),
         (["training.train_quality_gates=false"], "nothing would be trained"),
         (["training.num_steps=0"], r"training\.num_steps must be at least 1"),
         (["training.label_weight=1.5"], r"label_weight must be in \[0, 1\], got 1.5"),

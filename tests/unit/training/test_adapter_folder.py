@@ -1,7 +1,7 @@
 import pytest
 
 from selectmoe.errors import ModelError
-from selectmoe.evaluation.adapter_folder import adapter_folder
+from selectmoe.training.adapter_folder import adapter_folder
 
 
 def make_adapter(folder):
@@ -21,6 +21,13 @@ def test_a_run_of_stage_3_stands_for_its_last_checkpoint(tmp_path):
         make_adapter(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-99").mkdir()  # one that is not whole
     assert adapter_folder(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_the_final_adapter_of_a_run_comes_before_its_checkpoints(tmp_path):
+    make_adapter(tmp_path / "checkpoint-10")
+    assert adapter_folder(tmp_path) == tmp_path / "checkpoint-10"
+    make_adapter(tmp_path / "adapter")
+    assert adapter_folder(tmp_path) == tmp_path / "adapter"
 
 
 def test_what_is_no_adapter_is_refused(tmp_path):
