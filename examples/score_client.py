@@ -1,4 +1,4 @@
-"""Scores samples on a server: `serve run serve.app:app`, then `python score_client.py [URL]`."""
+"""Scores samples on a server: `python -m serve`, then `python score_client.py [URL]`."""
 
 import sys
 

@@ -4,7 +4,8 @@
     ├── ConfigError (ValueError)            a setting is unknown, of a wrong type or out of range
     │   └── NotEnoughMemoryError            a training needs more than the machine has free
     ├── DataError (ValueError)              a file or a row breaks the input contract
-    │   └── TooManyRejectedError            more rows were rejected than `max_rejected` allows
+    │   ├── TooManyRejectedError            more rows were rejected than `max_rejected` allows
+    │   └── ChatTemplateError               a chat template refuses a conversation, or changes it
     ├── ModelError (ValueError)             a model folder is not what the command needs
     │   └── ParityError                     a converted model does not compute what its base does
     ├── ResumeError (RuntimeError)          an output folder belongs to another run, or is in use
@@ -53,6 +54,14 @@ class DataError(SelectMoeError, ValueError):
 
 class TooManyRejectedError(DataError):
     """More rows were rejected than `max_rejected` allows."""
+
+
+class ChatTemplateError(DataError):
+    """A chat template refuses a conversation, changes its texts or leaves some of them out."""
+
+    def __init__(self, message: str, *, reason: str = "chat_template") -> None:
+        super().__init__(message)
+        self.reason = reason  # as in rejected.jsonl
 
 
 class ModelError(SelectMoeError, ValueError):

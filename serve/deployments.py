@@ -196,9 +196,12 @@ class Ingress:
         self._service = ScoringService(settings, pool)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        from serve.http_proxies import proxies_set_up
         from serve.web_app import build_web_app
 
-        return build_web_app(self._service, read_metrics=_ingress_metrics)
+        return build_web_app(
+            self._service, read_metrics=_ingress_metrics, http_server=proxies_set_up()
+        )
 
     async def score_many(self, samples: list[Sample]) -> list[Outcome]:
         """For jobs on this cluster, through a handle: scores samples without HTTP."""

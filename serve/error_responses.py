@@ -14,6 +14,7 @@ from serve.schemas import ErrorResponse
 
 ERROR_TYPE_BY_STATUS = {status: key for key, status in STATUS_BY_ERROR_TYPE.items()}
 MESSAGES = {
+    "bad_request": "the request is not valid HTTP",
     "not_found": "there is no such path; GET /docs lists all of them",
     "method_not_allowed": "this path does not take this method; the Allow header lists its methods",
 }
@@ -63,4 +64,7 @@ async def on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     error_type = ERROR_TYPE_BY_STATUS.get(error.status_code, "internal")
     message = MESSAGES.get(error_type, HTTPStatus(error.status_code).phrase.lower())
-    return RequestError(error_type, message, headers=error.headers).response()
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # RequestMiddleware answers HEAD wherever GET is
+    return RequestError(error_type, message, headers=headers).response()

@@ -10,7 +10,9 @@ from serve.schemas import ErrorResponse, ScoreRequest
 REFERENCE = "#/components/schemas/{model}"
 DESCRIPTIONS = {
     401: "The key is missing or wrong.",
+    408: "The body did not arrive in time.",
     413: "The body, or the list of samples, is too large.",
+    415: "The body has a content coding that the server cannot decode; Accept-Encoding lists them.",
     422: "The request is not valid; the message names the field.",
     429: "The queue is full; Retry-After says when to come back.",
     500: "The server failed.",

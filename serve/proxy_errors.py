@@ -8,7 +8,7 @@ these becomes a 503: a 500 is a replica that died with the request, which can be
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.error_responses import RequestError
+from serve.error_responses import MESSAGES, RequestError
 
 UNAVAILABLE = RequestError(
     "unavailable", "no replica could answer; try again", retry_after_seconds=1
@@ -24,6 +24,10 @@ class JsonErrorMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self.app(scope, receive, send)
+            return
+        scope = _with_path(scope)
+        if not scope["path"].startswith("/"):  # OPTIONS *, which no application gets
+            await RequestError("not_found", MESSAGES["not_found"]).response()(scope, receive, send)
             return
         has_started = is_replaced = False
 
@@ -51,3 +55,12 @@ def middlewares() -> list[Middleware]:
 def _is_plain_text_error(message: Message) -> bool:
     content_type = dict(message.get("headers", ())).get(b"content-type", b"")
     return message["status"] >= 400 and not content_type.startswith(b"application/json")
+
+
+def _with_path(scope: Scope) -> Scope:
+    """Takes `http://HOST/path` as /path: RFC 9112, 3.2.2 allows clients to write either."""
+    scheme, separator, rest = scope["path"].partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        return scope
+    path = "/" + rest.partition("/")[2]
+    return {**scope, "path": path, "raw_path": path.encode("utf-8", "surrogateescape")}

@@ -8,30 +8,30 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from selectmoe.data.rows import RowLocation, is_encodable, parse_row
-from selectmoe.records import RejectedRow, Sample, UnscoredSample
+from selectmoe.config.columns import ColumnRules
+from selectmoe.data.json_text import is_encodable
+from selectmoe.data.rows import RowLocation, parse_row
+from selectmoe.records import Sample, UnscoredSample
 from serve.error_responses import RequestError
-from serve.schemas import (
-    MessagesSample,
-    NamedSample,
-    PromptSample,
-    ScoreOptions,
-    ScoreRequest,
-    TextSample,
-    WireModel,
-)
+from serve.schemas import ScoreOptions, ScoreRequest, WireModel
 
 PAIR_FIELDS = ("text_1", "text_2", "query", "documents")
 PAIR_HINT = (
     "this endpoint scores single samples, each an instruction with its answer; it does not compare "
     'pairs of texts: send {"samples": [{"prompt": "…", "response": "…"}]}'
 )
-SAMPLE_KINDS: dict[str, type[NamedSample]] = {
-    "messages": MessagesSample,
-    "text": TextSample,
-    "prompt": PromptSample,
-    "response": PromptSample,
-}
+PAIR_RULE = f"is not a field here: {PAIR_HINT}"
+MALFORMED = (
+    "not_an_object",
+    "unknown_layout",
+    "unknown_role",
+    "messages_wrong_type",
+    "messages_empty",
+    "history_wrong_type",
+    "tools_wrong_type",
+    "tool_calls_wrong_type",
+)
+"""Reasons that are the fault of a program, which has built a sample of another form."""
 Model = TypeVar("Model", bound=WireModel)
 
 
@@ -53,8 +53,9 @@ class ParsedRequest:
 def parse_request(body: bytes, *, max_samples: int) -> ParsedRequest:
     """Raises RequestError if the request as a whole is invalid.
 
-    An invalid sample of a list carries its own error. If no sample of the list is well-formed, the
-    fault is in the calling program and not in the corpus, so the whole request is refused.
+    A sample has any layout of a row of a corpus; an invalid one of a list carries its own error,
+    with the reason of rejected.jsonl. If no sample of the list is well-formed, the fault is in the
+    calling program and not in the corpus, so the whole request is refused.
     """
     content = _json(body)
     if not isinstance(content, dict):
@@ -78,51 +79,44 @@ def parse_request(body: bytes, *, max_samples: int) -> ParsedRequest:
 
 
 def _parse_list(samples: Sequence[object]) -> tuple[ParsedSample, ...]:
-    parsed, malformed = [], []
-    for index, entry in enumerate(samples):
-        try:
-            _check_form(entry, f"samples[{index}]")
-        except RequestError as error:
-            malformed.append(str(error))
-            parsed.append(_as_invalid(entry, str(error)))
-        else:
-            parsed.append(_as_sample(entry, f"samples[{index}]"))
-    if len(malformed) == len(samples):
-        raise _invalid(malformed[0])
+    parsed = [_parse_sample(entry, f"samples[{index}]") for index, entry in enumerate(samples)]
+    if all(_is_malformed(entry.sample) for entry in parsed):
+        first = parsed[0].sample
+        assert isinstance(first, UnscoredSample)
+        raise _invalid(first.detail)
     return tuple(parsed)
 
 
 def _parse_single(sample: dict[str, Any]) -> ParsedSample:
-    _check_form(sample, "samples")
-    parsed = _as_sample(sample, "samples")
+    parsed = _parse_sample(sample, "samples")
     if isinstance(parsed.sample, UnscoredSample):
         raise _invalid(parsed.sample.detail)
     return parsed
 
 
-def _check_form(entry: object, location: str) -> None:
-    """Raises RequestError unless `entry` has the fields of one kind of sample, of their types."""
-    if not isinstance(entry, dict):
-        raise _invalid(f"{location} must be an object, got {_type_of(entry)}")
-    kind = next((SAMPLE_KINDS[key] for key in SAMPLE_KINDS if key in entry), NamedSample)
-    _validate(kind, entry, f"{location}.", known=(*SAMPLE_KINDS, *NamedSample.model_fields))
-    if kind is NamedSample:
-        raise _invalid(f"{location} must have 'messages', 'text', or 'prompt' and 'response'")
-
-
-def _as_sample(entry: Any, location: str) -> ParsedSample:  # noqa: ANN401 (JSON, checked in form)
+def _parse_sample(entry: object, location: str) -> ParsedSample:
     # The select job parses its rows with the same function, so both reject the same samples.
-    row = parse_row(entry, RowLocation(file=location, row=1, dataset=""))
-    if isinstance(row, RejectedRow):
-        return _as_invalid(entry, f"{location}: {row.detail}")
-    name = _id_of(entry)
-    if name is not None and not is_encodable(name):  # a corpus row loses it; a response has it
-        return _as_invalid(entry, f"{location}: 'id' must be valid Unicode")
-    return ParsedSample(name, row)
+    place = RowLocation(file=location, row=1, dataset="")
+    row = parse_row(entry, place, ColumnRules(keeps_extra=False))
+    has_id = isinstance(entry, dict) and entry.get("id") is not None
+    # Without an id a row is named after its place, which says nothing to the client.
+    wire_id = row.sample_id if has_id and row.sample_id != f"{location}:1" else None
+    if isinstance(row, Sample):
+        name = entry.get("id") if isinstance(entry, dict) else None
+        if isinstance(name, str) and not is_encodable(name):
+            # A row of a corpus loses such an id; here the client would not find its result.
+            detail = f"{location}: 'id' must be valid Unicode"
+            return ParsedSample(None, UnscoredSample("", "lone_surrogate", detail))
+        return ParsedSample(wire_id, row)
+    detail = f"{location}: {row.detail}"
+    if row.reason == "unknown_layout":
+        pair_fields = [field for field in PAIR_FIELDS if isinstance(entry, dict) and field in entry]
+        detail += f"; {pair_fields[0]} {PAIR_RULE}" if pair_fields else ""
+    return ParsedSample(wire_id, UnscoredSample(row.sample_id, row.reason, detail))
 
 
-def _as_invalid(entry: object, detail: str) -> ParsedSample:
-    return ParsedSample(_id_of(entry), UnscoredSample("", "validation", detail))
+def _is_malformed(sample: Sample | UnscoredSample) -> bool:
+    return isinstance(sample, UnscoredSample) and sample.reason in MALFORMED
 
 
 def _validate(model: type[Model], content: object, prefix: str, *, known: Iterable[str]) -> Model:
@@ -139,7 +133,7 @@ def _validate(model: type[Model], content: object, prefix: str, *, known: Iterab
 def _rule(error: ErrorDetails, known: Iterable[str]) -> str:
     if error["type"] == "extra_forbidden":
         if error["loc"][0] in PAIR_FIELDS:
-            return f"is not a field here: {PAIR_HINT}"
+            return PAIR_RULE
         return f"is not a field here; known are {', '.join(known)}"
     if error["type"] == "literal_error":
         return f"must be {error['ctx']['expected']}"
@@ -157,11 +151,6 @@ def _json(body: bytes) -> object:
 def _path(location: Sequence[int | str]) -> str:
     parts = [f"[{part}]" if isinstance(part, int) else f".{part[:60]}" for part in location]
     return ascii("".join(parts).removeprefix("."))[1:-1]
-
-
-def _id_of(entry: object) -> str | None:
-    name = entry.get("id") if isinstance(entry, dict) else None
-    return name if isinstance(name, str) else None
 
 
 def _type_of(content: object) -> str:

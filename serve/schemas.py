@@ -16,17 +16,37 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class WireMessage(WireModel):
-    """One turn of a conversation."""
+class RowModel(BaseModel):
+    """A part of a sample, as a row of a corpus has it; `selectmoe/data/layouts.py` reads it."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    model_config = ConfigDict(extra="allow")
 
 
-class NamedSample(WireModel):
-    id: str | None = Field(default=None, description="Identifier that the result repeats.")
-    dataset: str | None = Field(
+class TextPart(RowModel):
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+
+
+class WireMessage(RowModel):
+    """One turn of a conversation. `weight` 0 and `train` false make an answer a part of the
+    context; `reasoning_content` and `tool_calls` are written by the chat template."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None
+
+
+class NamedSample(RowModel):
+    """Fields that no layout reads are ignored, so a row of selected_data.jsonl is a sample."""
+
+    id: str | int | None = Field(
+        default=None, description="Identifier that the result repeats, as text."
+    )
+    dataset: str | int | None = Field(
         default=None, description="Source of the sample; does not affect scores."
+    )
+    system: str | None = Field(default=None, description="A system turn before the others.")
+    tools: list[dict[str, Any]] | None = Field(
+        default=None, description="Functions that the assistant may call."
     )
 
 
@@ -36,11 +56,55 @@ class MessagesSample(NamedSample):
     messages: Annotated[list[WireMessage], Field(min_length=1)]
 
 
+class ShareGptTurn(RowModel):
+    from_: Literal["system", "human", "gpt", "tool"] = Field(alias="from")
+    value: str
+
+
+class ShareGptSample(NamedSample):
+    """A conversation in the layout of ShareGPT."""
+
+    conversations: Annotated[list[ShareGptTurn], Field(min_length=1)]
+
+
 class PromptSample(NamedSample):
     """An instruction with its answer."""
 
     prompt: str
     response: str
+
+
+class AlpacaSample(NamedSample):
+    """An instruction with its answer in the layout of Alpaca."""
+
+    instruction: str
+    input: str | None = None
+    output: str
+    history: list[tuple[str, str]] | None = Field(
+        default=None, description="Earlier questions and answers."
+    )
+
+
+class DollySample(NamedSample):
+    """An instruction with its answer in the layout of Dolly."""
+
+    instruction: str
+    context: str | None = None
+    response: str
+
+
+class CompletionSample(NamedSample):
+    """An instruction with its answer in the layout of TRL."""
+
+    prompt: str
+    completion: str
+
+
+class QuestionSample(NamedSample):
+    """A question with its answer."""
+
+    question: str
+    answer: str
 
 
 class TextSample(NamedSample):
@@ -49,7 +113,16 @@ class TextSample(NamedSample):
     text: str
 
 
-WireSample = MessagesSample | PromptSample | TextSample
+WireSample = (
+    MessagesSample
+    | ShareGptSample
+    | PromptSample
+    | AlpacaSample
+    | DollySample
+    | CompletionSample
+    | QuestionSample
+    | TextSample
+)
 
 
 class ScoreOptions(WireModel):
@@ -103,7 +176,7 @@ class SampleError(WireModel):
     id: str | None
     error: str
     error_type: SampleErrorType
-    reason: str = Field(description="As in rejected.jsonl of the select job: chat_template, …")
+    reason: str = Field(description="As in rejected.jsonl of the select job: empty_answer, …")
 
 
 class CalibrationInfo(WireModel):

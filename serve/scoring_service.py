@@ -30,8 +30,12 @@ from serve.settings import ServeSettings
 
 HEALTH_CHECK_SECONDS = 1.0  # wait between two health checks
 HEALTH_CHECK_TIMEOUT_SECONDS = 5.0  # longer than a batch on a CPU, which may delay the answer
-NUM_TOKENIZER_THREADS = 2  # a long text occupies one for a second
+NUM_TOKENIZER_THREADS = 2
+# Requests with more characters, which may take seconds, are tokenized one by one on a thread of
+# their own: short ones do not wait for them.
+LONG_REQUEST_CHARACTERS = 100_000
 DRAIN_POLL_SECONDS = 0.2
+MODEL_FAILURES = ("internal", "score_not_finite")  # reasons; all others are a sample's own
 SHUTTING_DOWN = "the server is shutting down"
 
 T = TypeVar("T")
@@ -57,6 +61,7 @@ class ScoringService:
         self.num_ready = 0  # scorers that passed the last health check
         self._scorers = scorers
         self._threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._long_thread = ThreadPoolExecutor(1, thread_name_prefix="long-tokenizer")
         self._tokenizer: ChatTokenizer | None = None
         self._batcher: Batcher | None = None
         self._task: asyncio.Task[None] | None = None
@@ -180,7 +185,9 @@ class ScoringService:
         parsed = [entry.sample for entry in request.samples]
         samples = [entry for entry in parsed if isinstance(entry, Sample)]
         loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._threads, tokenizer.tokenize_to_score, samples)
+        outcomes = await loop.run_in_executor(
+            self._threads_for(samples), tokenizer.tokenize_to_score, samples
+        )
         tokenized = _merge(parsed, outcomes)
         scored = await batcher.score(
             [entry for entry in tokenized if isinstance(entry, TokenizedSample)],
@@ -188,6 +195,12 @@ class ScoringService:
             batching=request.options.batching,
         )
         return _merge(tokenized, scored)
+
+    def _threads_for(self, samples: Sequence[Sample]) -> ThreadPoolExecutor:
+        num_characters = sum(
+            len(message.content) for sample in samples for message in sample.messages
+        )
+        return self._long_thread if num_characters > LONG_REQUEST_CHARACTERS else self._threads
 
     async def _results(
         self,
@@ -208,8 +221,9 @@ class ScoringService:
             if request.options.detail == "layers":
                 result.layers = scored.layer_scores.tolist()
             if isinstance(outcome, ScoredTokens):
+                assert isinstance(parsed.sample, Sample)
                 result.tokens = await loop.run_in_executor(
-                    self._threads, _token_results, tokenizer, parsed, outcome
+                    self._threads_for([parsed.sample]), _token_results, tokenizer, parsed, outcome
                 )
             results.append(result)
         return results
@@ -298,8 +312,8 @@ def _token_results(
 
 
 def _error_type(outcome: UnscoredSample) -> SampleErrorType:
-    """validation if the parser or the chat template rejected the sample, internal otherwise."""
-    return "validation" if outcome.reason in ("validation", "chat_template") else "internal"
+    """internal where the model failed, validation where the sample itself is refused."""
+    return "internal" if outcome.reason in MODEL_FAILURES else "validation"
 
 
 def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:

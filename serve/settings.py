@@ -16,6 +16,8 @@ from selectmoe.errors import ConfigError
 from selectmoe.paths import EMBEDDED_SELECTOR
 
 PREFIX = "SELECTMOE_"
+# Read by `python -m serve`: an application cannot choose the address of Serve's HTTP proxies.
+ADDRESS_VARIABLES = (PREFIX + "HOST", PREFIX + "PORT")
 RENAMED = {"WEIGHTS": "MODEL_CHECKPOINT_PATH", "MAX_BATCH_TOKENS": "MAX_TOKENS_PER_BATCH"}
 
 

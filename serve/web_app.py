@@ -1,12 +1,8 @@
-"""The routes of the service, and the middleware for the API key, errors and metrics."""
+"""The routes of the service."""
 
 import asyncio
 import contextlib
-import hmac
-import logging
 import platform
-import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -20,13 +16,14 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import selectmoe
 from selectmoe.scoring.calibration import as_json
 from serve.error_responses import RequestError, WireResponse, on_http_error
 from serve.metrics import Snapshot, prometheus_text, sum_snapshots
 from serve.openapi import SCORE_REQUEST, document_referenced_bodies, error_responses
+from serve.request_body import read_body
+from serve.request_middleware import RequestMiddleware
 from serve.request_parsing import parse_request
 from serve.schemas import Health, Info, Limits, ScoreResponse
 from serve.scoring_service import ScoringService
@@ -44,19 +41,24 @@ PAGE_HEADERS = {
         "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     )
 }
-CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody receives it
 
 ReadMetrics = Callable[[], Awaitable[list[Snapshot]]]
 
-logger = logging.getLogger(__name__)
 
+def build_web_app(
+    service: ScoringService,
+    *,
+    read_metrics: ReadMetrics,
+    http_server: contextlib.AbstractAsyncContextManager[None] | None = None,
+) -> FastAPI:
+    """read_metrics: returns the metrics of every ingress replica, this one included.
 
-def build_web_app(service: ScoringService, *, read_metrics: ReadMetrics) -> FastAPI:
-    """read_metrics: returns the metrics of every ingress replica, this one included."""
+    http_server: entered before the first request; sets up the server in front of the app.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
+        async with http_server or contextlib.nullcontext(), service.running():
             yield
 
     app = FastAPI(
@@ -65,6 +67,7 @@ def build_web_app(service: ScoringService, *, read_metrics: ReadMetrics) -> Fast
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # RequestMiddleware takes /score/ for /score
         lifespan=lifespan,
         default_response_class=WireResponse,
         exception_handlers={HTTPException: on_http_error},
@@ -89,7 +92,7 @@ def _protected_routes(service: ScoringService, read_metrics: ReadMetrics) -> API
     @router.post(
         "/score",
         summary="Score samples",
-        responses=error_responses(413, 422, 429, 503),
+        responses=error_responses(408, 413, 415, 422, 429, 503),
         response_model=ScoreResponse,
         openapi_extra=SCORE_REQUEST,
     )
@@ -99,7 +102,7 @@ def _protected_routes(service: ScoringService, read_metrics: ReadMetrics) -> API
         refused as a whole."""
         service.require_room()
         with service.answering():
-            body = await _read_body(request, service.settings.max_body_bytes)
+            body = await read_body(request, service.settings)
             parsed = parse_request(body, max_samples=service.settings.max_samples_per_request)
             response = await _while_connected(request, service.score(parsed))
             # Rendered here, not by FastAPI: drain() must not end while a long list is rendered.
@@ -147,85 +150,6 @@ def _add_pages(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(pages["docs.html"], headers=PAGE_HEADERS)
-
-
-class RequestMiddleware:
-    """Around every request: checks the API key, turns exceptions into responses, counts."""
-
-    PUBLIC_ROUTES = ("/", "/docs", "/openapi.json", "/health/live", "/health/ready")
-    PROTECTED_ROUTES = ("/score", "/info", "/metrics")
-
-    def __init__(self, app: ASGIApp, service: ScoringService) -> None:
-        self.app = app
-        self.service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status: int | None = None
-
-        async def send_and_record_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        started = time.perf_counter()
-        try:
-            if scope["path"] not in self.PUBLIC_ROUTES:
-                self._require_key(dict(scope["headers"]).get(b"authorization", b""))
-            await self.app(scope, receive, send_and_record_status)
-        except ClientDisconnect:
-            pass
-        except Exception as error:
-            if status is not None:
-                raise  # the response has begun already
-            await _error_response(error)(scope, receive, send_and_record_status)
-        finally:
-            self._count(scope["path"], status or CLIENT_CLOSED_REQUEST, started)
-
-    def _count(self, path: str, status: int, started: float) -> None:
-        is_known = path in self.PUBLIC_ROUTES + self.PROTECTED_ROUTES
-        route = path if is_known else "other"  # arbitrary paths as labels would fill the memory
-        metrics = self.service.metrics
-        metrics.count("requests_total", route=route, status=str(status))
-        metrics.observe("request_seconds", time.perf_counter() - started, route=route)
-
-    def _require_key(self, header: bytes) -> None:
-        key = self.service.settings.api_key
-        if key is None:
-            return
-        scheme, _, token = header.partition(b" ")
-        if not header:
-            raise RequestError(
-                "unauthorized", "this request needs the header 'Authorization: Bearer KEY'"
-            )
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
-            raise RequestError("unauthorized", "the key in the header Authorization is not valid")
-
-
-def _error_response(error: Exception) -> Response:
-    if not isinstance(error, RequestError):
-        # Only type and line: messages and frames may hold the text of a sample, or the key.
-        [frame] = traceback.extract_tb(error.__traceback__, limit=-1)
-        line = f"{Path(frame.filename).name}:{frame.lineno}"
-        logger.error("a request failed: %s at %s", type(error).__name__, line)
-        error = RequestError("internal", "the server failed on this request")
-    return error.response()
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    too_large = RequestError("too_large", f"the body must be at most {max_bytes:,} bytes")
-    if declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
-    return bytes(body)
 
 
 async def _while_connected(

@@ -10,6 +10,7 @@ import uvicorn
 
 from serve.batching import BatchAnswer, BatchRequest
 from serve.deployments import Scorer
+from serve.http_protocol import HttpProtocol
 from serve.model_description import ModelDescription
 from serve.scoring_service import ScoringService
 from serve.settings import ServeSettings
@@ -65,9 +66,10 @@ class LocalServer:
         app = build_web_app(self.service, read_metrics=read_metrics)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(
-            uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=self.port, log_level="critical", http=HttpProtocol
         )
+        self.server = uvicorn.Server(config)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
-"""`serve run` as a user starts it, in processes of its own."""
+"""`serve run` and `python -m serve` as a user starts them, in processes of their own."""
 
 import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -60,12 +60,25 @@ class ServeProcess:
 def serve_run(
     target: str | Path, *, url: str, folder: Path, environment: dict[str, str]
 ) -> Iterator[ServeProcess]:
-    """Ready when it is entered; at the end none of its processes is left."""
+    """`serve run TARGET`; see `started`."""
+    command = [Path(sys.executable).with_name("serve"), "run", str(target)]
+    with started(command, url=url, folder=folder, environment=environment) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str | Path], *, url: str, folder: Path, environment: dict[str, str | None]
+) -> Iterator[ServeProcess]:
+    """Ready when it is entered; at the end none of its processes is left.
+
+    environment: variables to add; those that are None are taken away.
+    """
+    merged = {**os.environ, **PATIENCE, **environment}
     log = folder / "serve.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("serve"), "run", str(target)],
-            env={**os.environ, **PATIENCE, **environment},
+            command, env={name: value for name, value in merged.items() if value is not None},
             stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:

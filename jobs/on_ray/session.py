@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from selectmoe.cli.output_folder import in_uploaded_folder
+from selectmoe.cli.ray_token import match_auth_mode, use_own_token
 from selectmoe.errors import SelectMoeError, StorageError, full_disk, one_line
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _connect_or_start(ray: ModuleType) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS") or _head_on_this_machine()
     if address is None:
-        _use_a_token_of_our_own()
+        use_own_token()
         # An actor of two CPU seconds that watches for nodes being taken away; here is only one.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         local = {"address": "local", "include_dashboard": False, **quiet}
@@ -93,6 +93,7 @@ def _connect_or_start(ray: ModuleType) -> None:
         return
     if not _answers(address):
         raise ClusterError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names")
+    match_auth_mode(address)
     variables = _variables_of_workers()
     environment = {"env_vars": variables} if variables else {}
     refusal = f"the Ray cluster at {address} did not accept the connection: {{}}"
@@ -187,18 +188,6 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _use_a_token_of_our_own() -> None:
-    """Secures a local Ray without writing a file.
-
-    By default Ray writes a token into the home folder. From then on `ray start --head` requires
-    it, and refuses `ray job submit`, which does not read it.
-    """
-    settings = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    has_file = (Path.home() / ".ray" / "auth_token").exists()
-    if not has_file and not any(name in os.environ for name in settings):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 class ClusterError(SelectMoeError, RuntimeError):

@@ -47,7 +47,7 @@ class DeploymentBackend(ServedBackend):
             running = f"{len(found)} applications with one: {', '.join(found)}" if found else "none"
             raise ClusterError(
                 f"via=serve needs exactly one running deployment {DEPLOYMENT} on this Ray cluster, "
-                f"got {running}; start it with 'serve run serve.app:app'"
+                f"got {running}; start it with 'python -m serve'"
             )
         handle: Any = serve.get_app_handle(found[0])
         info = parse_info(handle.info.remote().result(timeout_s=INFO_TIMEOUT_SECONDS))

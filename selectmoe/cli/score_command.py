@@ -15,6 +15,7 @@ import numpy as np
 from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import absolute_path
 from selectmoe.cli.progress import RowsProgress
+from selectmoe.config.columns import ColumnRules
 from selectmoe.config.score import ScoreConfig
 from selectmoe.errors import ConfigError
 
@@ -66,7 +67,8 @@ def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
         model_checkpoint_path=config.model_checkpoint_path,
         config=config.scoring,
     )
-    lines = score_lines(engine, read_corpora(config.data), hidden_folder)
+    rules = ColumnRules(config.columns, keeps_extra=False)
+    lines = score_lines(engine, read_corpora(config.data, rules=rules), hidden_folder)
     num_rows = 0
     if config.output is None:
         for line in lines:

@@ -1,4 +1,4 @@
-"""Clients of a score server (`serve run serve.app:app`): ScoreClient, and AsyncScoreClient.
+"""Clients of a score server (`python -m serve`): ScoreClient, and AsyncScoreClient.
 
 >>> with ScoreClient("http://127.0.0.1:8000") as client:
 ...     client.score({"prompt": "Why is the sky blue?", "response": "Air scatters blue."}).score

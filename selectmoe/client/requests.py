@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from selectmoe.client.wire import RETRIED_STATUSES, Batching, Detail
+from selectmoe.data.message_fields import as_json
 from selectmoe.errors import (
     ConfigError,
     DataError,
@@ -245,14 +246,16 @@ def encode_batches(
 
 def _id_of(sample: Sample | Mapping[str, Any]) -> str | None:
     name = sample.sample_id if isinstance(sample, Sample) else sample.get("id")
-    return name if isinstance(name, str) else None
+    is_number = isinstance(name, int) and not isinstance(name, bool)
+    return str(name) if is_number or isinstance(name, str) else None
 
 
 def encode_sample(sample: Sample | Mapping[str, Any], index: int) -> bytes:
     """Encodes a sample as JSON; a mapping is sent unchanged, and the server validates it."""
     if isinstance(sample, Sample):
-        turns = [{"role": turn.role, "content": turn.content} for turn in sample.messages]
-        sample = {"id": sample.sample_id, "messages": turns}
+        tools = {"tools": json.loads(sample.tools)} if sample.tools else {}
+        turns = [as_json(turn) for turn in sample.messages]
+        sample = {"id": sample.sample_id, "messages": turns, **tools}
     if not isinstance(sample, Mapping):
         raise DataError(
             f"samples[{index}] must be a mapping or a selectmoe.Sample, got {type(sample).__name__}"

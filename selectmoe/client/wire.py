@@ -10,17 +10,21 @@ Batching: TypeAlias = Literal["shared", "own"]
 SampleErrorType: TypeAlias = Literal["validation", "internal"]
 
 STATUS_BY_ERROR_TYPE = {
+    "bad_request": 400,
     "unauthorized": 401,
     "not_found": 404,
     "method_not_allowed": 405,
+    "timeout": 408,
     "too_large": 413,
+    "unsupported_encoding": 415,
     "validation": 422,
     "overloaded": 429,
     "internal": 500,
     "unavailable": 503,
 }
-# A full queue, and a server that starts or stops; 502 and 504 come from a proxy in front of it.
-RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+# A body that arrived too slowly, a full queue, and a server that starts or stops; 502 and 504 come
+# from a proxy in front of it.
+RETRIED_STATUSES = frozenset({408, 429, 502, 503, 504})
 
 API_KEY_RULE = "printable ASCII without blanks, and not empty"
 

@@ -1,9 +1,11 @@
 """The settings of stage 3, LoRA finetuning."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from selectmoe.config.checks import require, require_at_least
+from selectmoe.config.columns import check_columns
 from selectmoe.config.lora import LoraSettings
 from selectmoe.config.run import ResumableRunConfig
 from selectmoe.config.scaling import ScalingConfig, require_workers_for
@@ -32,6 +34,9 @@ class FinetuneDatasetConfig:
     """Chat template of the training data. model: the tokenizer's own; selectmoe: the package's
     (<|user|> … <|assistant|> …), for a base model without one. The template is saved with the
     adapter's tokenizer."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Names of the corpus's own columns, by the names of a layout: {prompt: q, response: a}. Other
+    columns then make no layout."""
 
     def __post_init__(self) -> None:
         share = self.fraction
@@ -39,6 +44,7 @@ class FinetuneDatasetConfig:
         if share is not None and self.mode != "random":
             raise ConfigError(f"fraction needs dataset.mode=random, got {self.mode!r}")
         require_at_least(2, self, "max_sequence_length")
+        check_columns(self.columns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

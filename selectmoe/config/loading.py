@@ -11,7 +11,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -80,7 +80,7 @@ def read_preset(config_class: type[StageConfig], name: str) -> dict[str, object]
         raise ConfigError(f"{file}: cannot be read: {_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: a preset must be a mapping of settings to values")
-    flat = _by_dotted_key(tree)
+    flat = _by_dotted_key(tree, setting_types(config_class))
     return {setting_name(config_class, key): value for key, value in flat.items()}
 
 
@@ -104,8 +104,9 @@ def from_values(config_class: type[Config], values: Mapping[str, object]) -> Con
 
 def resolved(config: StageConfig) -> dict[str, Any]:
     """Every setting by its dotted key, as JSON has it; `from_values` turns it back."""
-    values = _by_dotted_key(dataclasses.asdict(config))
-    ordered = ((key, values[key]) for key in setting_types(type(config)))
+    settings = setting_types(type(config))
+    values = _by_dotted_key(dataclasses.asdict(config), settings)
+    ordered = ((key, values[key]) for key in settings)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in ordered}
 
 
@@ -158,9 +159,10 @@ def default_values(config_class: type[StageConfig]) -> dict[str, object]:
     defaults: dict[str, object] = {}
     for setting in _fields(config_class):
         if setting.default_factory is not dataclasses.MISSING:
-            defaults |= _by_dotted_key(
-                {setting.name: dataclasses.asdict(setting.default_factory())}
-            )
+            default: Any = setting.default_factory()
+            if dataclasses.is_dataclass(default) and not isinstance(default, type):
+                default = dataclasses.asdict(default)
+            defaults |= _by_dotted_key({setting.name: default}, setting_types(config_class))
         else:
             missing = setting.default is dataclasses.MISSING
             defaults[setting.name] = NOT_GIVEN if missing else setting.default
@@ -196,14 +198,20 @@ def _build(config_class: Callable[..., Config], values: Mapping[str, object]) ->
     return config_class(**settings, **built)
 
 
-def _by_dotted_key(tree: Mapping[Any, Any]) -> dict[str, object]:
-    """{"dataset": {"subset_ratio": 1.0}} -> {"dataset.subset_ratio": 1.0}"""
+def _by_dotted_key(
+    tree: Mapping[Any, Any], settings: Collection[str], prefix: str = ""
+) -> dict[str, object]:
+    """{"dataset": {"subset_ratio": 1.0}} -> {"dataset.subset_ratio": 1.0}
+
+    A setting whose value is a mapping keeps it.
+    """
     flat: dict[str, object] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": entry for name, entry in _by_dotted_key(value).items()}
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name not in settings:
+            flat |= _by_dotted_key(value, settings, f"{name}.")
         else:
-            flat[str(key)] = value
+            flat[name] = value
     return flat
 
 
@@ -240,6 +248,11 @@ def _convert(key: str, value: object, hint: Any) -> object:  # noqa: ANN401 (a t
         entries = [value] if isinstance(value, str) else value
         if isinstance(entries, list | tuple) and all(isinstance(e, str) and e for e in entries):
             return tuple(entries)
+    elif _is_mapping(accepted[0]):
+        if isinstance(value, Mapping) and all(
+            isinstance(word, str) and word for pair in value.items() for word in pair
+        ):
+            return dict(value)
     elif value in choices_of(accepted) or (type(value) in accepted and value not in ("", None)):
         if not isinstance(value, float) or math.isfinite(value):
             return value
@@ -254,6 +267,10 @@ def accepted_types(hint: Any) -> tuple[Any, ...]:  # noqa: ANN401 (a type of any
     return typing.get_args(hint) if is_union else (hint,)
 
 
+def _is_mapping(hint: Any) -> bool:  # noqa: ANN401 (a type of any kind)
+    return typing.get_origin(hint) in (dict, Mapping)
+
+
 def choices_of(accepted: Sequence[Any]) -> tuple[str, ...]:
     """The words of a Literal among the accepted types."""
     literals = [hint for hint in accepted if typing.get_origin(hint) is Literal]
@@ -266,6 +283,8 @@ def _describe(accepted: Sequence[Any]) -> str:
     choices = choices_of(accepted)
     words = ["one of " + ", ".join(choices)] if choices else []
     words += [names[hint] for hint in accepted if hint in names]
+    if _is_mapping(accepted[0]):
+        words = ["a mapping of texts, as {prompt: q, response: a}"]
     return " or ".join(words) if words else "text, or a list of texts"
 
 

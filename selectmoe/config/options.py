@@ -94,4 +94,6 @@ def _format_value(value: object) -> str:
     """A default as an override would give it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {entry}" for name, entry in value.items()) + "}"
     return f"[{','.join(value)}]" if isinstance(value, tuple) else str(value)

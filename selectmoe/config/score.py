@@ -1,8 +1,10 @@
 """The settings of `selectmoe score`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from selectmoe.config.columns import check_columns
 from selectmoe.config.engine import EngineConfig
 
 
@@ -22,6 +24,12 @@ class ScoreConfig:
     data: tuple[str, ...] = ()
     """Corpora: files, folders, globs, URLs, hub:NAME[:CONFIG][:SPLIT][@REVISION], or - for JSON
     lines from standard input; several are separated by commas."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Names of the corpus's own columns, by the names of a layout: {prompt: q, response: a}. Other
+    columns then make no layout."""
     scoring: EngineConfig = field(default_factory=EngineConfig)
     output: str | None = None
     """File for the scores, one JSON object per line; null prints them."""
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns)

@@ -1,9 +1,11 @@
 """The settings of stage 2, selection."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from selectmoe.config.checks import require, require_at_least
+from selectmoe.config.columns import ColumnRules, check_columns
 from selectmoe.config.engine import EngineConfig
 from selectmoe.config.run import ResumableRunConfig
 
@@ -22,9 +24,20 @@ class DatasetConfig:
     """Folder that contains the corpora of names."""
     subset_ratio: float = 1.0
     """Fraction of the rows to use, in (0, 1], chosen by a hash of their content."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Names of the corpus's own columns, by the names of a layout: {prompt: q, response: a}. Other
+    columns then make no layout."""
+    extra_columns: Literal["keep", "drop"] = "keep"
+    """Columns of the corpus, and keys of its messages, that are no part of a conversation: keep
+    writes them to selected_data.jsonl, drop leaves them out."""
 
     def __post_init__(self) -> None:
         require(0 < self.subset_ratio <= 1, "subset_ratio", "in (0, 1]", self.subset_ratio)
+        check_columns(self.columns)
+
+    @property
+    def column_rules(self) -> ColumnRules:
+        return ColumnRules(self.columns, keeps_extra=self.extra_columns == "keep")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,11 @@
 """The settings of stage 1, gate warm-up."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from selectmoe.config.checks import require, require_at_least
+from selectmoe.config.columns import check_columns
 from selectmoe.config.lora import LoraSettings
 from selectmoe.config.run import ResumableRunConfig
 from selectmoe.config.scaling import ScalingConfig, require_workers_for
@@ -26,10 +28,14 @@ class WarmupDatasetConfig:
     """Fraction of the rows to use, in (0, 1], chosen by a hash of their content."""
     max_sequence_length: int = 1_024
     """Maximum tokens per sample; longer samples are truncated."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Names of the corpus's own columns, by the names of a layout: {prompt: q, response: a}. Other
+    columns then make no layout."""
 
     def __post_init__(self) -> None:
         require(0 < self.subset_ratio <= 1, "subset_ratio", "in (0, 1]", self.subset_ratio)
         require_at_least(2, self, "max_sequence_length")
+        check_columns(self.columns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

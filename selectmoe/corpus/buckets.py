@@ -94,7 +94,7 @@ def rows_in_order(
     for digits in sorted(buckets):
         rows = _read(_file(folder, digits) for folder in buckets[digits].folders)
         if buckets[digits].share <= 1:
-            yield from sorted(rows, key=_KEY)
+            yield from _ties_in_order(sorted(rows, key=_KEY))
         elif first_digit + 2 == KEY_DIGITS:
             yield from rows  # all have one key
         else:
@@ -108,7 +108,24 @@ def rows_in_order(
 
 
 def num_characters(sample: Sample) -> int:
-    return sum(len(message.content) for message in sample.messages)
+    num_others = len(sample.extra_columns) + len(sample.tools)
+    return num_others + sum(len(m.content) + len(m.fields) for m in sample.messages)
+
+
+def _ties_in_order(rows: list[KeyedSample]) -> list[KeyedSample]:
+    """Orders rows with one key by what is no part of it, not by the file where they were read."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end][0] != rows[start][0]:
+            if end - start > 1:
+                rows[start:end] = sorted(rows[start:end], key=_columns)
+            start = end
+    return rows
+
+
+def _columns(keyed: KeyedSample) -> tuple[str, ...]:
+    _, sample = keyed
+    return sample.extra_columns, *(message.fields for message in sample.messages)
 
 
 def _read(files: Iterable[Path]) -> Iterator[KeyedSample]:

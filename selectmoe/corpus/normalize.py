@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selectmoe.config.columns import ColumnRules
 from selectmoe.corpus.buckets import (
     MAX_CHARACTERS,
     BucketWriter,
@@ -57,6 +58,7 @@ from selectmoe.corpus.shards import (
 )
 from selectmoe.data.listing import MAX_NAMES_IN_A_MANIFEST, Listing, list_corpora
 from selectmoe.data.rejected import describe
+from selectmoe.data.rows import READ_ALL
 from selectmoe.data.writers import whole_file, write_json, write_parquet
 from selectmoe.errors import DataError
 from selectmoe.records import RejectedRow, Sample
@@ -102,24 +104,28 @@ class OrderedRange:
     duplicates: Counter[str]  # rows with the text of another one, by dataset
 
 
-def write_corpus(
+def write_corpus(  # noqa: PLR0913 (settings of a run, each with a default)
     specs: Sequence[str],
     directory: Path,
     *,
     rows_per_shard: int,
     subset_ratio: float = 1.0,
     duplicates: Duplicates = "drop",
+    rules: ColumnRules = READ_ALL,
     map_items: MapItems = map,
 ) -> CorpusSummary:
     """Writes the rows of corpora (see `read_corpus`) as `write_shards` does.
 
     subset_ratio: fraction of the samples to keep, as `keep_subset` does.
     duplicates: of rows with the same text, drop keeps the first by row key alone.
+    rules: how columns are read, as `read_corpus` takes it.
     map_items: calls the tasks; `directory` must be on storage that all of its workers see.
     Raises DataError where a corpus cannot be read, has no rows, or none in the subset.
     """
     with _emptied(directory) as buckets:
-        gather = functools.partial(_gather_part, buckets=buckets, subset_ratio=subset_ratio)
+        gather = functools.partial(
+            _gather_part, buckets=buckets, subset_ratio=subset_ratio, rules=rules
+        )
         listing = list_corpora(specs)
         numbered = list(enumerate(split_corpora(listing, map_items=map_items)))
         gathered = list(map_items(gather, numbered))
@@ -189,14 +195,14 @@ def _emptied(directory: Path) -> Iterator[Path]:
 
 
 def _gather_part(
-    numbered: tuple[int, CorpusPart], *, buckets: Path, subset_ratio: float
+    numbered: tuple[int, CorpusPart], *, buckets: Path, subset_ratio: float, rules: ColumnRules
 ) -> tuple[GatheredPart, Counter[str]]:
     """The gathered part, and the number of rows that it has of each corpus."""
     number, part = numbered
     num_read: Counter[str] = Counter()
 
     def rows() -> Iterator[Sample | RejectedRow]:
-        for spec, row in read_part(part):
+        for spec, row in read_part(part, rules):
             num_read[spec] += 1
             yield row
 

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from selectmoe.config.columns import ColumnRules
 from selectmoe.corpus.map_items import MapItems
 from selectmoe.data.endings import require_ending
 from selectmoe.data.formats import FileSlice, is_sliceable
 from selectmoe.data.hub import is_hub
 from selectmoe.data.listing import Corpus, Listing
 from selectmoe.data.readers import read_slices
+from selectmoe.data.rows import READ_ALL
 from selectmoe.data.sources import locate
 from selectmoe.errors import DataError
 from selectmoe.records import RejectedRow, Sample
@@ -69,11 +71,13 @@ def split_corpora(
     return _with_row_numbers(parts, map_items)
 
 
-def read_part(part: CorpusPart) -> Iterator[tuple[str, Sample | RejectedRow]]:
+def read_part(
+    part: CorpusPart, rules: ColumnRules = READ_ALL
+) -> Iterator[tuple[str, Sample | RejectedRow]]:
     """The rows of a part, as `read_corpus` yields them, each with the spec of its corpus."""
     for spec, pieces in itertools.groupby(part, key=lambda piece: piece.spec):
         filesystem = None if is_hub(spec) else locate(spec)[0]
-        rows = read_slices(filesystem, [piece.slice for piece in pieces])
+        rows = read_slices(filesystem, [piece.slice for piece in pieces], rules=rules)
         yield from ((spec, row) for row in rows)
 
 

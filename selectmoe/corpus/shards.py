@@ -6,7 +6,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selectmoe.corpus.buckets import KeyedSample
+from selectmoe.data.message_fields import content_key
 from selectmoe.errors import DataError
 from selectmoe.records import Message, RejectedRow, Sample
 
@@ -27,6 +28,10 @@ SHARD_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
         ("source", pa.string()),
+        # JSON, or null where there is nothing, as in most corpora.
+        ("message_fields", pa.string()),  # a list with the fields of each message
+        ("tools", pa.string()),
+        ("extra_columns", pa.string()),
     ]
 )
 
@@ -65,7 +70,8 @@ def read_summary(directory: Path) -> CorpusSummary | None:
 
 def read_shard(path: Path) -> list[KeyedSample]:
     """The samples of one shard in their order, with their keys."""
-    return _keyed_samples(pq.read_table(path, columns=SHARD_SCHEMA.names))
+    with pq.ParquetFile(path) as file:
+        return _keyed_samples(file.read(columns=_columns(file)))
 
 
 def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
@@ -77,7 +83,7 @@ def read_rows(path: Path, row_numbers: np.ndarray) -> Iterator[Sample]:
             wanted = row_numbers[(row_numbers >= first_row) & (row_numbers < end)] - first_row
             first_row = end
             if len(wanted):
-                table = file.read_row_group(number, columns=SHARD_SCHEMA.names).take(wanted)
+                table = file.read_row_group(number, columns=_columns(file)).take(wanted)
                 yield from (sample for _, sample in _keyed_samples(table))
 
 
@@ -124,7 +130,12 @@ def nothing_kept(num_samples: int, ratio: float) -> DataError:
 
 
 def _text(sample: Sample) -> list[str]:
-    return [part for message in sample.messages for part in (message.role, message.content)]
+    """All that is said; of a plain conversation its roles and contents alone."""
+    parts = [part for message in sample.messages for part in (message.role, message.content)]
+    for number, message in enumerate(sample.messages):
+        if message.fields and (key := content_key(message)):
+            parts += [str(number), key]
+    return [*parts, "tools", sample.tools] if sample.tools else parts
 
 
 def _key(sample: Sample, text: bytes) -> str:
@@ -143,6 +154,11 @@ def _framed(parts: Iterable[str]) -> bytes:
     return b"".join(pieces)
 
 
+def _columns(file: pq.ParquetFile) -> list[str]:
+    """The columns of a sample; a shard of an earlier version has fewer."""
+    return [name for name in SHARD_SCHEMA.names if name in file.schema_arrow.names]
+
+
 def _keyed_samples(table: pa.Table) -> list[KeyedSample]:
     return [
         (
@@ -150,12 +166,28 @@ def _keyed_samples(table: pa.Table) -> list[KeyedSample]:
             Sample(
                 row["dataset"],
                 row["id"],
-                tuple(Message(**message) for message in row["messages"]),
+                tuple(_messages(row)),
                 row["source"],
+                row.get("tools") or "",
+                row.get("extra_columns") or "",
             ),
         )
         for row in table.to_pylist()
     ]
+
+
+def _messages(row: Mapping[str, Any]) -> Iterator[Message]:
+    fields = row.get("message_fields")
+    if fields is None:
+        yield from (Message(**message) for message in row["messages"])
+        return
+    for message, text in zip(row["messages"], json.loads(fields), strict=True):
+        yield Message(**message, fields=text)
+
+
+def _fields(sample: Sample) -> str | None:
+    fields = [message.fields for message in sample.messages]
+    return json.dumps(fields, ensure_ascii=False) if any(fields) else None
 
 
 def shard_table(rows: Sequence[KeyedSample]) -> pa.Table:
@@ -176,5 +208,8 @@ def shard_table(rows: Sequence[KeyedSample]) -> pa.Table:
         pa.array([sample.sample_id for sample in samples], pa.string()),
         pa.ListArray.from_arrays(pa.array(ends, pa.int32()), turns),
         pa.array([sample.source for sample in samples], pa.string()),
+        pa.array([_fields(sample) for sample in samples], pa.string()),
+        pa.array([sample.tools or None for sample in samples], pa.string()),
+        pa.array([sample.extra_columns or None for sample in samples], pa.string()),
     ]
     return pa.Table.from_arrays(columns, schema=SHARD_SCHEMA)

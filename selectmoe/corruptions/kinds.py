@@ -1,9 +1,9 @@
 """Corrupted copies of a sample, by kind: the negatives from which the gates learn.
 
-Only assistant turns are changed, all those that a kind can corrupt. A copy keeps the dataset, and
-its id is that of the sample with "#<kind>" appended. A kind that cannot corrupt a sample (an answer
-of one word cannot be shuffled) gives None. A copy depends on the seed, the kind, the sample and the
-set of donors, not on the order of the donors.
+Only assistant turns that are trained on are changed, all those that a kind can corrupt. A copy
+keeps the dataset, and its id is that of the sample with "#<kind>" appended. A kind that cannot
+corrupt a sample (an answer of one word cannot be shuffled) gives None. A copy depends on the seed,
+the kind, the sample and the set of donors, not on the order of the donors.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ from random import Random
 
 from selectmoe.corruptions import content, form, replies
 from selectmoe.corruptions.text_pieces import Donors
-from selectmoe.records import Message, Sample
+from selectmoe.data.message_fields import is_answer
+from selectmoe.records import Sample
 
 # A kind maps (answer, question, other samples, random) to a corrupted answer, or None.
 Corruption = Callable[[str, str, Donors, Random], str | None]
@@ -72,13 +73,13 @@ def corrupt(
         others = [sample]
     messages, changed, question = [], False, ""
     for message in sample.messages:
-        if message.role == "assistant":
+        if is_answer(message):
             answer = corruption(message.content, question, others, random)
             # Compared word by word: a change of white space alone is no corruption.
             if answer is not None and answer.split() not in ([], message.content.split()):
-                message = Message("assistant", answer)
+                message = replace(message, content=answer)
                 changed = True
-        else:
+        elif message.role != "assistant":
             question = message.content
         messages.append(message)
     if not changed:

@@ -5,16 +5,30 @@ pieces between the placeholders are what the template adds; joined with the cont
 text of a sample and, exactly, the characters where each assistant turn begins and ends.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from selectmoe.config.engine import Turns
+from selectmoe.data.first_tokens import FirstTokens
+from selectmoe.data.message_fields import is_answer, tool_calls_of, tools_of
 from selectmoe.data.rejected import refuse_cut_answer
-from selectmoe.errors import DataError
+from selectmoe.data.skeleton import (
+    PLACEHOLDER,
+    PROBE,
+    Skeleton,
+    left_out,
+    parse_skeleton,
+    require_unchanged,
+)
+from selectmoe.data.turn_plan import TurnPlan, make_plan, needs_plan, plan_shape, require_tool_calls
+from selectmoe.errors import ChatTemplateError, DataError
 from selectmoe.records import Message, Sample, TokenizedSample, UnscoredSample
 
 # For tokenizers without a template: the plain-text layout of open-instruct.
@@ -24,16 +38,11 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-# Private-use letters, and tabs to see whether a template trims; no template writes tabs itself.
-_PLACEHOLDER = "\t\ue000{}\ue001\t"
-_STRIPS: dict[tuple[bool, bool], Callable[[str], str]] = {  # by (keeps left, keeps right)
-    (True, True): str,
-    (False, True): str.lstrip,
-    (True, False): str.rstrip,
-    (False, False): str.strip,
-}
-# Ordinary text that reveals a template which does more to contents than strip them.
-_PROBE = ' Probe {}: "two" & <b>words</b>,\n\nsecond line.\n'
+# A template is a program: besides its own complaints it may divide by zero.
+TEMPLATE_FAILURES = (
+    TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError,
+    RecursionError,
+)  # fmt: skip
 
 
 def package_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -45,26 +54,6 @@ def package_template(tokenizer: PreTrainedTokenizerBase) -> str:
     first = tokenizer("a")["input_ids"][:1]
     begins = tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
     return ("{{ bos_token }}" if begins else "") + DEFAULT_CHAT_TEMPLATE
-
-
-@dataclass(frozen=True, slots=True)
-class _Skeleton:
-    """What a template adds around the contents of one sequence of roles."""
-
-    pieces: tuple[str, ...]  # one before each content in `order`, and one after the last
-    order: tuple[int, ...]  # index of the message; some templates move or repeat one
-    strips: tuple[Callable[[str], str], ...]  # what the template does to white space around it
-
-    def render(self, contents: Sequence[str]) -> tuple[str, list[tuple[int, int, int]]]:
-        """The text, and the characters of each content in it: (message, start, end)."""
-        parts, spans = [self.pieces[0]], []
-        length = len(parts[0])
-        for index, strip, piece in zip(self.order, self.strips, self.pieces[1:], strict=True):
-            content = strip(contents[index])
-            spans.append((index, length, length + len(content)))
-            parts += (content, piece)
-            length += len(content) + len(piece)
-        return "".join(parts), spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +87,62 @@ class ChatTokenizer:
         self.max_sequence_length = max_sequence_length
         self.turns = turns
         self.template = tokenizer.chat_template or package_template(tokenizer)
-        self._skeletons: dict[tuple[str, ...], _Skeleton] = {}
+        self._skeletons: dict[tuple[str, ...], Skeleton] = {}
+        self._plans: dict[tuple[str, ...], TurnPlan] = {}
+        self._takes_tools: bool | None = None  # None: not tried yet
+        self._first_tokens = FirstTokens(tokenizer.backend_tokenizer)
 
-    def render(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """The sample as text, and the (start, end) characters of every assistant turn in it.
+    def render(
+        self, messages: Sequence[Message], tools: str = ""
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The sample as text, and the (start, end) characters of every assistant turn in it that
+        is trained on.
 
-        Raises DataError where the template refuses this sequence of roles.
+        tools: as in `Sample`; where the template takes none, they follow the system turn's text.
+        Raises ChatTemplateError where the template refuses this conversation, or leaves out a part
+        of it.
         """
+        if tools or needs_plan(messages):
+            return self._render_plan(messages, tools)
         roles = tuple(message.role for message in messages)
         if roles not in self._skeletons:
             self._skeletons[roles] = self._skeleton(roles)
-        text, spans = self._skeletons[roles].render([message.content for message in messages])
-        return text, [(start, end) for index, start, end in spans if roles[index] == "assistant"]
+        skeleton = self._skeletons[roles]
+        for index in skeleton.missing(len(roles)):
+            if messages[index].content.strip():
+                raise left_out(roles[index], index, ", ".join(roles))
+        text, spans = skeleton.render([message.content for message in messages])
+        return text, [(start, end) for index, start, end in spans if is_answer(messages[index])]
+
+    def _render_plan(
+        self, messages: Sequence[Message], tools: str
+    ) -> tuple[str, list[tuple[int, int]]]:
+        if tools and not self.takes_tools():
+            messages, tools = _with_tools(messages, tools), ""
+            if not needs_plan(messages):
+                return self.render(messages)
+        shape = None if tools else plan_shape(messages)
+        if shape is not None and shape in self._plans:
+            return self._plans[shape].render(messages)
+        template = functools.partial(self._apply_template, tools=tools_of(tools))
+        if any(map(tool_calls_of, messages)):
+            require_tool_calls(template)
+        plan = make_plan(template, messages)
+        if shape is not None:
+            self._plans[shape] = plan
+        return plan.render(messages)
+
+    def takes_tools(self) -> bool:
+        """Whether the template writes the functions that the assistant may call."""
+        if self._takes_tools is None:
+            name = "\ue000tool\ue001"
+            tools = tools_of(json.dumps([{"name": name, "description": "", "parameters": {}}]))
+            try:
+                text = self._apply_template([{"role": "user", "content": "?"}], tools=tools)
+            except ChatTemplateError:
+                text = ""
+            self._takes_tools = name in text
+        return self._takes_tools
 
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample]:
         """Token ids and answer masks, truncated to `max_sequence_length`.
@@ -117,7 +150,7 @@ class ChatTokenizer:
         The token after an assistant turn (its end-of-turn mark) belongs to the answer: it is where
         a model can see that an answer stopped too early. Raises DataError as `render` does.
         """
-        rendered = [self.render(sample.messages) for sample in samples]
+        rendered = [self.render(sample.messages, sample.tools) for sample in samples]
         return list(self._encode(samples, rendered))
 
     def tokenize_each(self, samples: Sequence[Sample]) -> list[TokenizedSample | UnscoredSample]:
@@ -127,10 +160,10 @@ class ChatTokenizer:
         refused: dict[int, UnscoredSample] = {}
         for position, sample in enumerate(samples):
             try:
-                rendered.append(self.render(sample.messages))
+                rendered.append(self.render(sample.messages, sample.tools))
                 accepted.append(sample)
-            except DataError as error:
-                refused[position] = UnscoredSample(sample.sample_id, "chat_template", str(error))
+            except ChatTemplateError as error:
+                refused[position] = UnscoredSample(sample.sample_id, error.reason, str(error))
         tokenized = self._encode(accepted, rendered)
         return [refused.get(position) or next(tokenized) for position in range(len(samples))]
 
@@ -146,9 +179,8 @@ class ChatTokenizer:
     def _encode(
         self, samples: Sequence[Sample], rendered: Sequence[tuple[str, list[tuple[int, int]]]]
     ) -> Iterator[TokenizedSample]:
-        """Encodes the texts in one batch, on all the threads that the tokenizer has."""
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(
-            [text for text, _ in rendered], add_special_tokens=False
+        encodings = self._first_tokens.encode_each(
+            [text for text, _ in rendered], self.max_sequence_length
         )
         kept = slice(self.max_sequence_length)
         for sample, (_, spans), encoding in zip(samples, rendered, encodings, strict=True):
@@ -168,8 +200,8 @@ class ChatTokenizer:
 
     def token_texts(self, sample: Sample) -> list[TokenText]:
         """The tokens of a sample, truncated as by `tokenize`, as pieces of its rendered text."""
-        text, spans = self.render(sample.messages)
-        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        text, spans = self.render(sample.messages, sample.tools)
+        [encoding] = self._first_tokens.encode_each([text], self.max_sequence_length)
         offsets = encoding.offsets[: self.max_sequence_length]
         mask = self._answer_mask(np.array(offsets, dtype=np.int64).reshape(-1, 2), spans)
         return [
@@ -177,56 +209,46 @@ class ChatTokenizer:
             for (start, end), is_answer in zip(offsets, mask, strict=True)
         ]
 
-    def _skeleton(self, roles: tuple[str, ...]) -> _Skeleton:
-        placeholders = [_PLACEHOLDER.format(index) for index in range(len(roles))]
-        skeleton = _parse_skeleton(self._apply_template(roles, placeholders), roles)
-        probes = [_PROBE.format(index) for index in range(len(roles))]
-        if skeleton.render(probes)[0] != self._apply_template(roles, probes):
-            raise DataError(
-                "the tokenizer's chat template changes the contents of messages, so that answers "
-                f"cannot be found in its text, for the roles {', '.join(roles)}; give the model "
-                "folder a template that inserts contents as they are"
-            )
+    def _skeleton(self, roles: tuple[str, ...]) -> Skeleton:
+        def text_of(contents: Sequence[str]) -> str:
+            pairs = zip(roles, contents, strict=True)
+            return self._apply_template([{"role": r, "content": content} for r, content in pairs])
+
+        skeleton = parse_skeleton(text_of([PLACEHOLDER.format(slot) for slot in range(len(roles))]))
+        probes = [PROBE.format(slot) for slot in range(len(roles))]
+        require_unchanged(skeleton, probes, text_of(probes), ", ".join(roles))
         return skeleton
 
-    def _apply_template(self, roles: tuple[str, ...], contents: Sequence[str]) -> str:
-        conversation = [
-            {"role": role, "content": content}
-            for role, content in zip(roles, contents, strict=True)
-        ]
+    def _apply_template(
+        self,
+        conversation: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        add_generation_prompt: bool = False,
+    ) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    conversation, chat_template=self.template, tokenize=False
+                    list(conversation),
+                    tools=list(tools) or None,
+                    chat_template=self.template,
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
                 )
             )
-        # A template is a program: besides its own complaints it may divide by zero.
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise DataError(
-                f"the tokenizer's chat template refuses the roles {', '.join(roles)}: {error}"
+        except TEMPLATE_FAILURES as error:
+            roles = ", ".join(entry["role"] for entry in conversation)
+            raise ChatTemplateError(
+                f"the tokenizer's chat template refuses the roles {roles}: {error}"
             ) from error
 
 
-def _parse_skeleton(text: str, roles: tuple[str, ...]) -> _Skeleton:
-    pieces, order, strips = [], [], []
-    rest = text
-    while "\ue000" in rest:
-        before, rest = rest.split("\ue000", 1)
-        index, rest = rest.split("\ue001", 1)
-        keeps_left, keeps_right = before.endswith("\t"), rest.startswith("\t")
-        pieces.append(before.removesuffix("\t"))
-        rest = rest.removeprefix("\t")
-        order.append(int(index))
-        strips.append(_STRIPS[keeps_left, keeps_right])
-    missing = [
-        index for index, role in enumerate(roles) if role == "assistant" and index not in order
-    ]
-    if missing:
-        raise DataError(
-            "the tokenizer's chat template leaves out the assistant turn at "
-            f"messages[{missing[0]}] of the roles {', '.join(roles)}"
-        )
-    return _Skeleton((*pieces, rest), tuple(order), tuple(strips))
+def _with_tools(messages: Sequence[Message], tools: str) -> tuple[Message, ...]:
+    """The messages with the tools in their system turn, which is added where there is none."""
+    if messages[0].role != "system":
+        return (Message("system", tools), *messages)
+    first = messages[0]
+    return (replace(first, content=f"{first.content}\n\n{tools}"), *messages[1:])
 
 
 def _mask_spans(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import codecs
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -14,15 +14,19 @@ import pyarrow.fs as pafs
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from selectmoe.config.columns import LAYOUT_COLUMNS, ColumnRules
 from selectmoe.data.byte_streams import read_chunks, split_lines, translate_errors, without_mark
 from selectmoe.data.csv_rows import split_rows
 from selectmoe.data.endings import Format, require_ending, without_ending
 from selectmoe.data.json_values import split_values
-from selectmoe.data.rows import ROW_KEYS, RowLocation, abridge, parse_row
+from selectmoe.data.layouts import without_null_keys
+from selectmoe.data.row_errors import abridge
+from selectmoe.data.rows import READ_ALL, RowLocation, parse_row
 from selectmoe.errors import DataError, one_line
 from selectmoe.records import RejectedRow, Sample
 
 _BATCH_ROWS = 256
+_BATCH_BYTES = 64 << 20
 _ARROW_FILE = b"ARROW1"
 _MARK = codecs.BOM_UTF8
 Rows = Iterator[Sample | RejectedRow]
@@ -50,13 +54,19 @@ class FileSlice:
         return RowLocation(self.path, row, self.dataset or without_ending(name), name)
 
 
-def read_slice(filesystem: pafs.FileSystem, part: FileSlice, max_row_bytes: int) -> Rows:
+def read_slice(
+    filesystem: pafs.FileSystem,
+    part: FileSlice,
+    max_row_bytes: int,
+    rules: ColumnRules = READ_ALL,
+) -> Rows:
     """The rows of a slice, by the ending of its file's name. Raises DataError for a broken file."""
     kind = require_ending(part.path).format
     # A line within the limit has no content over it; a table's row is as long as its contents.
-    parse = parse_row if kind in ("lines", "json") else partial(parse_object, limit=max_row_bytes)
-    for location, row in READERS[kind](filesystem, part, max_row_bytes, ROW_KEYS):
-        yield row if isinstance(row, RejectedRow) else parse(row, location)
+    is_text = kind in ("lines", "json")
+    parse = parse_row if is_text else partial(parse_object, limit=max_row_bytes)
+    for location, row in READERS[kind](filesystem, part, max_row_bytes, rules.wanted_columns()):
+        yield row if isinstance(row, RejectedRow) else parse(row, location, rules)
 
 
 def read_objects(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -81,14 +91,23 @@ def is_sliceable(path: str) -> bool:
     return ending.format == "lines" and not ending.compression
 
 
-def parse_object(row: object, location: RowLocation, limit: int) -> Sample | RejectedRow:
-    """As `parse_row`; a sample with more than `limit` bytes of text is rejected."""
-    outcome = parse_row(row, location)
+def parse_object(
+    row: object, location: RowLocation, rules: ColumnRules = READ_ALL, *, limit: int
+) -> Sample | RejectedRow:
+    """As `parse_row`, for the row of a table; a sample with more than `limit` bytes of text is
+    rejected."""
+    row = without_null_keys(row) if isinstance(row, Mapping) else row
+    outcome = parse_row(row, location, rules)
     if isinstance(outcome, Sample):
         size = sum(len(message.content.encode()) for message in outcome.messages)
+        size += len(outcome.extra_columns.encode())
         if size > limit:
             location = replace(location, dataset=outcome.dataset)
-            return _too_large(location, size, limit, sample_id=outcome.sample_id)
+            rejected = _too_large(location, size, limit, sample_id=outcome.sample_id)
+            if not outcome.extra_columns:
+                return rejected
+            hint = "dataset.extra_columns=drop leaves out columns that nothing reads"
+            return replace(rejected, detail=f"{rejected.detail}; {hint}")
     return outcome
 
 
@@ -211,7 +230,8 @@ def _parquet_batches(filesystem: pafs.FileSystem, part: FileSlice, columns: Colu
         wanted, others = _wanted(parquet.schema_arrow.names, columns)
         stop = parquet.num_row_groups if part.stop is None else part.stop
         groups = list(range(part.start, stop))
-        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=wanted):
+        num_rows = _rows_per_batch(parquet.metadata)
+        for batch in parquet.iter_batches(num_rows, row_groups=groups, columns=wanted):
             yield batch, others
 
 
@@ -233,14 +253,42 @@ def _wanted(names: Sequence[str], columns: Columns) -> tuple[list[str], dict[str
     return wanted, dict.fromkeys(name for name in names if name not in wanted)
 
 
+def _rows_per_batch(metadata: pq.FileMetaData) -> int:
+    """At most _BATCH_ROWS; fewer of rows that are long, as those with images beside the text."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    num_bytes: int = sum(g.total_byte_size for g in groups) // max(metadata.num_rows, 1)
+    return max(min(_BATCH_ROWS, _BATCH_BYTES // max(num_bytes, 1)), 1)
+
+
 def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | ValueError]:
     """The rows; for one that cannot be decoded (text that is not UTF-8), the error."""
     try:
         return batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows
-    except ValueError as error:
+    except ValueError:
         if batch.num_rows == 1:
-            return [error]
+            return [_decode_row(batch)]
         return [row for n in range(batch.num_rows) for row in _batch_rows(batch.slice(n, 1))]
+
+
+def _decode_row(batch: pa.RecordBatch) -> dict[str, Any] | ValueError:
+    """The only row of a batch, of which a column cannot be decoded.
+
+    A column that is no part of a layout is read otherwise: text that is not UTF-8 as bytes, a time
+    that Python has not (in nanoseconds) as text.
+    """
+    row: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[0].as_py()
+        except ValueError as error:
+            kind = pa.string() if pa.types.is_temporal(column.type) else pa.large_binary()
+            if name in LAYOUT_COLUMNS:
+                return error
+            try:
+                row[name] = column.cast(kind)[0].as_py()
+            except (pa.ArrowException, ValueError):
+                return error
+    return row
 
 
 def _too_large(

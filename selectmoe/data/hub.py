@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from selectmoe.config.columns import ColumnRules
 from selectmoe.data.byte_streams import translate_errors
 from selectmoe.data.formats import Rows, parse_object
 from selectmoe.data.rows import RowLocation
@@ -66,14 +67,15 @@ def require_datasets(spec: str) -> None:
         raise DataError(f"{spec}: needs the package `datasets`: pip install 'selectmoe[hub]'")
 
 
-def read_hub(spec: str, *, dataset: str, name: str, max_row_bytes: int) -> Rows:
+def read_hub(spec: str, *, dataset: str, name: str, max_row_bytes: int, rules: ColumnRules) -> Rows:
     """The rows of a split. dataset, name: of rows that have none, and of their ids."""
     wanted = parse_hub(spec)
     require_datasets(spec)
     rows = translate_errors(_rows(wanted), f"{spec}: could not be downloaded from the hub")
     number = 0
     for number, row in enumerate(rows, start=1):
-        yield parse_object(row, RowLocation(spec, number, dataset, name), max_row_bytes)
+        location = RowLocation(spec, number, dataset, name)
+        yield parse_object(row, location, rules, limit=max_row_bytes)
     if not number:
         raise DataError(f"{spec}: no rows: the split is empty")
 

@@ -1,25 +1,21 @@
 """The input contract: parses a row of a corpus into a Sample, or rejects it with a reason."""
 
 import json
-import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selectmoe.records import Message, RejectedRow, Sample
+from selectmoe.config.columns import LAYOUT_COLUMNS, ColumnRules
+from selectmoe.data.json_text import NoJsonError, is_encodable, json_text
+from selectmoe.data.layouts import read_conversation
+from selectmoe.data.message_fields import is_missing
+from selectmoe.data.row_errors import RowError, abridge
+from selectmoe.records import RejectedRow, Sample
 
-ROLES = ("system", "user", "assistant")
 # Names are kept in numpy arrays, which are as wide as the longest and drop a NUL at its end.
 MAX_NAME_CHARACTERS = 4_096
-_SHOWN_CHARACTERS = 80
-
-
-class RowError(Exception):
-    """A row cannot be a sample; `parse_row` turns it into a RejectedRow."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+NAME_COLUMNS = ("dataset", "id")
+READ_ALL = ColumnRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,102 +36,39 @@ class RowLocation:
         return RejectedRow(self.file, self.row, self.dataset, sample_id, reason, detail)
 
 
-def parse_row(row: object, location: RowLocation) -> Sample | RejectedRow:
-    """A row in any known layout as a Sample.
+def parse_row(
+    row: object, location: RowLocation, rules: ColumnRules = READ_ALL
+) -> Sample | RejectedRow:
+    """A row in any layout of `data/layouts.py` as a Sample.
 
-    Layouts: {"messages": [{"role", "content"}, …]}, {"instruction", "input", "output"} (Alpaca),
-    {"instruction", "context", "response"} (Dolly), {"prompt", "response"} and {"text"}, which
-    becomes one assistant turn. "dataset" and "id" are taken from the row where it has them; other
-    keys do not matter. A content may also be a list of {"type": "text", "text"}, as chat APIs write
-    it.
+    "dataset" and "id" are taken from the row where it has them; all other columns are kept as the
+    sample's extra columns.
     """
     if not isinstance(row, Mapping):
         return location.reject("not_an_object", f"a row must be a JSON object, got {abridge(row)}")
-    dataset = _name(row, "dataset") or location.dataset
-    sample_id = _name(row, "id") or location.default_id
+    dataset = _name(row, "dataset", rules) or location.dataset
+    sample_id = _name(row, "id", rules) or location.default_id
     try:
-        messages = check_messages(_find_layout(row)(row))
+        conversation = read_conversation(row, rules)
+        extra_columns = _extra_columns(row, conversation.columns, rules)
     except RowError as error:
         return RejectedRow(
             location.file, location.row, dataset, sample_id, error.reason, str(error)
         )
-    return Sample(dataset, sample_id, messages, f"{location.file}:{location.row}")
+    return Sample(
+        dataset,
+        sample_id,
+        conversation.messages,
+        f"{location.file}:{location.row}",
+        conversation.tools,
+        extra_columns,
+    )
 
 
-def check_messages(messages: object) -> tuple[Message, ...]:
-    """The messages of a conversation. Raises RowError unless an assistant says something in it."""
-    if hasattr(messages, "tolist"):  # pandas gives numpy arrays for lists
-        messages = messages.tolist()
-    if not isinstance(messages, list | tuple):
-        raise RowError("messages_wrong_type", f"'messages' must be a list, got {abridge(messages)}")
-    if not messages:
-        raise RowError("messages_empty", "'messages' must not be empty")
-    checked = tuple(_message(entry, index) for index, entry in enumerate(messages))
-    answers = [message.content for message in checked if message.role == "assistant"]
-    if not answers:
-        raise RowError("no_assistant_turn", "'messages' must have an assistant turn, got none")
-    if not any(answer.strip() for answer in answers):
-        raise RowError("empty_answer", "the assistant must say something, got only white space")
-    return checked
-
-
-def is_encodable(text: str) -> bool:
-    """False for text with a lone surrogate (half of an emoji, as a JSON escape)."""
-    if text.isascii():  # Python stores the answer with the text
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def abridge(content: object) -> str:
-    """A value for an error message: its type and its first 80 characters."""
-    text = _ABRIDGED.repr(content)
-    ending = "…" if len(text) > _SHOWN_CHARACTERS else ""
-    return f"{type(content).__name__} {text[:_SHOWN_CHARACTERS]}{ending}"
-
-
-def _message(entry: object, index: int) -> Message:
-    if not isinstance(entry, Mapping):
-        raise RowError(
-            "messages_wrong_type",
-            f"messages[{index}] must be an object, got {abridge(entry)}",
-        )
-    role, content = entry.get("role"), _join_parts(entry.get("content"))
-    if role not in ROLES:
-        raise RowError(
-            "unknown_role",
-            f"messages[{index}].role must be one of {', '.join(ROLES)}, got {abridge(role)}",
-        )
-    if not isinstance(content, str):
-        raise RowError(
-            "messages_wrong_type",
-            f"messages[{index}].content must be text, got {abridge(content)}",
-        )
-    _require_encodable(content, f"messages[{index}].content")
-    return Message(role, content)
-
-
-def _join_parts(content: object) -> object:
-    """The text of a content that is a list of text parts; any other content as it is."""
-    if not isinstance(content, list) or not content:
-        return content
-    texts = []
-    for part in content:
-        is_text = isinstance(part, Mapping) and part.get("type") == "text"
-        text = part.get("text") if is_text else None
-        if not isinstance(text, str):
-            return content
-        texts.append(text)
-    return "".join(texts)
-
-
-def _name(row: Mapping[str, Any], key: str) -> str:
+def _name(row: Mapping[str, Any], key: str, rules: ColumnRules) -> str:
     """A name as text: 7 is "7", 1.0 is "1.0", true is "true". Empty where there is none, or one
     that no file can hold or that is a list or an object: it costs the row its name only."""
-    value: Any = row.get(key)
+    value: Any = row.get(rules.names.get(key, key))
     if hasattr(value, "tolist"):  # numpy's scalars and arrays
         value = value.tolist()
     if value is None or value != value or isinstance(value, list | tuple | Mapping | bytes):
@@ -154,66 +87,34 @@ def _scalar_text(value: object) -> str:
         return ""
 
 
-def _find_layout(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], object]:
-    # A table of several layouts has the columns of all in every row, null in the unused ones. Only
-    # if no layout has values does one count whose keys exist: its error message is the clearest.
-    for is_there in (lambda key: row.get(key) is not None, lambda key: key in row):
-        for keys, layout in _LAYOUTS.items():
-            if all(map(is_there, keys)):
-                return layout
-    known = "; ".join(", ".join(keys) for keys in _LAYOUTS)
-    raise RowError(
-        "unknown_layout",
-        f"a row must have one of ({known}), got the keys {_ABRIDGED.repr(list(row))}",
-    )
+def _extra_columns(row: Mapping[str, Any], read: frozenset[str], rules: ColumnRules) -> str:
+    """The columns that nothing has read, as JSON; without what a layout that is not used has not.
 
-
-def _dialogue(
-    row: Mapping[str, Any], answer: str, *, question: str = "instruction", context: str = ""
-) -> object:
-    """One question and its answer, from the columns of these names; the context may be absent."""
-    asked = _text(row, question)
-    added = _text(row, context) if context and row.get(context) is not None else ""
-    return [
-        {"role": "user", "content": f"{asked}\n\n{added}" if added else asked},
-        {"role": "assistant", "content": _text(row, answer)},
-    ]
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    text = row[key]
-    if not isinstance(text, str):
-        raise RowError("messages_wrong_type", f"{key!r} must be text, got {abridge(text)}")
-    return text
-
-
-def _require_encodable(text: str, name: str) -> None:
-    """Refuses lone surrogates (half of an emoji, as a JSON escape): no file can hold them."""
-    if text.isascii():  # Python stores the answer with the text
-        return
+    {"id": "a", "text": "Hi.", "category": "greeting", "prompt": null} -> {"category": "greeting"}
+    """
+    if not rules.keeps_extra:
+        return ""
+    names: Sequence[str] = NAME_COLUMNS
+    if rules.names:
+        names = [rules.names.get(name, name) for name in NAME_COLUMNS]
+    if len(row) == len(read) + (names[0] in row) + (names[1] in row):
+        return ""  # as in most corpora
+    extra = {
+        column: value
+        for column, value in row.items()
+        if column not in read
+        and column not in names
+        and not (column in LAYOUT_COLUMNS and _is_nothing(value))
+    }
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+        return json_text(extra) if extra else ""
+    except NoJsonError as error:
         raise RowError(
-            "lone_surrogate",
-            f"{name} must be valid Unicode, got the lone surrogate {text[error.start]!r} at "
-            f"character {error.start}",
-        ) from error
+            "column_unusable",
+            f"a column that is no part of the conversation has no form in JSON: {error}; "
+            "dataset.extra_columns=drop leaves such columns out",
+        ) from None
 
 
-_LAYOUTS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], object]] = {
-    ("messages",): lambda row: row["messages"],
-    ("instruction", "output"): lambda row: _dialogue(row, "output", context="input"),
-    ("instruction", "response"): lambda row: _dialogue(row, "response", context="context"),
-    ("prompt", "response"): lambda row: _dialogue(row, "response", question="prompt"),
-    ("text",): lambda row: [{"role": "assistant", "content": _text(row, "text")}],
-}
-ROW_KEYS = frozenset(
-    {"dataset", "id", "input", "context", *(key for keys in _LAYOUTS for key in keys)}
-)
-
-# Limits length and depth: repr() itself fails on a value that is nested too deeply.
-_ABRIDGED = reprlib.Repr()
-_ABRIDGED.maxlevel = 4
-_ABRIDGED.maxstring = _ABRIDGED.maxother = _SHOWN_CHARACTERS
-_ABRIDGED.maxlist = _ABRIDGED.maxdict = 20
+def _is_nothing(value: object) -> bool:
+    return is_missing(value) or (isinstance(value, str | list) and not value)

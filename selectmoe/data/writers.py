@@ -53,4 +53,7 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 def _encoded(content: object, *, indent: int | None = None) -> bytes:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
-    return text.encode("utf-8") + b"\n"
+    try:
+        return text.encode("utf-8") + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate in a column of a corpus: only its escape is valid
+        return json.dumps(content, allow_nan=False, indent=indent).encode("ascii") + b"\n"

@@ -85,7 +85,7 @@ def _complete_or_refused(
 
 
 def _num_answer_bytes(chat: ChatTokenizer, sample: Sample) -> int:
-    text, spans = chat.render(sample.messages)
+    text, spans = chat.render(sample.messages, sample.tools)
     return sum(len(text[start:end].encode()) for start, end in spans)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import transformers
 
 from selectmoe.config.evaluation import EvaluateConfig, fewshot_numbers
+from selectmoe.data.message_fields import content_key
 from selectmoe.data.rejected import describe
 from selectmoe.errors import ConfigError, ModelError, first_line
 from selectmoe.evaluation.lm_eval_model import split_model_args, wrap_model
@@ -325,7 +326,10 @@ def _to_json(value: Any) -> Any:  # noqa: ANN401 (any response)
 
 def _hash(sample: Sample) -> str:
     """Hash of the messages, which identifies a row across runs."""
-    messages = [[message.role, message.content] for message in sample.messages]
+    messages = [
+        [message.role, message.content, *filter(None, [content_key(message)])]
+        for message in sample.messages
+    ]
     return hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:12]
 
 

@@ -21,7 +21,7 @@ import yaml
 from selectmoe.data.endings import find_ending, without_ending
 from selectmoe.data.formats import read_objects
 from selectmoe.data.readers import read_corpus
-from selectmoe.data.rows import abridge
+from selectmoe.data.row_errors import abridge
 from selectmoe.errors import ConfigError, DataError
 from selectmoe.evaluation.hellaswag import clean_row, is_hellaswag, with_choices
 from selectmoe.records import RejectedRow, Sample

@@ -1,5 +1,6 @@
 """Chooses the conversations that finetuning uses: the selected ones, all, or a random sample."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from selectmoe.config.columns import ColumnRules
 from selectmoe.config.finetune import FinetuneDatasetConfig
 from selectmoe.corpus.shards import read_shard, row_key
 from selectmoe.data.readers import read_corpus, require_readable
@@ -26,11 +28,13 @@ def choose_rows(dataset: FinetuneDatasetConfig, *, seed: int) -> ChosenRows:
     require_source(dataset)
     path = _path(dataset)
     run = selection_run(path)
+    names = dataset.columns if run is None else {}  # the rows of a selection are messages
+    read = functools.partial(read_corpus, rules=ColumnRules(names, keeps_extra=False))
     if dataset.mode == "selected":
         file = path if run is None else str(run / SELECTED_NAME)
-        return ChosenRows(lambda: read_corpus(file), None, f"the rows of {file}")
+        return ChosenRows(lambda: read(file), None, f"the rows of {file}")
     if run is None:
-        corpus = ChosenRows(lambda: read_corpus(path), None, f"all rows of {path}")
+        corpus = ChosenRows(lambda: read(path), None, f"all rows of {path}")
     else:
         shards = corpus_shards(run)
         corpus = ChosenRows(lambda: _of_shards(shards), None, f"all rows that {run} read")

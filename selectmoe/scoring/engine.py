@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from selectmoe.config.engine import EngineConfig, Length
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pad_samples
+from selectmoe.data.rows import RowLocation, parse_row
 from selectmoe.model.checkpoint import (
     ADAPTER_WEIGHTS_NAME,
     calibration_folder,
@@ -32,6 +34,7 @@ from selectmoe.model.vocabulary import require_tokenizer_fits
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
     PaddedBatch,
+    RejectedRow,
     Sample,
     ScoredSample,
     ScoredTokens,
@@ -161,12 +164,18 @@ class ScoringEngine:
         assert self._files is not None, "made from a model in memory"
         return hash_weights(*self._files)
 
-    def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
-        """One outcome per sample, in order; a score does not depend on the other samples."""
+    def score(
+        self, samples: Sequence[Sample | Mapping[str, Any]]
+    ) -> list[ScoredSample | UnscoredSample]:
+        """One outcome per sample, in order; a score does not depend on the other samples.
+
+        A dictionary is read as a row of a corpus; one that is no sample is unscored, with the
+        reason.
+        """
         answers: list[ScoredSample | UnscoredSample | None] = []
 
         def tokenized() -> Iterator[TokenizedSample]:
-            for outcome in self._tokenize_in_parts(samples):
+            for outcome in self._tokenize_in_parts([*map(_as_sample, samples, count(1))]):
                 if isinstance(outcome, UnscoredSample):
                     answers.append(outcome)
                 else:
@@ -177,12 +186,16 @@ class ScoringEngine:
         return [next(scored) if answer is None else answer for answer in answers]
 
     def _tokenize_in_parts(
-        self, samples: Sequence[Sample]
+        self, samples: Sequence[Sample | UnscoredSample]
     ) -> Iterator[TokenizedSample | UnscoredSample]:
         """Packed batches are scored while the next part is tokenized; padded ones wait for all."""
         size = TOKENIZED_TOGETHER if self.packed else max(len(samples), 1)
         for start in range(0, len(samples), size):
-            yield from self.tokenizer.tokenize_to_score(samples[start : start + size])
+            part = samples[start : start + size]
+            tokenized = iter(
+                self.tokenizer.tokenize_to_score([row for row in part if isinstance(row, Sample)])
+            )
+            yield from (row if isinstance(row, UnscoredSample) else next(tokenized) for row in part)
 
     def score_tokenized(
         self,
@@ -287,6 +300,15 @@ class ScoringEngine:
         decoded = self.model(input_ids=token_ids_BT, use_cache=False, output_quality_logits=True)
         margins_LBT = good_margins(torch.stack(decoded["quality_logits"]))
         return margins_LBT, scored_tokens(answer_mask_BT, attention_mask_BT, self.formula.tokens)
+
+
+def _as_sample(row: Sample | Mapping[str, Any], number: int) -> Sample | UnscoredSample:
+    if isinstance(row, Sample):
+        return row
+    sample = parse_row(row, RowLocation("samples", number, "samples"))
+    if isinstance(sample, RejectedRow):
+        return UnscoredSample(sample.sample_id, sample.reason, sample.detail)
+    return sample
 
 
 def _load_model(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selectmoe.config.columns import ColumnRules
 from selectmoe.config.loading import from_values, resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import write_shards
@@ -30,7 +31,8 @@ class Selection:
     """What `select` kept."""
 
     rows: list[dict[str, Any]]
-    """The kept rows: dataset, id, messages, score, percentile and source."""
+    """The kept rows as in selected_data.jsonl: dataset, id, messages, score, percentile, source,
+    and what else the corpus says of them."""
     manifest: dict[str, Any]
     """Configuration, counts, thresholds and speed."""
 
@@ -77,7 +79,7 @@ def select(
         write_json(folder.root / CONFIG_NAME, resolved(config))
         if not isinstance(corpus, str | Path):
             write_shards(
-                _parsed(corpus),
+                _parsed(corpus, config.dataset.column_rules),
                 folder.corpus,
                 rows_per_shard=config.rows_per_shard,
                 duplicates=config.selection.duplicates,
@@ -89,6 +91,8 @@ def select(
             return Selection([json.loads(line) for line in file], manifest)
 
 
-def _parsed(rows: Iterable[Mapping[str, Any]]) -> Iterator[Sample | RejectedRow]:
+def _parsed(
+    rows: Iterable[Mapping[str, Any]], rules: ColumnRules
+) -> Iterator[Sample | RejectedRow]:
     for number, row in enumerate(rows, start=1):
-        yield parse_row(row, RowLocation(file="rows", row=number, dataset="rows"))
+        yield parse_row(row, RowLocation(file="rows", row=number, dataset="rows"), rules)

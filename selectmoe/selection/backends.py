@@ -21,6 +21,7 @@ from selectmoe.client import ScoreClient, ScoreFailure, ScoreResult, ServerInfo
 from selectmoe.client.score_client import API_KEY_VARIABLE
 from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
+from selectmoe.data.turn_plan import TOKENIZER_REASONS
 from selectmoe.errors import ConfigError, ResumeError, ScoreRequestError
 from selectmoe.model.checkpoint import calibration_folder, hash_weights, pinned_model
 from selectmoe.paths import model_or_embedded
@@ -206,7 +207,7 @@ class HttpScorer:
                 truncated=answer.truncated,
                 layer_scores=np.array(answer.layers, dtype=np.float32),
             )
-        if answer.error_type == "validation" and answer.reason in ("", "validation"):
+        if answer.error_type == "validation" and answer.reason not in TOKENIZER_REASONS:
             # Our own reader accepted the row, so a server of another version would reject them all.
             raise ScoreRequestError(
                 f"{self.client.url} rejected {sample.source or sample.sample_id} as invalid: "

@@ -1,5 +1,6 @@
 """Writes the outputs of a selection: exactly k selected rows, and every rejected row."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.corpus.normalize import REJECTED_NAME
 from selectmoe.corpus.shards import CorpusSummary, read_rows, read_summary
+from selectmoe.data.layouts import SYSTEM_COLUMNS, TOOLS_COLUMN
+from selectmoe.data.message_fields import as_json
 from selectmoe.data.rejected import (
     RejectedCounts,
     reject,
@@ -22,7 +25,7 @@ from selectmoe.data.rejected import (
     write_rejected,
 )
 from selectmoe.data.writers import whole_file, write_jsonl
-from selectmoe.records import RejectedRow, UnscoredSample
+from selectmoe.records import RejectedRow, Sample, UnscoredSample
 from selectmoe.scoring.calibration import Calibration, load_calibration
 from selectmoe.selection.differences import MedianTokens, median_of_counts
 from selectmoe.selection.passes import (
@@ -37,6 +40,8 @@ from selectmoe.selection.passes import (
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.top_k import Scope, Threshold
 
+READ_BESIDE = (*SYSTEM_COLUMNS, TOOLS_COLUMN)
+"""Columns beside the messages that a reader of selected_data.jsonl takes for a part of them."""
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
@@ -227,14 +232,36 @@ def selected_rows(
         percentiles = calibration.percentiles(kept.scores).tolist() if calibration else repeat(None)
         for sample, score, percentile in zip(samples, kept.scores, percentiles, strict=False):
             counts.num_rows[sample.dataset] += 1
-            yield {
-                "dataset": sample.dataset,
-                "id": sample.sample_id,
-                "messages": [{"role": m.role, "content": m.content} for m in sample.messages],
-                "score": float(str(score)),  # the shortest decimal that is this float32
-                "percentile": percentile,
-                "source": _shortened(sample.source, folders),
-            }
+            yield _selected_row(sample, score, percentile, _shortened(sample.source, folders))
+
+
+def _selected_row(
+    sample: Sample, score: np.float32, percentile: float | None, source: str
+) -> dict[str, object]:
+    row: dict[str, object] = {
+        "dataset": sample.dataset,
+        "id": sample.sample_id,
+        "messages": [as_json(message) for message in sample.messages],
+        "score": float(str(score)),  # the shortest decimal that is this float32
+        "percentile": percentile,
+        "source": source,
+    }
+    if sample.tools:
+        row["tools"] = json.loads(sample.tools)
+    if sample.extra_columns:
+        row |= _with_free_names(json.loads(sample.extra_columns), taken={*row, *READ_BESIDE})
+    return row
+
+
+def _with_free_names(columns: Mapping[str, object], *, taken: set[str]) -> dict[str, object]:
+    """The corpus's own `score` becomes `corpus_score`, as does what would be read as a turn."""
+    named: dict[str, object] = {}
+    for name, value in columns.items():
+        free = name
+        while free in taken or (free != name and free in columns):
+            free = f"corpus_{free}"
+        named[free] = value
+    return named
 
 
 def _shortened(source: str, folders: Sequence[str]) -> str:

@@ -194,6 +194,7 @@ def normalize(
             rows_per_shard=config.rows_per_shard,
             subset_ratio=config.dataset.subset_ratio,
             duplicates=config.selection.duplicates,
+            rules=config.dataset.column_rules,
             map_items=runner.map_parts(lambda: progress.rows_read(rows_read(folder.corpus))),
         )
     finally:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from selectmoe.config.columns import ColumnRules
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.corpus.shards import keep_subset, read_shard
 from selectmoe.data.chat import ChatTokenizer
@@ -46,7 +47,8 @@ def choose_warmup_rows(config: WarmupConfig) -> ChosenRows:
     specs, ratio = corpus_specs(config.dataset), config.dataset.subset_ratio
 
     def read() -> Iterator[Sample | RejectedRow]:
-        rows = read_corpora(specs or [str(DEMO_CORPUS)])
+        rules = ColumnRules(config.dataset.columns, keeps_extra=False)
+        rows = read_corpora(specs or [str(DEMO_CORPUS)], rules=rules)
         if not specs:
             rows = (row for row in rows if row.dataset == CLEAN_DEMO)
         return keep_subset(rows, ratio=ratio) if ratio < 1 else rows

@@ -24,7 +24,7 @@ from selectmoe.records import Sample
 from selectmoe.scoring.engine import ScoringEngine
 from serve.local_ray import ENVIRONMENT
 from tests.ray_head import free_port
-from tests.serve_process import serve_run
+from tests.serve_process import serve_run, started
 
 pytestmark = pytest.mark.timeout(300)
 GOOD = {"prompt": "Why is the sky blue?", "response": "Air scatters blue light the most."}
@@ -102,6 +102,15 @@ def test_details_arrive(client, detail):
         ({"method": "GET", "url": "/nothing"}, 404),
         ({"method": "PUT", "url": "/score"}, 405),
         ({"method": "POST", "url": "/score", "content": b" " * 4_194_305}, 413),
+        (
+            {
+                "method": "POST",
+                "url": "/score",
+                "content": b"{}",
+                "headers": {"Content-Encoding": "lzma"},
+            },
+            415,
+        ),
         ({"method": "POST", "url": "/score", "content": b"{}"}, 422),
     ],
 )
@@ -109,6 +118,27 @@ def test_every_refusal_has_its_status_and_the_one_shape(client, request_parts, s
     answer = client.request(**request_parts)
     assert answer.status_code == status
     assert set(answer.json()) == {"error", "error_type"}
+
+
+def test_the_proxies_take_what_clients_send(server, client):
+    """The proxies are set up while the service starts: unit tests try every kind of request."""
+    body = b'{"samples": {"text": "The sea rises."}}'
+    offer = (
+        f"POST /score/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        "HTTP2-Settings: AAMAAABkAAQBAAAA\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=30) as connection:
+        connection.sendall(offer.encode())
+        time.sleep(0.1)
+        connection.sendall(body)
+        assert b"200 OK" in connection.recv(65_536)
+        connection.sendall(b"\0\r\n\r\n")
+        received = connection.recv(65_536)
+    assert b" 400 Bad Request" in received
+    assert b'"error_type":"bad_request"' in received
+    assert client.head("/health/ready").status_code == 200
 
 
 def test_a_full_queue_answers_429_and_every_accepted_request_is_answered(client, samples):
@@ -248,16 +278,21 @@ def test_the_documentation_executes_every_operation(page, server):
     assert sections.count() == 5
 
 
-def test_serve_run_says_little_and_sigterm_finishes_what_was_accepted(repository, tmp_path):
-    with socket.socket() as taken:
-        if taken.connect_ex(("127.0.0.1", 8000)) == 0:
-            pytest.skip("`serve run serve.app:app` takes port 8000, which is in use here")
-    url = "http://127.0.0.1:8000"
+def test_python_m_serve_says_little_leaves_no_token_and_finishes_what_was_accepted(tmp_path):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    environment = {
+        "HOME": str(tmp_path), "SELECTMOE_PORT": str(port), "PYTHONPATH": None,
+        "RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN_PATH": None,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "serve", "--host", "127.0.0.1"]
     with (
-        serve_run("serve.app:app", url=url, folder=tmp_path, environment={}) as running,
+        started(command, url=url, folder=tmp_path, environment=environment) as running,
         concurrent.futures.ThreadPoolExecutor(2) as pool,
     ):
-        assert len(running.printed().splitlines()) <= 8, running.printed()
+        [line] = running.printed().splitlines()
+        assert line == f"serving embedded on {url}; Ctrl-C stops it"
+        assert not (tmp_path / ".ray").exists()
         long = {"samples": [{"text": "word " * 1_000}] * 16}
         asked = [pool.submit(httpx.post, f"{url}/score", json=long, timeout=60) for _ in range(2)]
         while _accepted(url) < 32:

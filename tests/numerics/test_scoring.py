@@ -273,3 +273,38 @@ def test_real_rows_have_percentiles_from_0_to_100_alike(engine, shared_data):
     # One data set of several: its mean is not 50, but a table of other scores would be at an end.
     assert 20 < found.mean() < 80
     assert found.std() > 15  # uniform: 29
+
+
+def test_a_dictionary_is_scored_as_the_row_of_a_corpus(engine):
+    question, answer = "Why is the sky blue?", "Air scatters blue light more than red."
+    sample = Sample("d", "1", (Message("user", question), Message("assistant", answer)))
+    rows = [
+        {"prompt": question, "response": answer, "category": "sky"},
+        {"prompt": question},
+        {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]},
+        {"instruction": question, "input": "", "output": "\u200b", "id": 7},
+    ]
+    expected, prompt, broken, talk, empty = engine.score([sample, *rows])
+    assert prompt.score == talk.score == expected.score
+    assert (broken.sample_id, broken.reason) == ("samples:3", "unknown_layout")
+    assert (empty.sample_id, empty.reason) == ("7", "empty_answer")
+
+
+def test_reasoning_is_scored_and_an_untrained_answer_is_not(engine):
+    turns = [
+        {"role": "user", "content": "Why is the sky blue?"},
+        {"role": "assistant", "content": "Air scatters blue light more than red."},
+    ]
+    doubt = {"role": "assistant", "content": "Dunno lol."}
+    plain, thought, trained, untrained = engine.score(
+        [
+            {"messages": turns},
+            {"messages": [turns[0], turns[1] | {"thinking": "Rayleigh."}]},
+            {"messages": [turns[0], doubt, *turns]},
+            {"messages": [turns[0], doubt | {"weight": 0}, *turns]},
+        ]
+    )
+    assert thought.num_answer_tokens > plain.num_answer_tokens
+    assert thought.score != plain.score
+    assert untrained.num_answer_tokens == plain.num_answer_tokens < trained.num_answer_tokens
+    assert untrained.num_tokens == trained.num_tokens

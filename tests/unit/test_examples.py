@@ -71,7 +71,7 @@ def test_the_client_prints_scores_and_failures(run):
         prime, words, empty = run("score_client.py", server.url).splitlines()
     assert prime.startswith("prime: score 0.")
     assert words.endswith(" tokens")
-    assert empty.startswith("empty: validation: samples[2].messages: must not be empty")
+    assert empty.startswith("empty: validation: samples[2]: 'messages' must not be empty")
 
 
 def test_a_custom_trash_expert_is_in_every_layer(run):

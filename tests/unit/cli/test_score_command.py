@@ -39,6 +39,14 @@ def test_each_row_gets_a_line_in_its_order_with_the_engines_score(tmp_path, caps
     assert third["id"] == "c"
 
 
+def test_columns_may_have_names_of_their_own(tmp_path, capsys):
+    row = '{"id": "a", "q": "Why is the sky blue?", "a": "Air scatters blue light."}\n'
+    (tmp_path / "rows.jsonl").write_text(row, "utf-8")
+    main(["--data", str(tmp_path / "rows.jsonl"), "columns={prompt: q, response: a}"])
+    [scored] = scores(capsys.readouterr().out)
+    assert scored["score"] is not None
+
+
 def test_standard_input_and_an_output_file(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(ROWS.encode())))
     main(["--data", "-", "--output", str(tmp_path / "scores.jsonl")])

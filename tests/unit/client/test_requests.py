@@ -20,6 +20,7 @@ from selectmoe.client.requests import (
     retry_after_seconds,
     retry_wait,
 )
+from selectmoe.data.rows import RowLocation, parse_row
 from selectmoe.errors import (
     ConfigError,
     DataError,
@@ -278,3 +279,14 @@ def test_retry_after_may_be_a_number_or_a_date():
 def test_a_time_limit_is_a_number_above_0(seconds):
     with pytest.raises(ConfigError, match="timeout_seconds must be above 0"):
         ScoreDialogues("http://server", has_key=False, timeout_seconds=seconds)
+
+
+def test_a_sample_is_sent_with_all_that_it_says():
+    answer = Message("assistant", "Because.", '{"thinking": "Hm.", "weight": 1}')
+    sample = Sample("d", "1", (Message("user", "Why?"), answer), tools='[{"name": "f"}]')
+    [batch] = encode_batches([sample, {"id": 7, "text": "Because."}])
+    sent, mapping = json.loads(batch.body)["samples"]
+    read = parse_row(sent, RowLocation("x", 1, "d"))
+    assert (read.messages, read.tools) == (sample.messages, sample.tools)
+    assert mapping == {"id": 7, "text": "Because."}
+    assert batch.sample_ids == ("1", "7")

@@ -11,7 +11,7 @@ from selectmoe.corpus.normalize import write_shards
 from selectmoe.corpus.shards import keep_subset, read_rows, read_shard, row_key
 from selectmoe.errors import DataError
 from selectmoe.records import Message, Sample
-from tests.made_samples import rejected_rows, sample_of, samples
+from tests.made_samples import rejected_rows, sample_of, samples, shard_rows
 
 
 @pytest.mark.parametrize("row_group_size", [1, 3, 25])
@@ -67,3 +67,54 @@ def test_a_subset_of_nothing_is_refused():
     with pytest.raises(DataError, match="subset_ratio=1e-09 keeps none of the 10 rows"):
         list(keep_subset(samples(10), ratio=1e-9))
     assert list(keep_subset(rejected_rows(2), ratio=1e-9)) == rejected_rows(2)
+
+
+def test_what_a_row_says_beside_its_texts_survives_in_a_shard(tmp_path):
+    answer = Message("assistant", "Because.", '{"thinking": "日", "weight": 1}')
+    rows = [
+        sample_of("plain"),
+        Sample(
+            "d", "rich", (Message("user", "Why?"), answer), "f:2", '[{"name": "f"}]', '{"a": 1}'
+        ),
+    ]
+    write_shards(rows, tmp_path / "c", rows_per_shard=25)
+    assert {sample.sample_id: sample for _, sample in shard_rows(tmp_path / "c")} == {
+        sample.sample_id: sample for sample in rows
+    }
+
+
+def test_a_shard_of_an_earlier_version_is_read(tmp_path):
+    write_shards(samples(5), tmp_path / "c", rows_per_shard=25)
+    before = shard_rows(tmp_path / "c")
+    [shard] = (tmp_path / "c").glob("shard-*")
+    table = pq.read_table(shard)
+    pq.write_table(table.drop_columns(["message_fields", "tools", "extra_columns"]), shard)
+    assert shard_rows(tmp_path / "c") == before
+
+
+def test_a_key_depends_on_what_is_said_and_not_on_columns():
+    plain = sample_of("1")
+    key = row_key(plain)
+    assert row_key(replace(plain, extra_columns='{"a": 1}')) == key
+
+    def with_fields(fields: str) -> str:
+        return row_key(
+            replace(plain, messages=(*plain.messages[:-1], replace(last, fields=fields)))
+        )
+
+    last = plain.messages[-1]
+    assert with_fields('{"name": "bob", "weight": 1}') == key
+    keys = {with_fields('{"weight": 0}'), with_fields('{"thinking": "a"}')}
+    assert len({key, row_key(replace(plain, tools="[]")), *keys}) == 4
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_rows_that_differ_in_columns_alone_have_one_order(tmp_path, backwards):
+    rows = [
+        replace(sample_of("1"), extra_columns=f'{{"n": {n}}}', source=f"f:{n}") for n in range(9)
+    ]
+    given = rows[::-1] if backwards else rows
+    write_shards(given, tmp_path / "c", rows_per_shard=4, duplicates="keep")
+    assert [sample for _, sample in shard_rows(tmp_path / "c")] == rows
+    write_shards(given, tmp_path / "c", rows_per_shard=4)
+    assert [sample for _, sample in shard_rows(tmp_path / "c")] == rows[:1]

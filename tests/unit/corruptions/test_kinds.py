@@ -382,3 +382,17 @@ def test_markup_stands_between_the_words():
         left = Counter(worse.split())
         assert Counter(PROSE.split()) - left == Counter()
         assert left.total() > len(PROSE.split())
+
+
+@pytest.mark.parametrize("kind", ["shuffled_words", "truncated", "other_turn"])
+def test_an_answer_that_is_not_trained_on_stays_as_it_is(kind):
+    untrained = Message("assistant", PROSE, '{"weight": 0}')
+    trained = Message("assistant", f"And then: {PROSE}", '{"thinking": "Hm."}')
+    question = Message("user", "What happened?")
+    sample = Sample("d", "1", (question, untrained, question, trained))
+    copy = corrupt(sample, kind=kind, seed=0, donors=[])
+    assert copy.messages[1] == untrained
+    assert copy.messages[3].content != trained.content
+    assert copy.messages[3].fields == trained.fields
+    alone = replace(sample, messages=(question, untrained))
+    assert corrupt(alone, kind=kind, seed=0, donors=[]) is None

@@ -12,6 +12,10 @@ POSITIONS = {"RowError": 0, "reject": 0, "UnscoredSample": 1}
 def reasons_of(file: Path) -> Iterator[str]:
     """Every reason that a file writes down as text."""
     for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(call, ast.FunctionDef):  # the reason that an error has unless it is given one
+            defaults = zip(call.args.kwonlyargs, call.args.kw_defaults, strict=True)
+            names = [value for argument, value in defaults if argument.arg == "reason"]
+            yield from (g.value for g in names if isinstance(g, ast.Constant) and g.value)
         if not isinstance(call, ast.Call):
             continue
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))

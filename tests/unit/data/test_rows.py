@@ -3,19 +3,15 @@
 import datetime
 import decimal
 import itertools
+import json
 
 import numpy as np
 import pytest
 
-from selectmoe.data.rows import (
-    MAX_NAME_CHARACTERS,
-    ROLES,
-    RowError,
-    RowLocation,
-    abridge,
-    check_messages,
-    parse_row,
-)
+from selectmoe.config.columns import ColumnRules
+from selectmoe.data.messages import ROLES, TurnReader, require_answer
+from selectmoe.data.row_errors import RowError, abridge
+from selectmoe.data.rows import MAX_NAME_CHARACTERS, RowLocation, parse_row
 from selectmoe.records import Message, RejectedRow, Sample
 
 PLACE = RowLocation("/corpora/tulu.jsonl", 7, "tulu")
@@ -58,10 +54,28 @@ def test_null_columns_of_other_layouts_do_not_matter():
     assert parse_row(row | {"response": "Because."}, PLACE).messages == DIALOGUE
 
 
-def test_other_keys_do_not_matter():
-    turn = ANSWERED | {"name": "bot", "tool_calls": [], "weight": float("nan")}
-    row = {"messages": [ASKED, turn], "meta": {"score": float("inf")}, "": None}
-    assert parse_row(row, PLACE).messages == DIALOGUE
+def test_keys_without_a_value_do_not_matter():
+    turn = ANSWERED | {"name": None, "tool_calls": [], "weight": float("nan")}
+    row = {"messages": [ASKED, turn], "system": None, "tools": [], "prompt": ""}
+    sample = parse_row(row, PLACE)
+    assert (sample.messages, sample.tools, sample.extra_columns) == (DIALOGUE, "", "")
+
+
+def test_other_keys_are_kept_and_change_nothing_that_is_read():
+    turn = ANSWERED | {"name": "bot", "at": 1.5}
+    row = {"messages": [ASKED, turn], "meta": {"score": float("inf")}, "": None, "text": "a"}
+    sample = parse_row(row, PLACE)
+    assert [(m.role, m.content) for m in sample.messages] == [(m.role, m.content) for m in DIALOGUE]
+    assert json.loads(sample.messages[1].fields) == {"name": "bot", "at": 1.5}
+    assert json.loads(sample.extra_columns) == {"meta": {"score": None}, "": None, "text": "a"}
+
+
+def test_other_keys_are_left_out_where_the_rules_say_so():
+    turn = ANSWERED | {"name": "bot", "at": 1.5, "weight": 1}
+    row = {"messages": [ASKED, turn], "picture": object()}
+    sample = parse_row(row, PLACE, ColumnRules(keeps_extra=False))
+    assert json.loads(sample.messages[1].fields) == {"name": "bot", "weight": 1}
+    assert sample.extra_columns == ""
 
 
 def test_contents_in_text_parts_are_joined():
@@ -71,7 +85,7 @@ def test_contents_in_text_parts_are_joined():
 
 
 def test_arrays_as_pandas_reads_lists_are_messages_too():
-    assert check_messages(np.array([ASKED, ANSWERED], dtype=object)) == DIALOGUE
+    assert TurnReader().read(np.array([ASKED, ANSWERED], dtype=object)) == DIALOGUE
 
 
 def test_text_is_kept_to_the_letter():
@@ -127,8 +141,9 @@ def test_a_name_that_no_file_can_hold_costs_the_row_its_name_only(name):
         (7, "not_an_object", "a row must be a JSON object, got int 7"),
         ([], "not_an_object", "a row must be a JSON object, got list []"),
         (None, "not_an_object", "a row must be a JSON object, got NoneType None"),
-        ({}, "unknown_layout", "a row must have one of (messages; instruction, output; "),
-        ({"conversations": []}, "unknown_layout", "got the keys ['conversations']"),
+        ({}, "unknown_layout", "a row must have messages, conversations, conversation or text, or"),
+        ({"talk": []}, "unknown_layout", "got the keys ['talk']; dataset.columns={prompt: COLUMN"),
+        ({"conversations": []}, "messages_empty", "'conversations' must not be empty"),
         ({"messages": None}, "messages_wrong_type", "'messages' must be a list, got NoneType None"),
         ({"messages": "hi"}, "messages_wrong_type", "'messages' must be a list, got str 'hi'"),
         ({"messages": {"role": []}}, "messages_wrong_type", "must be a list, got dict {'role': []"),
@@ -141,11 +156,11 @@ def test_a_name_that_no_file_can_hold_costs_the_row_its_name_only(name):
             "the assistant must say something, got only white space",
         ),
         (
-            {"messages": [ASKED, {"role": "gpt", "content": "Because."}]},
+            {"messages": [ASKED, {"role": "narrator", "content": "Because."}]},
             "unknown_role",
-            "messages[1].role must be one of system, user, assistant, got str 'gpt'",
+            "messages[1].role must be one of system, user, assistant, tool, got str 'narrator'",
         ),
-        ({"messages": [{"content": "Hi."}]}, "unknown_role", "assistant, got NoneType None"),
+        ({"messages": [{"content": "Hi."}]}, "unknown_role", "tool, got the keys ['content']"),
         ({"messages": [{"role": ["user"], "content": ""}]}, "unknown_role", "got list ['user']"),
         (
             {"messages": [ANSWERED | {"content": None}]},
@@ -155,7 +170,7 @@ def test_a_name_that_no_file_can_hold_costs_the_row_its_name_only(name):
         (
             {"messages": [ANSWERED | {"content": [{"type": "image", "text": "a"}]}]},
             "messages_wrong_type",
-            "messages[0].content must be text, got list [{",
+            "messages[0].content must be text or a list of text parts, got dict {",
         ),
         ({"messages": [ANSWERED | {"content": []}]}, "messages_wrong_type", "got list []"),
         ({"text": 5}, "messages_wrong_type", "'text' must be text, got int 5"),
@@ -179,7 +194,7 @@ def test_a_row_that_breaks_the_contract_is_rejected_with_the_rule_and_the_value(
 @pytest.mark.parametrize(
     ("row", "place"),
     [
-        ({"text": "half an emoji \ud83d"}, "messages[0].content"),
+        ({"text": "half an emoji \ud83d"}, "'text'"),
         ({"messages": [ASKED | {"content": "\udfff"}, ANSWERED]}, "messages[0].content"),
     ],
 )
@@ -216,7 +231,8 @@ def test_nothing_but_a_row_error_comes_out_of_any_messages():
     for role, content in itertools.product([*odd, *ROLES], odd):
         for messages in ([{"role": role, "content": content}], [ANSWERED, {"role": role}], role):
             try:
-                checked = check_messages(messages)
+                checked = TurnReader().read(messages)
+                require_answer(checked)
             except RowError:
                 continue
             assert checked == (Message("assistant", "x"),)

@@ -115,3 +115,12 @@ def test_more_rows_than_there_are_cannot_be_drawn(run):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         ids(FinetuneDatasetConfig(data_path=str(tmp_path / "selected_data.jsonl")))
+
+
+def test_a_corpus_with_other_names_of_columns_is_read_by_these(tmp_path):
+    rows = [{"q": "Why?", "a": "Because.", "id": "1"}]
+    corpus = write_rows(tmp_path / "table.jsonl", rows)
+    names = {"prompt": "q", "response": "a"}
+    dataset = FinetuneDatasetConfig(data_path=str(corpus), columns=names)
+    [row] = choose_rows(dataset, seed=0).read()
+    assert [message.content for message in row.messages] == ["Why?", "Because."]

@@ -55,6 +55,24 @@ def test_targets_are_what_the_assistant_says_and_its_end_mark(file, tmp_path):
     assert rows.ids_of(batch["row_numbers"].tolist()) == ["row-3", "row-11"]
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_an_answer_that_is_not_trained_on_is_no_target(tmp_path, mark):
+    asked, answered = conversation(3)["messages"]
+    doubt = answered | {"content": "5 5"} | mark
+    thought = answered | {"reasoning_content": "7 7"}
+    turns = [asked, doubt, asked, thought]
+    file = write_rows(tmp_path / "rows.jsonl", [{"messages": turns}])
+    tokenizer = tiny_tokenizer()
+    prepare_supervised_rows(settings(file), tokenizer, tmp_path)
+    batch = SupervisedRows(tmp_path).batch([0])
+    [ids], [labels] = batch["input_ids"], batch["labels"]
+    targets = tokenizer.decode(labels[labels != IGNORED_LABEL])
+    assert targets.endswith(answered["content"] + END)
+    assert "7 7" in targets
+    assert "5 5" not in targets
+    assert "5 5" in tokenizer.decode(ids)
+
+
 def test_a_first_token_is_never_a_target(tmp_path):
     file = write_rows(tmp_path / "rows.jsonl", [{"text": "the gate is open"}])
     tokenizer = tiny_tokenizer()

@@ -75,5 +75,5 @@ def test_duplicates_are_told_in_table_and_manifest_and_so_is_what_a_folder_has_b
     files = selection.manifest["files"]
     assert (files["num_read"], files["num_left_over"]) == (2, 1)
     assert files["left_over"] == [str(tmp_path / "notes.txt")]
-    assert files["outputs"] == [str(run / "drop")]
+    assert files["outputs"] == [str(run / "drop"), str(run / "keep")]  # itself, too
     assert files["folders"] == [f"{tmp_path}/"]

@@ -1,5 +1,6 @@
 """A finished run's shards, written by hand, threshold into what is kept."""
 
+import datetime
 import json
 
 import pyarrow as pa
@@ -10,9 +11,11 @@ from selectmoe.cli.select_table import print_selection
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.normalize import write_shards
 from selectmoe.corpus.shards import read_shard
+from selectmoe.data.rows import RowLocation, parse_row
 from selectmoe.errors import TooManyRejectedError
 from selectmoe.records import Message, RejectedRow, Sample
 from selectmoe.scoring.calibration import describe, save_calibration
+from selectmoe.selection.api import select
 from selectmoe.selection.manifest import write_manifest
 from selectmoe.selection.outputs import select_rows
 from selectmoe.selection.passes import WHOLE_CORPUS
@@ -177,3 +180,71 @@ def test_passes_over_a_shard_at_a_time_write_the_same_file(run):
     assert (run.root / "selected_data.jsonl").read_bytes() == expected
     assert expected.count(b"\n") == whole.num_selected == 15
     assert sorted(path.name for path in run.root.iterdir()) == before  # no piece is left
+
+
+def select_all(tmp_path, rows, **settings):
+    """The lines of selected_data.jsonl where every row of `rows` is kept, by id."""
+    select(rows, pct=1.0, output=tmp_path / "out", **settings)
+    lines = (tmp_path / "out" / "selected_data.jsonl").read_text("utf-8").splitlines()
+    return {row["id"]: row for row in map(json.loads, lines)}
+
+
+COLUMNS = ["dataset", "id", "messages", "score", "percentile", "source"]
+TURNS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+RICH = {
+    "id": "rich",
+    "dataset": "d",
+    "messages": [
+        TURNS[0] | {"name": "bob"},
+        TURNS[1] | {"thinking": "Hm.", "weight": 1, "at": 1.5},
+    ],
+    "tools": [{"name": "f"}],
+    "category": "open_qa",
+    "score": 0.9,
+    "corpus_score": 1,
+    "labels": {"de": [1, None]},
+    "half an emoji": "\ud83d",
+}
+
+
+def test_columns_and_keys_that_nothing_reads_reach_the_selection(tmp_path):
+    plain = {"id": "plain", "messages": TURNS}
+    odd = {"id": "odd", "text": "Because.", "system": "linux", "day": datetime.date(2026, 1, 31)}
+    rows = select_all(tmp_path, [RICH, plain, odd])
+    rich = rows["rich"]
+    assert list(rich)[:7] == [*COLUMNS, "tools"]
+    assert rich["messages"] == RICH["messages"]
+    assert rich["tools"] == RICH["tools"]
+    assert {name: rich[name] for name in ("category", "labels", "half an emoji")} == {
+        name: RICH[name] for name in ("category", "labels", "half an emoji")
+    }
+    assert (rich["corpus_corpus_score"], rich["corpus_score"]) == (0.9, 1)
+    assert 0 < rich["score"] < 1
+    assert list(rows["plain"]) == COLUMNS
+    # As `system` a reader of the file would take it for a turn.
+    assert (rows["odd"]["corpus_system"], rows["odd"]["day"]) == ("linux", "2026-01-31")
+
+
+def test_columns_are_left_out_where_the_settings_say_so(tmp_path):
+    rows = select_all(tmp_path, [RICH], dataset__extra_columns="drop")
+    assert list(rows["rich"]) == [*COLUMNS, "tools"]
+    assert rows["rich"]["messages"] == [
+        TURNS[0] | {"name": "bob"},
+        TURNS[1] | {"thinking": "Hm.", "weight": 1},
+    ]
+
+
+def test_a_selected_row_is_read_again_as_the_same_conversation(tmp_path):
+    rows = select_all(tmp_path, [RICH])
+    again = parse_row(rows["rich"], RowLocation("a.jsonl", 1, "a"))
+    first = parse_row(RICH, RowLocation("a.jsonl", 1, "a"))
+    assert (again.messages, again.tools) == (first.messages, first.tools)
+
+
+def test_columns_may_have_names_of_their_own(tmp_path):
+    row = {"q": "Why?", "a": "Because.", "topic": "sky"}
+    [selected] = select_all(
+        tmp_path, [row], dataset__columns={"prompt": "q", "response": "a"}
+    ).values()
+    assert selected["messages"] == TURNS
+    assert selected["topic"] == "sky"

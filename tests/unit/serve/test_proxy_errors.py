@@ -4,9 +4,12 @@ import asyncio
 import json
 
 import pytest
+import uvicorn
 from ray.serve._private.http_util import validate_http_proxy_callback_return
 from starlette.responses import JSONResponse, PlainTextResponse
 
+from serve.http_protocol import HttpProtocol
+from serve.http_proxies import set_up_server
 from serve.proxy_errors import JsonErrorMiddleware, middlewares
 
 
@@ -55,6 +58,30 @@ def test_our_own_answers_pass_as_they_are(status):
 
 def test_serve_s_health_routes_stay_text():
     assert ask(PlainTextResponse("no", status_code=503), path="/-/healthz")[2] == b"no"
+
+
+@pytest.mark.parametrize("target", ["http://a.test/score", "HTTPS://a.test:8000/score", "/score"])
+def test_a_path_with_its_host_before_it_is_that_path(target):
+    async def repeat_path(scope, receive, send):
+        body = {"path": scope["path"], "raw_path": scope.get("raw_path", b"").decode()}
+        await JSONResponse(body)(scope, receive, send)
+
+    assert json.loads(ask(repeat_path, path=target)[2])["path"] == "/score"
+
+
+def test_what_no_application_gets_is_no_path_of_ours():
+    status, _, body = ask(says_nothing, path="*")
+    assert (status, json.loads(body)["error_type"]) == (404, "not_found")
+
+
+def test_a_server_that_is_set_up_twice_has_one_shape_around_its_app():
+    server = uvicorn.Server(uvicorn.Config(says_nothing, log_config=None))
+    server.config.load()
+    for _ in range(2):
+        set_up_server(server)
+    assert server.config.http_protocol_class is HttpProtocol
+    assert server.config.loaded_app.app is not says_nothing  # uvicorn's own wrapper
+    assert not isinstance(server.config.loaded_app.app, JsonErrorMiddleware)
 
 
 def test_serve_takes_the_callback():

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from selectmoe.records import Message, UnscoredSample
+from selectmoe.data.rows import RowLocation, parse_row
+from selectmoe.records import Message, RejectedRow, UnscoredSample
 from serve.error_responses import RequestError
 from serve.request_parsing import parse_request
 
@@ -59,11 +60,16 @@ def test_a_list_keeps_its_order_and_its_bad_samples_beside_the_good():
     assert [entry.wire_id for entry in parsed.samples] == ["0", "1", "2", "3", None, "5", "6"]
     assert parsed.options.detail == "tokens"
     errors = [getattr(entry.sample, "detail", "") for entry in parsed.samples]
-    assert "samples[1].text" in errors[1]
-    assert errors[2] == "samples[2].messages: must not be empty"
-    assert "samples[3]: 'messages' must have an assistant turn" in errors[3]
-    assert errors[4] == "samples[4] must be an object, got a text"
-    assert "samples[5].nothing: is not a field here" in errors[5]
+    assert errors[1] == "samples[1]: 'text' must be text, got int 5"
+    assert errors[2] == "samples[2]: 'messages' must not be empty"
+    assert "samples[3]: a row must have an assistant turn" in errors[3]
+    assert errors[4] == "samples[4]: a row must be a JSON object, got str 'no object'"
+    assert "samples[5]: a row must have messages, " in errors[5]
+    assert "got the keys ['id', 'nothing']" in errors[5]
+    assert [getattr(entry.sample, "reason", "") for entry in parsed.samples] == [
+        "", "messages_wrong_type", "messages_empty", "no_assistant_turn", "not_an_object",
+        "unknown_layout", "",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -83,17 +89,18 @@ def test_a_list_keeps_its_order_and_its_bad_samples_beside_the_good():
         ),
         ({"samples": GOOD, "detail": "all"}, "detail: must be 'sample', 'layers' or 'tokens'"),
         ({"samples": GOOD, "detail": ["tokens"]}, "detail: must be"),
-        ({"samples": {**GOOD, "promt": "x"}}, "samples.promt: is not a field here"),
-        ({"samples": {"prompt": "x"}}, "samples.response: field required"),
-        ({"samples": {**GOOD, "text": "x"}}, "samples.prompt: is not a field here"),
-        ({"samples": {**GOOD, "id": 5}}, "samples.id: input should be a valid string"),
+        ({"samples": {"promt": "x", "response": "y"}}, r"got the keys \['promt', 'response'\]"),
+        ({"samples": {"prompt": "x"}}, "samples: a row must have messages, "),
         ({"samples": {"text": " "}}, "the assistant must say something"),
         ({"samples": {"text": "\ud83d"}}, "lone surrogate"),
         ({"samples": {**GOOD, "id": "\ud83d"}}, "'id' must be valid Unicode"),
-        ({"samples": [{"foo": 1}, {"bar": 2}]}, r"samples\[0\].foo: is not a field here"),
         (
-            {"samples": {"messages": [{"role": "tool", "content": "x"}]}},
-            r"samples.messages\[0\].role: must be 'system', 'user' or 'assistant'",
+            {"samples": [{"foo": 1}, {"bar": 2}]},
+            r"samples\[0\]: a row must have messages, .*\['foo'\]",
+        ),
+        (
+            {"samples": {"messages": [{"role": "narrator", "content": "x"}]}},
+            r"samples: messages\[0\].role must be one of system, user, assistant, tool",
         ),
     ],
 )
@@ -117,7 +124,7 @@ def test_a_list_that_is_too_long_is_too_large():
 
 
 def test_a_message_that_no_file_could_hold_does_not_break_the_answer():
-    error = refusal({"samples": {**GOOD, "\ud83d": 1}})
+    error = refusal({"samples": {"\ud83d": 1}})
     error.response().body.decode("utf-8")
 
 
@@ -127,3 +134,78 @@ def test_the_sample_is_the_one_that_the_select_job_reads():
         Message("user", "a question"),
         Message("assistant", "an answer"),
     )
+
+
+CORPUS_ROWS = {
+    "whole-number id": ({**GOOD, "id": 7}, "7"),
+    "extra keys": ({**GOOD, "id": "a", "source": "mine", "category": None}, "a"),
+    "row of selected_data.jsonl": (
+        {
+            "dataset": "d",
+            "id": "a",
+            "messages": [
+                {"role": "user", "content": "a question"},
+                {"role": "assistant", "content": "an answer"},
+            ],
+            "score": 0.5,
+            "percentile": 50.0,
+        },
+        "a",
+    ),
+    "Alpaca": ({"instruction": "a question", "input": "", "output": "an answer"}, None),
+    "Dolly": ({"instruction": "a question", "context": None, "response": "an answer"}, None),
+    "ShareGPT": (
+        {
+            "conversations": [
+                {"from": "human", "value": "a question"},
+                {"from": "gpt", "value": "an answer"},
+            ]
+        },
+        None,
+    ),
+    "TRL": ({"prompt": "a question", "completion": "an answer"}, None),
+    "parts and a name": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "a question"}],
+                    "name": "bob",
+                },
+                {"role": "assistant", "content": "an answer"},
+            ]
+        },
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CORPUS_ROWS)
+def test_a_row_of_a_corpus_is_a_sample(name):
+    wire, wire_id = CORPUS_ROWS[name]
+    [only] = parse({"samples": wire}).samples
+    assert only.wire_id == wire_id
+    assert [(m.role, m.content) for m in only.sample.messages] == [
+        ("user", "a question"),
+        ("assistant", "an answer"),
+    ]
+    assert only.sample.extra_columns == ""
+
+
+@pytest.mark.parametrize(
+    ("wire", "reason"),
+    [
+        ({**GOOD, "response": " \u200b"}, "empty_answer"),
+        ({"messages": [{"role": "user", "content": "Why?"}]}, "no_assistant_turn"),
+        ({**GOOD, "prompt": "\ud83d"}, "lone_surrogate"),
+        ({"messages": [{"role": "gpt", "content": "a", "weight": 0}]}, "no_trained_turn"),
+        ({"nothing": 1}, "unknown_layout"),
+    ],
+)
+def test_the_reason_of_a_bad_sample_is_that_of_rejected_jsonl(wire, reason):
+    _, bad = parse({"samples": [GOOD, {**wire, "id": 1}]}).samples
+    assert isinstance(bad.sample, UnscoredSample)
+    assert (bad.wire_id, bad.sample.reason) == ("1", reason)
+    row = parse_row({**wire, "id": 1}, RowLocation("a.jsonl", 1, "a"))
+    assert isinstance(row, RejectedRow)
+    assert (row.reason, f"samples[1]: {row.detail}") == (reason, bad.sample.detail)

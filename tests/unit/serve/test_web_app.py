@@ -85,7 +85,7 @@ def test_the_answer_says_what_scored_and_how_much_was_read(client, server):
     assert (content["model"], content["revision"]) == ("embedded", "r1")
     assert content["usage"]["tokens"] == first["num_tokens"] + long["num_tokens"]
     assert (long["truncated"], long["num_tokens"]) == (True, 1_024)
-    kind = {"error_type": "validation", "reason": "validation"}
+    kind = {"error_type": "validation", "reason": "messages_empty"}
     assert bad == {"id": None, "error": bad["error"]} | kind
 
 

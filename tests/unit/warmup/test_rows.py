@@ -1,6 +1,7 @@
 """What a warm-up learns from: every row is learned from or rejected; names become files."""
 
 import json
+from random import Random
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from selectmoe.config.warmup import TrainingConfig, WarmupConfig, WarmupDatasetC
 from selectmoe.data.rejected import rejected_file
 from selectmoe.errors import TooManyRejectedError
 from selectmoe.warmup.rows import load_training_rows, prepare_warmup_rows, warmup_tokenizer
+from selectmoe.warmup.step_batches import make_copy
 
 
 def row(sample_id: str, question: str, answer: str | None) -> dict:
@@ -50,6 +52,22 @@ def test_rows_learned_from_and_rejected_add_up_to_those_read(corpus, tmp_path):
     rejected = {line["id"]: (line["reason"], line["row"]) for line in lines}
     assert rejected["asks too long"] == ("no_answer_token", 2)
     assert len(rejected) == 2
+
+
+def test_an_answer_that_is_not_trained_on_is_neither_a_target_nor_corrupted(tmp_path):
+    turns = row("a", "Two and two?", "Four of them, as always.")["messages"]
+    doubt = turns[1] | {"content": "Five of them, as ever.", "weight": 0}
+    file = tmp_path / "corpus.jsonl"
+    file.write_text(json.dumps({"id": "a", "messages": [turns[0], doubt, *turns]}) + "\n")
+    prepare(config_of(file), tmp_path)
+    rows = load_training_rows(tmp_path)
+    [sample], [tokens] = rows.samples, rows.tokenized
+    read = warmup_tokenizer(config_of(file)).tokenizer.decode(tokens.token_ids[tokens.answer_mask])
+    assert "Four" in read
+    assert "Five" not in read
+    copy = make_copy(sample, [sample], kinds=("shuffled_words",), random=Random(0))
+    assert copy.messages[1] == sample.messages[1]
+    assert copy.messages[3] != sample.messages[3]
 
 
 def test_a_question_is_enough_where_the_whole_sequence_is_predicted(corpus, tmp_path):

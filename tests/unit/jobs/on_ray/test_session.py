@@ -1,5 +1,4 @@
 import json
-import os
 import socket
 
 import pytest
@@ -38,21 +37,6 @@ def test_the_address_of_a_head_elsewhere_that_does_not_answer_is_left_alone(tmp_
     file.write_text("192.0.2.77:6379")  # an address that the standards keep for examples
     assert ray_session._head_on_this_machine() is None
     assert file.exists()
-
-
-def test_a_token_is_made_only_where_the_user_has_none(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("theirs")
-    ray_session._use_a_token_of_our_own()
-    assert "RAY_AUTH_TOKEN" not in os.environ
-    (tmp_path / ".ray" / "auth_token").unlink()
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that monkeypatch takes ours away again
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
-    ray_session._use_a_token_of_our_own()
-    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 def test_a_ray_that_does_not_start_is_tried_twice_and_told_in_one_line(
