@@ -16,7 +16,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 IDS = torch.arange(4, 30)[None]
 
 
-@pytest.fixture(scope="module", params=[save_tiny_llama, save_tiny_olmoe, None], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[save_tiny_llama, save_tiny_olmoe, None],
+    ids=["llama", "olmoe", "default"],
+)
 def run(request, tmp_path_factory):
     """A finished run on a Llama, an OLMoE or the embedded Select-MoE."""
     folder = tmp_path_factory.mktemp("run")
