@@ -70,7 +70,8 @@ def scorer(name: str, selector: Selector) -> RowScores:
 
 def gate_scores(selector: Selector, samples: Sequence[Sample]) -> np.ndarray:
     outcomes = selector.engine().score(samples)
-    return np.array([row.score for row in outcomes if isinstance(row, ScoredSample)])
+    # A row whose prompt fills the maximum length has no score, and stage 2 would not select it.
+    return np.array([row.score if isinstance(row, ScoredSample) else 0.0 for row in outcomes])
 
 
 def untrained_gate_scores(selector: Selector, samples: Sequence[Sample]) -> np.ndarray:
