@@ -16,6 +16,7 @@
     │   ├── UnauthorizedError               it got no API key, or a wrong one
     │   └── ServerUnavailableError          it was not there, not ready or overloaded
     ├── TrainingStoppedError (RuntimeError) training cannot succeed, as with a NaN loss
+    ├── ClusterTokenError (RuntimeError)    a cluster requires a token, or does not know one
     ├── ClusterError (RuntimeError)         no cluster answers, or it has not what a run needs
     ├── ScoringError (RuntimeError)         scoring ended with shards left
     ├── TrainingError (RuntimeError)        workers were lost more often than allowed, or failed

@@ -1,3 +1,3 @@
-"""Where earlier versions had the registration of the model type: use `selectmoe.register_select_moe`."""
+"""Where earlier versions had `register_select_moe`, which `selectmoe` itself exports."""
 
 from selectmoe.model.quiet_loading import register_select_moe as register_select_moe

@@ -1,5 +1,6 @@
 """Stage 1's weights: saves and loads the trained gates, and merges a LoRA adapter."""
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from selectmoe.model.modeling_select_moe import SelectMoeSparseMoeBlock, build_t
 from selectmoe.model.weight_headers import read_header
 
 TRASH_EXPERT_SETTINGS = ("trash_expert_mode", "trash_expert_name")
+FORCED_OPEN = "quality_gate_forced_open"
+# One key: safetensors writes several in an order that differs from one process to the next.
+METADATA_KEY = "select_moe"
 TRASH_EXPERT_NAME = "trash_expert.json"  # in the folder of an adapter
 _TRAINED_PARTS = (".quality_gate.", ".mlp.gate.", ".trash_expert.")
 # The original implementation nests its tensors, and names a layer's parts otherwise.
@@ -34,9 +38,10 @@ def gate_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def save_gate_weights(model: nn.Module, directory: Path) -> Path:
     """Writes `full_rank_weights.safetensors`, whole or not at all, with what the trash experts are
-    in its metadata: the gates were trained beside them."""
+    and whether the gates only read in its metadata: the gates were trained so."""
     directory.mkdir(parents=True, exist_ok=True)
-    content = save(gate_weights(model), {"format": "pt", **trash_expert_settings(model)})
+    settings = json.dumps(gate_settings(model), sort_keys=True)
+    content = save(gate_weights(model), {METADATA_KEY: settings})
     path = directory / GATE_WEIGHTS_NAME
     with whole_file(path) as file:
         file.write(content)
@@ -52,7 +57,7 @@ def load_gate_weights(model: nn.Module, path: str | Path) -> None:
     """
     file = weights_file(path)
     weights, settings = read_gate_weights(file)
-    set_trash_experts(model, settings, file)
+    apply_gate_settings(model, settings, file)
     expected = gate_weights(model)
     unknown = sorted(set(weights) - set(expected))
     if unknown:
@@ -68,6 +73,25 @@ def load_gate_weights(model: nn.Module, path: str | Path) -> None:
             )
     prefix = "model." if hasattr(model, "lm_head") else ""
     model.load_state_dict({prefix + name: tensor for name, tensor in weights.items()}, strict=False)
+
+
+def gate_settings(model: nn.Module) -> dict[str, str]:
+    """What gates were trained with, as texts: the trash experts, and whether gates only read."""
+    config: Any = model.config
+    return {**trash_expert_settings(model), FORCED_OPEN: str(bool(config.quality_gate_forced_open))}
+
+
+def apply_gate_settings(model: nn.Module, settings: Mapping[str, str], file: Path) -> None:
+    """Makes the model what its gates were trained in; absent settings stay the model's."""
+    trash = {name: text for name, text in settings.items() if name in TRASH_EXPERT_SETTINGS}
+    set_trash_experts(model, trash, file)
+    if FORCED_OPEN not in settings:
+        return
+    config: Any = model.config
+    config.quality_gate_forced_open = settings[FORCED_OPEN] == "True"
+    for block in model.modules():
+        if isinstance(block, SelectMoeSparseMoeBlock):
+            block.forced_open = config.quality_gate_forced_open
 
 
 def trash_expert_settings(model: nn.Module) -> dict[str, str]:
@@ -98,8 +122,8 @@ def set_trash_experts(model: nn.Module, settings: Mapping[str, str], file: Path)
 
 
 def write_trash_experts(model: nn.Module, folder: Path) -> None:
-    """Beside an adapter, whose files have no place for them."""
-    write_json(folder / TRASH_EXPERT_NAME, trash_expert_settings(model))
+    """Beside an adapter, whose files have no place for such settings."""
+    write_json(folder / TRASH_EXPERT_NAME, gate_settings(model))
 
 
 def merge_adapter(model: nn.Module, file: Path) -> nn.Module:
@@ -116,7 +140,7 @@ def merge_adapter(model: nn.Module, file: Path) -> nn.Module:
     settings_file = file.parent / TRASH_EXPERT_NAME
     if settings_file.is_file():
         settings = read_json_object(settings_file)
-        set_trash_experts(model, {name: str(text) for name, text in settings.items()}, file)
+        apply_gate_settings(model, {name: str(text) for name, text in settings.items()}, file)
     with warnings.catch_warnings():
         # peft only warns of missing keys, which are an error here.
         warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
@@ -141,8 +165,7 @@ def read_gate_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         if file.suffix == ".safetensors":
             weights: object = load_file(file)
-            metadata = read_header(file).metadata
-            settings = {name: metadata[name] for name in TRASH_EXPERT_SETTINGS if name in metadata}
+            settings = _settings_in(read_header(file).metadata)
         else:  # a pickle of the original implementation; weights_only runs no code from it
             weights = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -155,6 +178,12 @@ def read_gate_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not settings and any(name.endswith(".trash_expert.vector") for name in named):
         settings = {"trash_expert_mode": "custom"}  # of a version that did not write it down
     return _with_our_names(named), settings
+
+
+def _settings_in(metadata: Mapping[str, str]) -> dict[str, str]:
+    settings = json.loads(metadata.get(METADATA_KEY, "{}"))
+    names = (*TRASH_EXPERT_SETTINGS, FORCED_OPEN)
+    return {name: str(settings[name]) for name in names if name in settings}
 
 
 def _with_our_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -50,6 +50,9 @@ def gated_settings(config: SelectMoeConfig, training: TrainingConfig) -> SelectM
             config.quality_loss_parameters = None  # they belong to another loss
         config.quality_loss_type = training.quality_loss_type
         config.quality_loss_weight = training.quality_loss_weight
+    if not learns_detached(training):
+        # A loss on the model's outputs reaches gates and trash experts only where they act on them.
+        config.quality_gate_forced_open = False
     config.sample_wise_averaging = training.sample_wise_averaging
     config.enable_load_balancing = training.enable_load_balancing
     settings = ("trash_expert_mode", *(f"quality_gate_init_{part}" for part in _GATE_PARTS))

@@ -14,6 +14,7 @@ from selectmoe.cli.convert_command import main, require_memory
 from selectmoe.errors import NotEnoughMemoryError
 from selectmoe.model.gate_weights import save_gate_weights
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
+from selectmoe.scoring.engine import ScoringEngine
 from tests.command_here import CommandHere
 from tests.tiny_olmoe import save_tiny_olmoe
 
@@ -130,7 +131,7 @@ def test_what_contradicts_itself_is_refused_before_the_work_begins(complaint, ba
         (("--push-to-hub", "a/b/c"), "push_to_hub must be NAME or OWNER/NAME"),
     ):
         assert message in complaint(main, *common, *arguments)
-    save_gate_weights(torch.nn.Module(), tmp_path / "warm")
+    save_gate_weights(ScoringEngine.from_pretrained(device="cpu").model, tmp_path / "warm")
     bias = ("--merge-weights", str(tmp_path / "warm"), "quality_gate_init_bias=1")
     assert "is a setting of new gates" in complaint(main, *common, *bias)
     assert not (tmp_path / "new").exists()

@@ -8,7 +8,10 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("selct",), "unknown command 'selct'; choose one of select, score, convert, info"),
+        (
+            ("selct",),
+            "unknown command 'selct'; choose one of select, score, calibrate, convert, info",
+        ),
         (("select", "--pct", "5"), "selection_percentage (--pct) must be in (0, 1], got 5.0"),
         (("select", "--data", "missing.jsonl"), "missing.jsonl: no such file or folder"),
         (("select", "--via", "serve"), "via=serve needs Ray: python jobs/select.py --via serve"),

@@ -77,7 +77,7 @@ def test_scores_of_tokens_average_to_the_score_of_the_sample(samples, formula):
 
 @pytest.mark.parametrize("formula", SCORE_FORMULAS)
 def test_engine_equals_the_whole_causal_model_with_a_mask_and_left_padding(samples, formula):
-    engine = ScoringEngine.from_pretrained(device="cpu", formula=formula)
+    engine = ScoringEngine.from_pretrained(device="cpu", formula=formula, length="raw")
     model = SelectMoeForCausalLM.from_pretrained(EMBEDDED_SELECTOR, dtype=torch.float32).eval()
     rows = engine.tokenizer.tokenize(samples[:4])
     batch = collate_padded(rows, np.arange(len(rows)))
@@ -102,7 +102,7 @@ def test_last_layers_experts_change_nothing(engine, samples):
 
 
 def test_saved_gate_weights_reproduce_the_score(engine, samples, tmp_path):
-    trained = ScoringEngine.from_pretrained(device="cpu")
+    trained = ScoringEngine.from_pretrained(device="cpu", length="raw")
     with torch.no_grad():
         for layer in trained.model.layers:
             layer.mlp.quality_gate.weight.mul_(1.5)
@@ -259,7 +259,7 @@ def test_a_calibration_of_other_weights_or_another_formula_gives_no_percentile(
 
 
 def test_the_embedded_selector_has_a_calibration_of_its_own(engine, samples):
-    """Made anew with the weights: recipes/calibrate_selector.py."""
+    """Made anew with the weights: recipes/train_tiny_selector.py."""
     assert engine.calibration is not None
     found = engine.calibration.percentiles(scores(engine, samples))
     assert np.ptp(found) > 30  # good and bad rows; a table of other scores would lie at an end
@@ -269,7 +269,8 @@ def test_real_rows_have_percentiles_from_0_to_100_alike(engine, shared_data):
     """Of the corpus that the embedded selector was calibrated on, other rows among them."""
     rows = read_corpus(str(shared_data / "instructions" / "dolly.jsonl"))
     dolly = [row for row in itertools.islice(rows, 150) if isinstance(row, Sample)]
-    found = engine.calibration.percentiles(scores(engine, dolly))
+    scored = [row.score for row in engine.score(dolly) if isinstance(row, ScoredSample)]
+    found = engine.calibration.percentiles(scored)
     # One data set of several: its mean is not 50, but a table of other scores would be at an end.
     assert 20 < found.mean() < 80
     assert found.std() > 15  # uniform: 29

@@ -10,7 +10,7 @@ import pytest
 
 from recipes.held_out_rows import is_test_row, read_samples
 from selectmoe.data.readers import read_corpora
-from selectmoe.records import Message, Sample
+from selectmoe.records import Message, Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.engine import ScoringEngine
 from selectmoe.selection.differences import LONG, SHORT
 from selectmoe.selection.top_k import num_to_keep
@@ -42,6 +42,11 @@ def answered(shared_data: Path) -> list[Sample]:
     return rows
 
 
+def has_score(outcome: ScoredSample | UnscoredSample) -> bool:
+    """False for a row whose prompt fills the maximum length."""
+    return isinstance(outcome, ScoredSample)
+
+
 def scores(engine: ScoringEngine, samples: list[Sample]) -> np.ndarray:
     return np.array([scored.score for scored in engine.score(samples)])
 
@@ -62,7 +67,8 @@ def test_the_best_5_percent_of_mixed_sources_are_of_no_one_length_or_source(engi
         rows = read_corpora([str(shared_data / "instructions" / f"{source}.jsonl")])
         found = [row for row in rows if isinstance(row, Sample)]
         pool += Random(0).sample(found, ROWS_PER_SOURCE)
-    outcomes = engine.score(pool)
+    scored = [(r, o) for r, o in zip(pool, engine.score(pool), strict=True) if has_score(o)]
+    pool, outcomes = [row for row, _ in scored], [outcome for _, outcome in scored]
     order = np.argsort([-outcome.score for outcome in outcomes])
     best = order[: num_to_keep(len(pool), 0.05)]
     lengths = np.array([outcome.num_answer_tokens for outcome in outcomes])

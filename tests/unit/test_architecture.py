@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Top to bottom; a room or flat module of `selectmoe` imports from its own layer and lower ones.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("jobs", "serve"),
-    ("selectmoe.cli", "selectmoe.__main__"),
+    ("selectmoe.cli", "selectmoe.__main__", "selectmoe.registration"),
     ("selectmoe.warmup", "selectmoe.finetune", "selectmoe.evaluation"),
     ("selectmoe.training", "selectmoe.scoring", "selectmoe.selection", "selectmoe.client"),
     ("selectmoe.corpus", "selectmoe.corruptions", "selectmoe.model", "selectmoe.data"),

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def measured():
-    args = Namespace(quick=True, data=None, selector=EMBEDDED_SELECTOR, seed=1, workers=1)
+    args = Namespace(
+        scorers=SCORERS, quick=True, data=None, selector=EMBEDDED_SELECTOR, seed=1, workers=1
+    )
     return measure(args, TINY)
 
 

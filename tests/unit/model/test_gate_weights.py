@@ -242,3 +242,17 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(write, message, 
     with pytest.raises(ModelError, match=message):
         load_gate_weights(model, write(tmp_path))
     assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("only_read", [True, False])
+def test_gates_act_on_the_model_that_loads_them_as_they_did_in_their_warm_up(tmp_path, only_read):
+    file = save_gate_weights(trained_model(quality_gate_forced_open=only_read), tmp_path)
+    loaded = trained_model(quality_gate_forced_open=not only_read)
+    load_gate_weights(loaded, file)
+    assert loaded.config.quality_gate_forced_open is only_read
+    assert [block.forced_open for block in blocks(loaded)] == [only_read, only_read]
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    files = [save_gate_weights(trained_model(), tmp_path / name) for name in ("a", "b")]
+    assert files[0].read_bytes() == files[1].read_bytes()

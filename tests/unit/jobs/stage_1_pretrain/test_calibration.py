@@ -31,10 +31,13 @@ def test_a_calibration_is_reported_without_its_quantiles(tmp_path):
     assert told["calibration"]["corpus"] == {"demo": summary.num_rows}
 
 
-def test_weights_that_cannot_score_are_kept_and_the_report_says_why(tmp_path):
-    """A learned trash expert, of which the model's own configuration knows nothing."""
-    _, told = calibrated(tmp_path, **{"training.trash_expert_mode": "custom"})
+def test_weights_that_cannot_be_calibrated_are_kept_and_the_report_says_why(tmp_path):
+    """The file of a node whose storage others do not see."""
+    config = from_values(WarmupConfig, SETTINGS)
+    worker = TrainingWorker(output=tmp_path, scratch=tmp_path / "scratch")
+    warm_up(config, worker)
+    told = calibrate(config, worker, str(tmp_path / "elsewhere"))
     assert told["calibration"] is None
-    assert "the model has no tensor" in told["calibration_failure"]
+    assert "must be a weights file" in told["calibration_failure"]
     assert (tmp_path / "full_rank_weights.safetensors").is_file()
     assert not (tmp_path / CALIBRATION_NAME).exists()
