@@ -48,6 +48,8 @@ class ScoreServer:
             "revision": None,
             "weights_hash": hash_weights(str(EMBEDDED_SELECTOR), None),
             "formula": "answer_margin",
+            "length": self.engine.length,
+            "turns": self.engine.config.turns,
             "dtype": "float32",
             "calibration": self.engine.calibration and as_json(self.engine.calibration),
             "limits": {

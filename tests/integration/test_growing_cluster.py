@@ -49,7 +49,7 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.fixture
 def long_corpus(tmp_path) -> Path:
-    """The demo corpus four times: twenty seconds for one actor."""
+    """The demo corpus four times: twenty seconds for one actor, where duplicates are kept."""
     rows = [json.loads(line) for line in DEMO_CORPUS.read_text("utf-8").splitlines()]
     file = tmp_path / "corpus.jsonl"
     with file.open("w", encoding="utf-8") as stream:
@@ -70,7 +70,7 @@ def test_a_node_that_joins_while_a_run_scores_gets_an_actor(
     output = tmp_path / "run"
     process = start(
         cluster, tmp_path, repository / "jobs" / "select.py", "--data", long_corpus,
-        "--output", output, "rows_per_shard=16",
+        "--output", output, "rows_per_shard=16", "selection.duplicates=keep",
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while len(list((output / "scored").glob("shard-*.parquet"))) < 3:

@@ -46,6 +46,7 @@ def shards(tmp_path_factory) -> list[Path]:
                 "dataset": rng.choice(["few", "many", "many"], 300).tolist(),
                 "score": rng.random(300).astype(np.float32).round(2),
                 "num_tokens": rng.integers(1, 500, 300, dtype=np.int32),
+                "num_answer_tokens": rng.integers(1, 400, 300, dtype=np.int32),
                 "truncated": rng.random(300) < 0.1,
             }
         )

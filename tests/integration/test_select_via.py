@@ -87,7 +87,9 @@ def test_a_server_gives_every_row_of_a_shard_what_the_engine_gives_it(shards, tm
     counts = own(batch(shards))
     with running(ScoreServer(new_engine())) as server:
         asking = ShardScorer(
-            lambda: HttpScorer(server.url, None), tmp_path / "asked", shards_in_flight=3
+            lambda: HttpScorer(server.url, None, dtype="float32"),
+            tmp_path / "asked",
+            shards_in_flight=3,
         )
         asked = asking(batch(shards))
     for key in ("shard", "num_rows", "num_tokens", "num_truncated", "num_unscored", "failure"):
@@ -122,7 +124,7 @@ def test_the_service_gives_a_shard_what_the_engine_gives_it_whatever_else_it_is_
         traffic = threading.Thread(target=keep_asking, args=[service.url])
         traffic.start()
         asking = ShardScorer(
-            lambda: HttpScorer(service.url, settings.api_key),
+            lambda: HttpScorer(service.url, settings.api_key, dtype="float32"),
             tmp_path / "asked",
             shards_in_flight=3,
         )
@@ -137,7 +139,9 @@ def test_a_server_that_refuses_is_a_row_and_what_was_scored_before_is_kept(
     server, shards, tmp_path
 ):
     asking = ShardScorer(
-        lambda: HttpScorer(server.url, None), tmp_path / "scored", shards_in_flight=1
+        lambda: HttpScorer(server.url, None, dtype="float32"),
+        tmp_path / "scored",
+        shards_in_flight=1,
     )
     asking(batch(shards[:2]))
     server.api_key = "changed"
@@ -152,7 +156,9 @@ def test_rows_that_a_server_takes_for_no_samples_end_the_run(server, shards, tmp
     body = b'{"error": "detail is not a field here", "error_type": "validation"}'
     server.troubles = [Trouble(422, body=body)]
     asking = ShardScorer(
-        lambda: HttpScorer(server.url, None), tmp_path / "scored", shards_in_flight=1
+        lambda: HttpScorer(server.url, None, dtype="float32"),
+        tmp_path / "scored",
+        shards_in_flight=1,
     )
     [failure] = asking(batch(shards[:1]))["failure"]
     assert "detail is not a field here" in failure
@@ -162,7 +168,9 @@ def test_rows_that_a_server_takes_for_no_samples_end_the_run(server, shards, tmp
 def test_shards_beyond_the_servers_limit_are_scored_in_parts(server, shards, tmp_path):
     server.max_samples = 3
     asking = ShardScorer(
-        lambda: HttpScorer(server.url, None), tmp_path / "parts", shards_in_flight=1
+        lambda: HttpScorer(server.url, None, dtype="float32"),
+        tmp_path / "parts",
+        shards_in_flight=1,
     )
     asking(batch(shards))
     own = ShardScorer(ScoringEngine.from_pretrained, tmp_path / "own", shards_in_flight=1)
@@ -184,6 +192,8 @@ def test_a_server_that_scores_otherwise_than_the_configuration_says_is_refused(s
             "give scoring.max_tokens_per_batch=4096 or name ",
         ),
         ({"dtype": "bfloat16"}, "scoring.dtype is bfloat16 here"),
+        ({"length": "raw"}, "scoring.length is raw here, and here scores with adjusted"),
+        ({"turns": "last"}, "scoring.turns is last here, and here scores with all"),
         (
             {"attn_implementation": "eager"},
             "scoring.attn_implementation applies to via=actors",
