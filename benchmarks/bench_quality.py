@@ -29,6 +29,7 @@ from benchmarks.quality_rows import QualityRows, Sizes, read_rows
 from benchmarks.quality_scorers import (
     SCORERS,
     Selector,
+    length_of_best,
     like_length,
     loss_scores,
     matched_auroc,
@@ -50,13 +51,11 @@ from benchmarks.worker_tasks import Task, run_tasks
 from recipes.held_out_auroc import Copies, auroc
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import Sample
-from selectmoe.selection.top_k import num_to_keep
 
 PROBE, LOSSES = "linear probe", "losses"
 INDEPENDENT_SCORERS = ("gate", "untrained gate", "length", "random")
 CORRUPTED_FRACTION = 0.3
 NUM_PARAGRAPHS = 200
-SMALLEST_FRACTION = 0.05
 RATING_COLUMNS = ("pairs", "pairs_matched", "rated", "rated_matched")
 
 logger = logging.getLogger(__name__)
@@ -226,13 +225,6 @@ def rating_measures(
     return found
 
 
-def length_of_best(book: ScoreBook, lengths: ScoreBook, pool: Sequence[Sample]) -> str:
-    """Median answer tokens of the best 5 % of the pool, and of the pool."""
-    scores, sizes = book.of(pool), lengths.of(pool)
-    best = np.argsort(-scores, kind="stable")[: num_to_keep(len(scores), SMALLEST_FRACTION)]
-    return f"{np.median(sizes[best]):g} / {np.median(sizes):g}"
-
-
 def measures_of(name: str, scores: Scores, rows: QualityRows) -> dict[str, Any]:
     """All metrics of one scorer; None if not applicable or if the rows are missing."""
     book, lengths = scores.books[name], scores.books["length"]
@@ -253,7 +245,7 @@ def measures_of(name: str, scores: Scores, rows: QualityRows) -> dict[str, Any]:
         "unseen": mean_of(unseen),
         "unseen_matched": mean_of(unseen_matched),
         **rating_measures(book, lengths, rows),
-        "answer_tokens": length_of_best(book, lengths, rows.pool),
+        "answer_tokens": length_of_best(book.of(rows.pool), lengths.of(rows.pool)),
         "by_kind": {
             "seen": seen,
             "seen_matched": matched,

@@ -31,11 +31,13 @@ from selectmoe.data.packing import pad_samples
 from selectmoe.evaluation.answer_loss import MAX_TOKENS_PER_BATCH
 from selectmoe.records import Message, Sample, ScoredSample, TokenizedSample
 from selectmoe.scoring.engine import ScoringEngine
+from selectmoe.selection.top_k import num_to_keep
 from selectmoe.warmup.step_batches import NUM_DONORS
 
 SCORERS = ("gate", "untrained gate", "-NLL", "IFD", "length", "linear probe", "random")
 FRESH_GATES = TrainingConfig(quality_gate_init_std=FRESH_GATES_STD)
 MAX_SEQUENCE_LENGTH = EngineConfig().max_sequence_length
+SMALLEST_FRACTION = 0.05
 LIKE_LENGTH = 0.8  # shorter over longer answer of a pair that counts as of like length
 
 
@@ -189,6 +191,12 @@ def like_length(lengths: np.ndarray, pair_ids: Sequence[str]) -> np.ndarray:
         by_pair.setdefault(pair_id, []).append(length)
     alike = {name: min(pair) >= LIKE_LENGTH * max(pair) for name, pair in by_pair.items()}
     return np.array([alike[pair_id] for pair_id in pair_ids])
+
+
+def length_of_best(scores: np.ndarray, lengths: np.ndarray) -> str:
+    """Median answer tokens of the best 5 % of some rows, and of all of them."""
+    best = np.argsort(-scores, kind="stable")[: num_to_keep(len(scores), SMALLEST_FRACTION)]
+    return f"{np.median(lengths[best]):g} / {np.median(lengths):g}"
 
 
 def mean_of(by_kind: Mapping[str, float | None]) -> float | None:

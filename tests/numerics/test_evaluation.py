@@ -373,20 +373,16 @@ def test_known_benchmarks_run_from_files_and_equal_a_direct_computation(
         "hellaswag_validation_1k": lambda row: clean_row(row)["query"],
         "mmlu_test": ask_for_a_letter,
     }
+    choices = {
+        "hellaswag_validation_1k": lambda row: clean_row(row)["choices"],
+        "mmlu_test": lambda row: list("ABCD"),
+    }
     for name, file in files.items():
         rows = first_rows(file, 12)
-        letters = name == "mmlu_test"
         require_same(
             results[name], model, tokenizer, rows, prompt=prompts[name],
-            choices_of=(lambda row: list("ABCD")) if letters else choices_of(name),
+            choices_of=choices.get(name, lambda row: row["choices"]),
         )  # fmt: skip
-
-
-def choices_of(name):
-    """HellaSwag's are cleaned as lm-eval cleans them."""
-    if name == "hellaswag_validation_1k":
-        return lambda row: clean_row(row)["choices"]
-    return lambda row: row["choices"]
 
 
 def ask_for_a_letter(row):
