@@ -378,9 +378,8 @@ def test_known_benchmarks_run_from_files_and_equal_a_direct_computation(
         "mmlu_test": lambda row: list("ABCD"),
     }
     for name, file in files.items():
-        rows = first_rows(file, 12)
         require_same(
-            results[name], model, tokenizer, rows, prompt=prompts[name],
+            results[name], model, tokenizer, first_rows(file, 12), prompt=prompts[name],
             choices_of=choices.get(name, lambda row: row["choices"]),
         )  # fmt: skip
 
