@@ -32,6 +32,7 @@ from recipes.train_tiny_base import training_parser  # noqa: E402
 from selectmoe.corruptions.kinds import CORRUPTIONS  # noqa: E402
 from selectmoe.data.chat import ChatTokenizer  # noqa: E402
 from selectmoe.data.writers import write_json  # noqa: E402
+from selectmoe.errors import SelectMoeError  # noqa: E402
 from selectmoe.model.checkpoint import read_model_config  # noqa: E402
 from selectmoe.model.configuration_select_moe import SelectMoeConfig  # noqa: E402
 from selectmoe.model.conversion import ADDED_PARTS, gated_config, read_config  # noqa: E402
@@ -205,4 +206,7 @@ def table_rows(curve: list[dict[str, float]], keys: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SelectMoeError as error:
+        sys.exit(f"error: {error}")

@@ -1,7 +1,8 @@
 """`selectmoe calibrate`: writes the calibration of a selector, from scores of a corpus."""
 
+import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from selectmoe.cli.command_line import parse_config
@@ -10,6 +11,8 @@ from selectmoe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # --help and a mistyped option must not wait for these imports
     from selectmoe.records import RejectedRow, Sample
+
+logger = logging.getLogger(__name__)
 
 OPTIONS = {
     "--data": "data",
@@ -37,7 +40,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"calibration.json is written beside the weights: --model must be a folder, got {model}"
         )
-    samples = sample_rows(read_corpora(config.data), config.num_rows, seed=config.seed)
+    rows = told_of_rejected(read_corpora(config.data))
+    samples = sample_rows(rows, config.num_rows, seed=config.seed)
     from selectmoe.scoring.calibration import save_calibration
     from selectmoe.scoring.engine import ScoringEngine
     from selectmoe.warmup.calibration import calibrate_on
@@ -51,20 +55,32 @@ def main(arguments: Sequence[str]) -> None:
     print(save_calibration(folder, calibrate_on(engine, samples)))
 
 
-def sample_rows(
-    rows: "Iterable[Sample | RejectedRow]", num_rows: int, *, seed: int
-) -> "list[Sample]":
-    """At most `num_rows` of the valid rows, each with the same probability, without holding the
+def told_of_rejected(rows: "Iterable[Sample | RejectedRow]") -> "Iterator[Sample]":
+    """The valid rows; at the end a warning counts the others, and says why the first was none."""
+    from selectmoe.records import RejectedRow
+
+    rejected: list[RejectedRow] = []
+    num_rejected = 0
+    for row in rows:
+        if isinstance(row, RejectedRow):
+            num_rejected += 1
+            rejected = rejected or [row]
+        else:
+            yield row
+    for first in rejected:
+        place = f"{first.file}:{first.row}"
+        logger.warning("%d rows are not read; the first: %s: %s", num_rejected, place, first.detail)
+
+
+def sample_rows(rows: "Iterable[Sample]", num_rows: int, *, seed: int) -> "list[Sample]":
+    """At most `num_rows` of the rows, each with the same probability, without holding the
     others in memory: reservoir sampling (Vitter 1985, algorithm R), in the order of the corpus.
 
-    Raises DataError where no row is valid.
+    Raises DataError where there is no row.
     """
-    from selectmoe.records import Sample
-
     kept: list[tuple[int, Sample]] = []
     draw = random.Random(seed)
-    valid = (row for row in rows if isinstance(row, Sample))
-    for number, row in enumerate(valid):
+    for number, row in enumerate(rows):
         if number < num_rows:
             kept.append((number, row))
         elif (place := draw.randrange(number + 1)) < num_rows:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from selectmoe.cli.calibrate_command import main, sample_rows
+from selectmoe.cli.calibrate_command import main, sample_rows, told_of_rejected
 from selectmoe.data.readers import read_corpora
 from selectmoe.errors import ConfigError, DataError
 from selectmoe.model.gate_weights import save_gate_weights
@@ -53,6 +53,15 @@ def test_rows_are_drawn_evenly_and_keep_their_order(corpus):
     # 50 expected; the binomial standard deviation is 6.1.
     assert min(counts) > 25
     assert max(counts) < 75
+
+
+def test_rows_that_are_not_read_are_counted_with_the_first_reason(tmp_path, caplog):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"id": 1}\n{"text": "Rain falls."}\n{"id": 3}\n', "utf-8")
+    [row] = told_of_rejected(read_corpora([str(file)]))
+    assert row.messages[0].content == "Rain falls."
+    [message] = caplog.messages
+    assert message.startswith(f"2 rows are not read; the first: {file}:1: a row must have")
 
 
 def test_mistakes_are_refused(tmp_path):
