@@ -306,7 +306,7 @@ def parse_info(content: Mapping[str, Any]) -> ServerInfo:
         max_samples=int(limits["max_samples_per_request"]),
         max_body_bytes=int(limits["max_body_bytes"]),
         calibration=content.get("calibration"),
-        length=str(content.get("length", "raw")),  # servers of version 0.1 know no other
+        length=str(content.get("length", "raw")),  # older servers know no other
         turns=str(content.get("turns", "all")),
     )
 

@@ -33,7 +33,7 @@ DECIMALS = 3  # of a percentile; further ones would be noise
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 _QUANTILES = ("quantiles", "raw_quantiles")
-_ADDED_LATER = {"length", "raw_quantiles", "turns"}  # keys that files of version 0.1 lack
+_ADDED_LATER = {"length", "raw_quantiles", "turns"}  # keys that older files lack
 _REMEDY = "'selectmoe calibrate --model MODEL --data FILES' makes one"
 _OLD_CALIBRATION = f"{CALIBRATION_NAME} is of an earlier version; {_REMEDY}"
 

@@ -45,9 +45,9 @@ from selectmoe.scoring.calibration import Calibration, load_calibration, match_c
 from selectmoe.scoring.formulas import (
     SCORE_FORMULAS,
     ScoreFormula,
-    counted_tokens,
     good_margins,
     layer_scores,
+    num_averaged_tokens,
     sample_margins,
     sample_scores,
     scored_tokens,
@@ -241,8 +241,10 @@ class ScoringEngine:
         """The score of each sample as it is reported: float32 (B,)."""
         if self.calibration is None or self.calibration.length is None:
             return rows_BL[:, 0]
-        masks = (counted_tokens(s.answer_mask, self.formula.tokens) for s in samples)
-        num_tokens_B = [int(mask.sum()) for mask in masks]
+        num_tokens_B = [
+            num_averaged_tokens(int(s.answer_mask.sum()), len(s.token_ids), self.formula)
+            for s in samples
+        ]
         margins_B = sample_margins(rows_BL[:, 1:], self.formula)
         return sigmoid(self.calibration.length.adjust(margins_B, num_tokens_B))
 

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selectmoe.records import ScoredSample
-
 # A mean of float32 probabilities can round to 0 or 1, whose log-odds are infinite.
 SMALLEST_PROBABILITY = 2.0**-24
 
@@ -101,10 +99,10 @@ def sample_scores(layer_scores_BL: Tensor, formula: ScoreFormula) -> Tensor:
     return mean_B if formula.average == "probability" else mean_B.sigmoid()
 
 
-def num_averaged_tokens(sample: ScoredSample, formula: ScoreFormula) -> int:
+def num_averaged_tokens(num_answer_tokens: int, num_tokens: int, formula: ScoreFormula) -> int:
     """The number of tokens that a sample's score averages, by `counted_tokens`."""
-    only_answer = formula.tokens == "answer" and sample.num_answer_tokens > 0
-    return sample.num_answer_tokens if only_answer else sample.num_tokens
+    only_answer = formula.tokens == "answer" and num_answer_tokens > 0
+    return num_answer_tokens if only_answer else num_tokens
 
 
 def sample_margins(layer_scores_BL: np.ndarray, formula: ScoreFormula) -> np.ndarray:

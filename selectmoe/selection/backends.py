@@ -28,7 +28,7 @@ from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.calibration import (
     Calibration,
-    as_json,
+    describe,
     from_json,
     load_calibration,
     match_calibration,
@@ -139,7 +139,7 @@ class ServedBackend:
 
     def with_calibration(self, calibration: Calibration | None) -> Self:
         ours, theirs = (
-            part and as_json(part).get("length") for part in (calibration, self.calibration())
+            part and describe(part)["length"] for part in (calibration, self.calibration())
         )
         if ours != theirs:
             raise ResumeError(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from selectmoe.config.calibrate import CalibrateConfig
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.corpus.shards import read_rows
 from selectmoe.errors import DataError
@@ -24,7 +25,7 @@ from selectmoe.training.tokenized_rows import ROWS_PER_BLOCK, rows_file
 from selectmoe.training.worker import TrainingWorker
 
 # With 8,000 rows, the share above a threshold that keeps 5 % has a standard error of 0.24 points.
-MAX_CALIBRATION_ROWS = 8_000
+MAX_CALIBRATION_ROWS = CalibrateConfig().num_rows
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,11 @@ def calibrate_on(engine: ScoringEngine, samples: Sequence[Sample]) -> Calibratio
         for sample, outcome in zip(block, engine.score(block), strict=True):
             if isinstance(outcome, ScoredSample):
                 margins.append(sample_margins(outcome.layer_scores[None], engine.formula))
-                num_tokens.append(num_averaged_tokens(outcome, engine.formula))
+                num_tokens.append(
+                    num_averaged_tokens(
+                        outcome.num_answer_tokens, outcome.num_tokens, engine.formula
+                    )
+                )
                 corpus[sample.dataset] += 1
         logger.info("calibrating: %s of %s rows", f"{start + len(block):,}", f"{len(samples):,}")
     if not margins:

@@ -57,7 +57,7 @@ def test_the_trained_weights_score_with_percentiles(tmp_path, peft_mode):
     assert plain.score(samples[:1])[0].score != pytest.approx(scores[0], abs=1e-6)
 
 
-def test_all_rows_of_a_small_corpus_are_taken_and_4000_of_a_large_one(run):
+def test_all_rows_of_a_small_corpus_are_taken_and_8000_of_a_large_one(run):
     assert sampled_rows(run, seed=0) == list(load_training_rows(run).samples)
     positions = sampled_positions(10_000, seed=0)
     assert len(np.unique(positions)) == MAX_CALIBRATION_ROWS == len(positions)
