@@ -147,7 +147,7 @@ def write_for_lm_eval(file: Path, folder: Path) -> Path:
     copy = folder / f"{without_ending(file.name)}.jsonl"
     with copy.open("w", encoding="utf-8") as lines:
         for _, row in read_rows(file):
-            lines.write(json.dumps(row) + "\n")
+            lines.write(json.dumps(with_choices(row)) + "\n")
     return copy
 
 
@@ -190,7 +190,7 @@ def choices_config(task: PlannedTask) -> dict[str, Any]:
     choices, and that of arc_easy otherwise.
     """
     assert task.file is not None
-    rows = [row for _, row in read_rows(task.file)]
+    rows = [with_choices(row) for _, row in read_rows(task.file)]
     process: dict[str, Any] = {}
     if all(map(is_hellaswag, rows)):
         template, process = "hellaswag", {"process_docs": _clean_rows}

@@ -217,3 +217,18 @@ def test_good_names_and_those_of_ones_own_files_do_without_lm_eval(tmp_path, mon
     require_known(plan_tasks(names, str(tmp_path)), str(tmp_path))
     with pytest.raises(ImportError):  # whereas this name is for its index to judge
         require_known(plan_tasks(["helaswag"], None), None)
+
+
+def test_choices_by_the_hubs_names_are_read_also_where_a_row_has_a_subject(tmp_path):
+    row = {"question": "Which?", "subject": "sea", "endings": ["a", "b"], "label": "1"}
+    file = write_rows(tmp_path / "hub.jsonl", row)
+    [task] = plan_tasks([file], None)
+    assert choices_config(task)["task"] == task.name
+    copy = write_for_lm_eval(tmp_path / "hub.jsonl", make_folder(tmp_path / "copy"))
+    [written] = map(json.loads, copy.read_text("utf-8").splitlines())
+    assert (written["choices"], written["answer"]) == (["a", "b"], 1)
+
+
+def make_folder(folder):
+    folder.mkdir()
+    return folder
