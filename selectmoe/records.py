@@ -5,6 +5,7 @@ RejectedRow     instead of a Sample, when a row of the corpus breaks the input c
 UnscoredSample  instead of a ScoredSample, when the model has no number for it
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,8 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation of a corpus, checked; it has at least one assistant turn with text."""
+    """One conversation of a corpus, checked; it has at least one assistant turn that is trained on
+    and has text, reasoning or a tool call."""
 
     dataset: str
     sample_id: str  # "id" in files; not necessarily unique
@@ -36,13 +38,19 @@ class Sample:
     tools: str = ""  # functions that the assistant may call, as a JSON list; empty without any
     extra_columns: str = ""  # columns that are no part of it, as a JSON object; empty without any
 
+    def texts(self) -> Iterator[str]:
+        """All that a chat template may write: contents, reasoning, tool calls and tools."""
+        for message in self.messages:
+            yield from (message.content, message.fields)
+        yield self.tools
+
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
     """A row of the corpus that is left out, where it is and why."""
 
     file: str
-    row: int  # from 1, counted as an editor counts lines
+    row: int  # from 1, a line as an editor counts them, or a row of an array or table
     dataset: str
     sample_id: str  # empty where the row is too broken to have one
     reason: str  # a key for programs: "invalid_json", "unknown_role", ...

@@ -51,7 +51,7 @@ class NamedSample(RowModel):
 
 
 class MessagesSample(NamedSample):
-    """A conversation; all of its assistant turns are scored."""
+    """A conversation; its assistant turns are scored, except those that are not trained on."""
 
     messages: Annotated[list[WireMessage], Field(min_length=1)]
 

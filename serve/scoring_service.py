@@ -197,9 +197,7 @@ class ScoringService:
         return _merge(tokenized, scored)
 
     def _threads_for(self, samples: Sequence[Sample]) -> ThreadPoolExecutor:
-        num_characters = sum(
-            len(message.content) for sample in samples for message in sample.messages
-        )
+        num_characters = sum(len(text) for sample in samples for text in sample.texts())
         return self._long_thread if num_characters > LONG_REQUEST_CHARACTERS else self._threads
 
     async def _results(

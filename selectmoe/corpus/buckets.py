@@ -108,8 +108,7 @@ def rows_in_order(
 
 
 def num_characters(sample: Sample) -> int:
-    num_others = len(sample.extra_columns) + len(sample.tools)
-    return num_others + sum(len(m.content) + len(m.fields) for m in sample.messages)
+    return len(sample.extra_columns) + sum(map(len, sample.texts()))
 
 
 def _ties_in_order(rows: list[KeyedSample]) -> list[KeyedSample]:

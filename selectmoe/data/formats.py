@@ -99,8 +99,7 @@ def parse_object(
     row = without_null_keys(row) if isinstance(row, Mapping) else row
     outcome = parse_row(row, location, rules)
     if isinstance(outcome, Sample):
-        size = sum(len(message.content.encode()) for message in outcome.messages)
-        size += len(outcome.extra_columns.encode())
+        size = sum(len(text.encode()) for text in (*outcome.texts(), outcome.extra_columns))
         if size > limit:
             location = replace(location, dataset=outcome.dataset)
             rejected = _too_large(location, size, limit, sample_id=outcome.sample_id)

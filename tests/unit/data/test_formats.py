@@ -8,6 +8,7 @@ import json
 import tracemalloc
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from selectmoe.config.columns import ColumnRules
@@ -264,3 +265,11 @@ def test_a_damaged_parquet_file_is_refused(tmp_path):
         complaint = refusal(write(tmp_path / "b.parquet", content))
         assert complaint.startswith(f"{tmp_path}/b.parquet: not a readable parquet file: ")
     assert "no rows" in refusal(write_table(tmp_path / "c.parquet", text=pa.array([], pa.string())))
+
+
+def test_reasoning_counts_towards_the_limit_of_a_row(tmp_path):
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "x" * 200}
+    rows = [{"id": "1", "messages": [{"role": "user", "content": "Is it?"}, answer]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    [too_large] = read_corpus(str(tmp_path / "a.parquet"), max_row_bytes=100)
+    assert too_large.reason == "row_too_large"
