@@ -63,13 +63,11 @@ class RayRunner:
     def require_workers(self, backend: Backend) -> None:
         if backend.is_remote:
             return
-        import ray
-
-        pool = actor_pool(self.config, backend, ray.cluster_resources(), largest_resources())
-        needed = {"GPU": pool.num_gpus} if pool.num_gpus else {"CPU": pool.num_cpus or 0}
-        require_node(needed, setting=f"num_threads_per_actor={self.config.num_threads_per_actor}")
+        num_threads = self.config.num_threads_per_actor
+        on_gpu = has_gpus(largest_resources())
+        needed = {"GPU": 1.0} if on_gpu else {"CPU": float(num_threads)}
+        require_node(needed, setting=f"num_threads_per_actor={num_threads}")
         free, kind = free_memory_of_worker(needed)
-        on_gpu = bool(pool.num_gpus)
         require_engine_fits(self.config, backend.model, on_gpu=on_gpu, free=free, kind=kind)
 
     def map_parts(self, look: Callable[[], None]) -> MapItems:
@@ -164,18 +162,23 @@ def actor_pool(
             shards_in_flight=config.shards_in_flight,
             shards_per_batch=ROUNDS_PER_BATCH * config.shards_in_flight,
         )
-    has_gpus = grown.get("GPU", 0) >= 1
-    room = default_num_actors(config, backend.model, now, has_gpus=has_gpus)
+    on_gpus = has_gpus(grown)
+    room = default_num_actors(config, backend.model, now, has_gpus=on_gpus)
     return ActorPool(
         min_actors=least,
         num_at_start=max(least, min(room, most or room)),
         max_actors=most,
-        num_gpus=1 if has_gpus else None,
-        num_cpus=None if has_gpus else config.num_threads_per_actor,
-        memory=None if has_gpus else engine_bytes(backend.model),
+        num_gpus=1 if on_gpus else None,
+        num_cpus=None if on_gpus else config.num_threads_per_actor,
+        memory=None if on_gpus else engine_bytes(backend.model),
         shards_in_flight=1,
         shards_per_batch=1,
     )
+
+
+def has_gpus(resources: Resources) -> bool:
+    """Whether actors of a cluster with these resources score on GPUs."""
+    return resources.get("GPU", 0) >= 1
 
 
 def default_num_actors(
