@@ -2,7 +2,7 @@
 
     SelectMoeError
     ├── ConfigError (ValueError)            a setting is unknown, of a wrong type or out of range
-    │   └── NotEnoughMemoryError            a training needs more than the machine has free
+    │   └── NotEnoughMemoryError            a command needs more than the machine has free
     ├── DataError (ValueError)              a file or a row breaks the input contract
     │   ├── TooManyRejectedError            more rows were rejected than `max_rejected` allows
     │   └── ChatTemplateError               a chat template refuses a conversation, or changes it
@@ -16,7 +16,7 @@
     │   ├── UnauthorizedError               it got no API key, or a wrong one
     │   └── ServerUnavailableError          it was not there, not ready or overloaded
     ├── TrainingStoppedError (RuntimeError) training cannot succeed, as with a NaN loss
-    ├── ClusterTokenError (RuntimeError)    a cluster requires a token, or does not know one
+    ├── ClusterTokenError (RuntimeError)    a token is demanded of a cluster without one
     ├── ClusterError (RuntimeError)         no cluster answers, or it has not what a run needs
     ├── ScoringError (RuntimeError)         scoring ended with shards left
     ├── TrainingError (RuntimeError)        workers were lost more often than allowed, or failed
@@ -46,7 +46,7 @@ class ConfigError(SelectMoeError, ValueError):
 
 
 class NotEnoughMemoryError(ConfigError):
-    """The settings ask for more memory than a worker has."""
+    """The settings ask for more memory than a machine or a worker has."""
 
 
 class DataError(SelectMoeError, ValueError):

@@ -23,7 +23,6 @@ NaN on one of them), raise TrainingStoppedError on each.
 """
 
 import contextlib
-import gc
 import json
 import logging
 import os
@@ -36,6 +35,7 @@ from typing import Any
 
 from jobs.on_ray.errors import describe_cause, user_mistake, write_details
 from jobs.on_ray.session import ClusterError, alive_nodes
+from selectmoe.cli.command_line import collect_garbage_less_often
 from selectmoe.config.scaling import ScalingConfig
 from selectmoe.errors import SelectMoeError, TrainingStoppedError
 from selectmoe.model.file_modes import follow_umask
@@ -219,7 +219,7 @@ def _complete_lines(file: Path) -> list[bytes]:
 
 def _run_worker(settings: dict[str, Any]) -> object:
     """Runs on each worker."""
-    gc.set_threshold(50_000)  # as run_command: a worker imports as much as the command
+    collect_garbage_less_often()
     import ray.train
     import torch
 

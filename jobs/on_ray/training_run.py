@@ -87,13 +87,13 @@ def start_workers(
     with_gpu = ray_training.trains_on_gpu(scaling, nodes)
     ray_training.require_workers(scaling, nodes, with_gpu=with_gpu)
     free, kind = free_memory_of_worker(ray_training.worker_resources(scaling, with_gpu=with_gpu))
-    if (scaling.num_workers or 1) > 1 and getattr(config.training, "strategy", "") == "fsdp":
+    if (scaling.num_workers or 1) > 1 and config.training.strategy == "fsdp":
         return config  # each holds a share of the weights
     model = _model_of(config)
     folder = cached_folder(model)
     if folder is None or not any((folder / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME)):
         return config  # not downloaded here, or pickles: each worker finds out when it loads them
-    num_parameters = count_parameters(model, with_head=True)
+    num_parameters = count_parameters(str(folder), with_head=True)
     dtype = config.training.dtype or ("bfloat16" if with_gpu else "float32")
     require_weights_fit(num_parameters, dtype, purpose=purpose, free=free, kind=kind)
     return config

@@ -108,17 +108,11 @@ def export_merged(config: FinetuneConfig, output: Path) -> str:
     its folder."""
     import ray
 
-    from jobs.on_ray.errors import user_mistake
+    from jobs.on_ray.map_items import result_of
 
     logger.info("merging the adapter into the base model")
     merge: Any = ray.remote(max_retries=0)(cast("Any", merge_on_worker))
-    try:
-        return str(ray.get(merge.remote(config, output)))
-    except ray.exceptions.RayError as error:
-        mistake = user_mistake(error)
-        if mistake is None:
-            raise
-        raise mistake from error
+    return str(result_of(merge.remote(config, output)))
 
 
 def merge_on_worker(config: FinetuneConfig, output: Path) -> str:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, model_folder, read_model_config
+from selectmoe.model.file_modes import follow_umask
 from selectmoe.model.new_folder import whole_folder
 from selectmoe.model.quiet_loading import (
     load_model,
@@ -63,7 +64,5 @@ def merge_into_base(config: FinetuneConfig, output: Path) -> Path:
     with whole_folder(target, setting="output") as partial:
         merged.save_pretrained(partial)
         load_tokenizer(adapter).save_pretrained(partial)
-        for file in partial.glob("*.safetensors"):
-            # safetensors ignores the umask and lets only the owner read the file.
-            file.chmod((partial / "config.json").stat().st_mode)
+        follow_umask(partial)
     return target

@@ -32,7 +32,7 @@ def read_model_config(model: str) -> dict[str, object]:
         file = folder / "config.json"
         if not file.is_file():
             raise ModelError(f"{model}: not a model folder: it has no config.json")
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    elif is_hub_name(name):
         from huggingface_hub import hf_hub_download
 
         with _hub_errors(model) as answers:
@@ -44,6 +44,11 @@ def read_model_config(model: str) -> dict[str, object]:
     else:
         raise ModelError(f"model folder {model} does not exist")
     return read_json_object(file)
+
+
+def is_hub_name(name: str) -> bool:
+    """True for OWNER/NAME, unless it is written as a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def read_json_object(file: Path) -> dict[str, object]:
@@ -58,8 +63,8 @@ def read_json_object(file: Path) -> dict[str, object]:
 
 
 def require_select_moe(model: str) -> None:
-    """Raises ModelError, which names the remedy, unless `model` is a Select-MoE that embeds all
-    tokens of its tokenizer."""
+    """Raises ModelError, which names the remedy, unless `model` is a Select-MoE; one in a
+    folder must embed all tokens of its tokenizer."""
     from selectmoe.model.vocabulary import require_stored_vocabulary
 
     settings = read_model_config(model)

@@ -18,6 +18,7 @@ from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedModel, PreTrai
 from selectmoe.errors import ModelError, one_line
 from selectmoe.model.checkpoint import model_folder, require_olmoe
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
+from selectmoe.model.file_modes import follow_umask
 from selectmoe.model.model_card import CardFacts, write_model_card
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.model.new_folder import new_folder, require_space, whole_folder
@@ -34,7 +35,6 @@ from selectmoe.model.weight_files import (
     require_tensors,
     stored_tensors,
 )
-from selectmoe.model.weight_headers import weight_files
 
 ADDED_PARTS = (".quality_gate.", ".trash_expert.")
 """Parts of the names of the tensors that a base does not have."""
@@ -177,8 +177,6 @@ def save_model(
     tensors = hub_tensors(model.state_dict())
     model.save_pretrained(folder, state_dict=tensors, save_original_format=False)
     tokenizer.save_pretrained(folder)  # with the chat template, where there is one
-    for file in weight_files(folder):
-        # safetensors ignores the umask and lets only the owner read the file.
-        file.chmod((folder / "config.json").stat().st_mode)
+    follow_umask(folder)
     if remote_code:
         add_remote_code(folder)

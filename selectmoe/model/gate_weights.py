@@ -20,7 +20,7 @@ TRASH_EXPERT_SETTINGS = ("trash_expert_mode", "trash_expert_name")
 FORCED_OPEN = "quality_gate_forced_open"
 # One key: safetensors writes several in an order that differs from one process to the next.
 METADATA_KEY = "select_moe"
-TRASH_EXPERT_NAME = "trash_expert.json"  # in the folder of an adapter
+GATE_SETTINGS_NAME = "gate_settings.json"  # in the folder of an adapter
 _TRAINED_PARTS = (".quality_gate.", ".mlp.gate.", ".trash_expert.")
 # The original implementation nests its tensors, and names a layer's parts otherwise.
 _ORIGINAL_KEY = "full_rank_weights"
@@ -50,7 +50,7 @@ def save_gate_weights(model: nn.Module, directory: Path) -> Path:
 
 def load_gate_weights(model: nn.Module, path: str | Path) -> None:
     """Loads the tensors of a file, or of the file in a folder, into the model, whose trash experts
-    become those that the file was trained with.
+    become those that the file was trained with, and whose gates act or only read as they did.
 
     Raises ModelError where the file is absent, lacks a quality gate, or holds a tensor that the
     model has not or has in another shape.
@@ -121,9 +121,9 @@ def set_trash_experts(model: nn.Module, settings: Mapping[str, str], file: Path)
             block.trash_expert = expert.to(weight.device, weight.dtype)
 
 
-def write_trash_experts(model: nn.Module, folder: Path) -> None:
+def write_gate_settings(model: nn.Module, folder: Path) -> None:
     """Beside an adapter, whose files have no place for such settings."""
-    write_json(folder / TRASH_EXPERT_NAME, gate_settings(model))
+    write_json(folder / GATE_SETTINGS_NAME, gate_settings(model))
 
 
 def merge_adapter(model: nn.Module, file: Path) -> nn.Module:
@@ -137,7 +137,7 @@ def merge_adapter(model: nn.Module, file: Path) -> nn.Module:
         from peft import PeftModel
     except ImportError as error:
         raise ModelError(f"{file}: a LoRA adapter needs `pip install peft`") from error
-    settings_file = file.parent / TRASH_EXPERT_NAME
+    settings_file = file.parent / GATE_SETTINGS_NAME
     if settings_file.is_file():
         settings = read_json_object(settings_file)
         apply_gate_settings(model, {name: str(text) for name, text in settings.items()}, file)
@@ -156,8 +156,8 @@ def merge_adapter(model: nn.Module, file: Path) -> nn.Module:
 
 
 def read_gate_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors by the names of this model, without prefix, and the settings of the trash experts
-    that they were trained with; none where the file does not say.
+    """The tensors by the names of this model, without prefix, and the `gate_settings` that they
+    were trained with; none where the file does not say.
 
     Raises ModelError where the file cannot be read or holds anything else.
     """

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from selectmoe.model.checkpoint import is_hub_name
 from selectmoe.model.remote_code import has_remote_code
 
 CARD_NAME = "README.md"
@@ -80,9 +81,9 @@ class CardFacts:
 def write_model_card(folder: Path, facts: CardFacts, *, base_folder: Path, name: str) -> None:
     """Writes README.md. name: that the finished folder will have."""
     # A path on this machine means nothing to others, and the hub rejects it as `base_model`.
-    is_hub_name = facts.base.count("/") == 1 and not Path(facts.base).exists()
-    base = facts.base if is_hub_name else Path(facts.base).name
-    metadata = f"base_model: {base}\n" if is_hub_name else ""
+    is_on_hub = is_hub_name(facts.base) and not Path(facts.base).exists()
+    base = facts.base if is_on_hub else Path(facts.base).name
+    metadata = f"base_model: {base}\n" if is_on_hub else ""
     license_name = _license_of(base_folder)
     metadata += f"license: {license_name}\n" if license_name else ""
     text = _CARD.format(

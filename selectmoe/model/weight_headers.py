@@ -5,7 +5,6 @@ header = 8 bytes (its length), then JSON: {"name": {"dtype": "F32", "shape": [2,
 """
 
 import json
-import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,10 +25,6 @@ class WeightHeader:
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(map(math.prod, self.shapes.values()))
 
 
 def weight_files(folder: Path) -> list[Path]:

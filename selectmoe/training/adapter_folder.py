@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from selectmoe.errors import ModelError
-from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, read_json_object
+from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, is_hub_name, read_json_object
 from selectmoe.paths import EMBEDDED_SELECTOR
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -43,8 +43,7 @@ def base_model_of(folder: Path) -> str | None:
     base = adapter_base(folder)
     if base is None or Path(base).parts[-2:] == EMBEDDED_SELECTOR.parts[-2:]:
         return None
-    is_hub_name = base.count("/") == 1 and not base.startswith((".", "/", "~"))
-    if not is_hub_name and not Path(base).is_dir():
+    if not is_hub_name(base) and not Path(base).is_dir():
         raise ModelError(
             f"adapter {folder} names {base} as its base model, which does not exist here; give the "
             "base with --model"

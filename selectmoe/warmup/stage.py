@@ -18,7 +18,7 @@ from selectmoe.config.warmup import TrainingConfig, WarmupConfig
 from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, model_folder
 from selectmoe.model.devices import choose_dtype
 from selectmoe.model.file_modes import follow_umask
-from selectmoe.model.gate_weights import save_gate_weights, write_trash_experts
+from selectmoe.model.gate_weights import save_gate_weights, write_gate_settings
 from selectmoe.model.modeling_select_moe import SelectMoeDecoderLayer
 from selectmoe.model.quiet_loading import register_select_moe
 from selectmoe.paths import model_or_embedded
@@ -167,6 +167,6 @@ def save_trained(trainer: GateTrainer, worker: TrainingWorker) -> Path:
     folder = worker.output / ADAPTER_FOLDER_NAME
     if worker.rank == 0:
         model.save_pretrained(folder)
-        write_trash_experts(model.get_base_model(), folder)
+        write_gate_settings(model.get_base_model(), folder)
         follow_umask(folder)
     return folder

@@ -16,7 +16,7 @@ from selectmoe.model.gate_weights import (
     load_gate_weights,
     merge_adapter,
     save_gate_weights,
-    write_trash_experts,
+    write_gate_settings,
 )
 from selectmoe.model.modeling_select_moe import (
     _TRASH_EXPERTS,
@@ -132,7 +132,7 @@ def test_an_adapter_brings_its_trash_expert(tmp_path):
         if isinstance(module, VectorTrashExpert):
             module.vector.data.normal_()
     trained.save_pretrained(tmp_path)
-    write_trash_experts(trained.get_base_model(), tmp_path)
+    write_gate_settings(trained.get_base_model(), tmp_path)
     merged = merge_adapter(tiny_model(seed=1), tmp_path / "adapter_model.safetensors")
     expected = hidden_states(trained.get_base_model())
     torch.testing.assert_close(hidden_states(merged), expected, rtol=0, atol=1e-6)
