@@ -60,7 +60,7 @@ test-fast: install  ## unit and numerics: no Ray, no network, under two minutes
 
 # With $(PYTHON) and no install: a GPU machine has its own torch, which must not be replaced.
 test-gpu:  ## tests that need a CUDA device, in the environment of $(PYTHON)
-	$(PYTHON) -m pytest -m gpu tests
+	$(PYTHON) -m pytest -m gpu tests/gpu
 
 check: install  ## lint, format, types and size budget
 	$(BIN)/ruff check .

@@ -220,7 +220,7 @@ def breakdown(engine: ScoringEngine, subject: Subject, rows: Rows) -> dict[str, 
     on_gpu = engine.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if on_gpu else []
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         started = time.perf_counter()
         score_with_engine(engine, rows)
         taken = time.perf_counter() - started
