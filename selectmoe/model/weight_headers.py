@@ -25,6 +25,17 @@ class WeightHeader:
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
+    spans: dict[str, "TensorSpan"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpan:
+    """One tensor: its dtype as safetensors writes it, and its bytes [start, end) in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -67,16 +78,29 @@ def read_header(file: Path) -> WeightHeader:
         header = _entries(file, stream.read(length))
     metadata = header.pop("__metadata__", {})
     try:
-        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        spans = {name: _span(entry, offset=8 + length) for name, entry in header.items()}
+        end = max((span.end for span in spans.values()), default=8 + length)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{file}: not a readable weights file: {error!r}") from error
-    if size != 8 + length + end:
+    if size != end:
         raise ModelError(
-            f"{file}: not whole: it has {size:,} bytes, and its header describes "
-            f"{8 + length + end:,}"
+            f"{file}: not whole: it has {size:,} bytes, and its header describes {end:,}"
         )
-    return WeightHeader(shapes, dict(metadata))
+    shapes = {name: span.shape for name, span in spans.items()}
+    return WeightHeader(shapes, dict(metadata), spans)
+
+
+def tensor_spans(file: Path) -> dict[str, TensorSpan]:
+    """Where the tensors of a file are. Raises ModelError as `read_header` does."""
+    return read_header(file).spans
+
+
+def _span(entry: dict[str, Any], *, offset: int) -> TensorSpan:
+    start, end = map(int, entry["data_offsets"])
+    shape = tuple(map(int, entry["shape"]))
+    return TensorSpan(
+        dtype=str(entry["dtype"]), shape=shape, start=offset + start, end=offset + end
+    )
 
 
 def _entries(file: Path, text: bytes) -> dict[str, Any]:
