@@ -1,9 +1,10 @@
-"""Files that ship inside the package: the embedded selector and the demo corpus."""
+"""Files that ship inside the package: the embedded selector, gates for bases, the demo corpus."""
 
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED_SELECTOR = ASSETS / "tiny_selector"
+SHIPPED_GATES = ASSETS / "gates"  # a selector folder for each base
 DEMO_CORPUS = ASSETS / "demo_corpus.jsonl"
 
 

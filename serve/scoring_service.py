@@ -230,7 +230,7 @@ class ScoringService:
         description = await self._scorers.describe()
         loop = asyncio.get_running_loop()
         self._tokenizer = await loop.run_in_executor(
-            self._threads, _load_tokenizer, description, self.settings.model
+            self._threads, _load_tokenizer, description, self.settings
         )
         self._batcher = Batcher(
             self._scorers.score,
@@ -314,16 +314,13 @@ def _error_type(outcome: UnscoredSample) -> SampleErrorType:
     return "internal" if outcome.reason in MODEL_FAILURES else "validation"
 
 
-def _load_tokenizer(description: ModelDescription, model: str) -> ChatTokenizer:
-    from transformers import AutoTokenizer
+def _load_tokenizer(description: ModelDescription, settings: ServeSettings) -> ChatTokenizer:
+    from selectmoe.model.selector_files import find_selector
+    from selectmoe.scoring.loading import load_selector_tokenizer
 
-    from selectmoe.model.quiet_loading import quiet_transformers, register_select_moe
-
-    register_select_moe()
-    with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(model)
+    files = find_selector(settings.model, settings.model_checkpoint_path)
     return ChatTokenizer(
-        tokenizer,
+        load_selector_tokenizer(files),
         max_sequence_length=description.max_sequence_length,
         turns=description.turns,
     )

@@ -29,9 +29,11 @@ class ServeSettings:
     """Bearer key that /score, /info and /metrics require; without one, only a loopback address is
     served."""
     model: str = str(EMBEDDED_SELECTOR)
-    """Select-MoE folder or hub name; the embedded selector by default."""
+    """Selector: a Select-MoE folder or hub name, a selector folder, or a base that gates ship for;
+    the embedded selector by default."""
     model_checkpoint_path: str | None = None
-    """Stage 1's weights: the folder of its run, full_rank_weights.safetensors or an adapter."""
+    """Stage 1's weights: the folder of its run, full_rank_weights.safetensors or an adapter; for a
+    base the selector folder of its gates."""
     revision: str | None = None
     """Your name for what is served, such as a tag; responses repeat it."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -107,7 +109,7 @@ class ServeSettings:
         if self.model == str(EMBEDDED_SELECTOR):
             return "embedded"
         path = Path(self.model)
-        return path.resolve().name if path.is_dir() else self.model
+        return path.resolve().name if path.exists() else self.model
 
     def require_key_for(self, host: str) -> None:
         """Raises ConfigError if other machines can reach `host` and no key is set."""

@@ -6,7 +6,7 @@ import torch
 
 from selectmoe.model.attached_gates import GateSet, save_gates
 from selectmoe.model.base_weights import hash_base
-from selectmoe.model.checkpoint import read_json_object
+from selectmoe.model.checkpoint import read_model_config
 from selectmoe.model.gates_config import BaseShape, GatesConfig
 
 
@@ -33,9 +33,9 @@ def random_gates(config: GatesConfig) -> GateSet:
     return GateSet(config, weights, torch.randn(num_gates, 2, generator=generator) / 8)
 
 
-def save_selector(folder: Path, base: Path, *, layers=(1, 2), **settings) -> Path:
+def save_selector(folder: Path, base: Path, /, *, layers=(1, 2), **settings) -> Path:
     """A selector folder with random gates for the base of a folder."""
-    shape = BaseShape.from_settings(read_json_object(base / "config.json"))
+    shape = BaseShape.from_settings(read_model_config(str(base)))
     config = GatesConfig(
         **{
             "base": str(base),

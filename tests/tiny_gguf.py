@@ -11,7 +11,9 @@ HIDDEN, HEADS, LAYERS = 32, 2, 2
 # Bytes as ByteLevel writes them, and a few merges; no token has two digits.
 LETTERS = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ"]
 MERGES = ["h e", "Ċ Ċ", "ĊĊ Ġ"]
-TOKENS = [*LETTERS, "he", "ĊĊ", "ĊĊĠ", "<|im_start|>", "<|im_end|>"]
+# transformers adds the first special token where a file has none of this name.
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TOKENS = [*LETTERS, "he", "ĊĊ", "ĊĊĠ", *SPECIAL]
 TENSOR_NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",

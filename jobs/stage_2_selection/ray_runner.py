@@ -170,7 +170,7 @@ def actor_pool(
         max_actors=most,
         num_gpus=1 if on_gpus else None,
         num_cpus=None if on_gpus else config.num_threads_per_actor,
-        memory=None if on_gpus else engine_bytes(backend.model),
+        memory=None if on_gpus else engine_bytes(config, backend.model),
         shards_in_flight=1,
         shards_per_batch=1,
     )
@@ -189,7 +189,7 @@ def default_num_actors(
         return max(int(resources.get("GPU", 0)), 1)
     memory = resources.get("memory", 0)
     by_cpu = max(int(resources.get("CPU", 1)) // config.num_threads_per_actor, 1)
-    by_memory = max(int(memory // engine_bytes(model)), 1)
+    by_memory = max(int(memory // engine_bytes(config, model)), 1)
     if by_memory < by_cpu:
         logger.info(
             "%d actors instead of %d: the cluster's %.1f GB of memory hold no more engines",

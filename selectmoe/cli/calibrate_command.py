@@ -28,16 +28,14 @@ def main(arguments: Sequence[str]) -> None:
     if not config.data:
         raise ConfigError("no rows to score: give --data with the corpus of the warm-up")
     from selectmoe.data.readers import read_corpora, require_readable
-    from selectmoe.model.checkpoint import calibration_folder, require_select_moe
-    from selectmoe.model.weight_checks import require_weights
+    from selectmoe.model.selector_files import find_selector
     from selectmoe.paths import model_or_embedded
 
     require_readable(config.data)
-    if config.model is not None:
-        require_select_moe(config.model)
     model = model_or_embedded(config.model)
-    require_weights(model, config.model_checkpoint_path)
-    folder = calibration_folder(model, config.model_checkpoint_path)
+    files = find_selector(model, config.model_checkpoint_path)
+    files.require_readable()
+    folder = files.calibration_folder()
     if not folder.is_dir():
         raise ConfigError(
             f"calibration.json is written beside the weights: --model must be a folder, got {model}"

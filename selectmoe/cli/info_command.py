@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
 from selectmoe.cli.command_line import CommandParser
 from selectmoe.config.code_version import library_versions
+from selectmoe.errors import ConfigError
 
 # One module of each extra tells whether it is installed.
 EXTRAS = {
@@ -15,6 +15,7 @@ EXTRAS = {
     "train": "peft",
     "eval": "lm_eval",
     "serve": "fastapi",
+    "gguf": "gguf",
     "client": "httpx",
     "s3": "s3fs",
     "gcs": "gcsfs",
@@ -27,10 +28,16 @@ def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(
         prog="selectmoe info", description="Describe this installation, or a selector."
     )
-    parser.add_argument("--model", help="Select-MoE folder or hub name to describe.")
+    parser.add_argument("--model", help="Select-MoE, selector folder or base to describe.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    parser.add_argument(
+        "--model-checkpoint-path", help="Stage 1's weights, or the selector folder of a base."
+    )
     options = parser.parse_args(list(arguments))
-    facts = installation() if options.model is None else selector(options.model)
+    model, checkpoint = options.model, options.model_checkpoint_path
+    if model is None and checkpoint is not None:
+        raise ConfigError("--model-checkpoint-path needs --model")
+    facts = installation() if model is None else selector(model, checkpoint)
     if options.json:
         print(json.dumps(facts, indent=2))
         return
@@ -50,26 +57,22 @@ def installation() -> dict[str, str]:
     return facts
 
 
-def selector(model: str) -> dict[str, object]:
-    """What config.json and the calibration of a selector say."""
-    from selectmoe.model.checkpoint import (
-        hash_weights,
-        model_folder,
-        read_model_config,
-        require_select_moe,
-    )
+def selector(model: str, checkpoint: str | None = None) -> dict[str, object]:
+    """What config.json, the gates and the calibration of a selector say."""
+    from selectmoe.model.checkpoint import read_model_config
+    from selectmoe.model.selector_files import find_selector
     from selectmoe.scoring.calibration import load_calibration
 
-    require_select_moe(model)
-    config = read_model_config(model)
-    folder = model_folder(model)
-    calibration = load_calibration(Path(folder))
+    files = find_selector(model, checkpoint)
+    files.require_readable()
+    config = read_model_config(str(files.model_path()))
+    calibration = load_calibration(files.calibration_folder())
     keys = (
         "model_type", "num_hidden_layers", "hidden_size", "num_experts", "num_experts_per_tok",
         "vocab_size", "max_position_embeddings", "trash_expert_mode", "quality_loss_type",
     )  # fmt: skip
-    facts = {"model": model} | {key: config[key] for key in keys if key in config}
-    facts["weights_sha256"] = hash_weights(str(folder), None)
+    facts = {"model": model, **files.facts()} | {k: config[k] for k in keys if k in config}
+    facts["weights_sha256"] = files.weights_hash()
     facts["calibration"] = (
         f"{calibration.num_samples:,} samples, formula {calibration.formula}"
         if calibration

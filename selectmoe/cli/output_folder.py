@@ -78,8 +78,8 @@ def absolute_corpus(path: str, key: str) -> str:
 
 
 def absolute_model(model: str, key: str) -> str:
-    """The same for a model: what is no folder here is a hub name, or is refused as a model."""
-    return str(absolute_path(model, key)) if Path(model).expanduser().is_dir() else model
+    """The same for a model: what is no path here is a hub name, or is refused as a model."""
+    return str(absolute_path(model, key)) if Path(model).expanduser().exists() else model
 
 
 @contextlib.contextmanager

@@ -54,16 +54,16 @@ def score_rows(config: ScoreConfig, *, hidden_folder: str) -> None:
     from selectmoe.data.readers import read_corpora, require_readable
     from selectmoe.data.writers import write_jsonl
     from selectmoe.errors import DataError
-    from selectmoe.model.checkpoint import require_select_moe
+    from selectmoe.model.selector_files import find_selector
     from selectmoe.paths import model_or_embedded
 
     require_readable(config.data)
-    if config.model is not None:
-        require_select_moe(model_or_embedded(config.model, config.revision))
+    model = model_or_embedded(config.model, config.revision)
+    find_selector(model, config.model_checkpoint_path)  # before torch is imported
     from selectmoe.scoring.engine import ScoringEngine
 
     engine = ScoringEngine.from_pretrained(
-        model_or_embedded(config.model, config.revision),
+        model,
         model_checkpoint_path=config.model_checkpoint_path,
         config=config.scoring,
     )

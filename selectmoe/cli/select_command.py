@@ -97,16 +97,15 @@ def require_inputs(config: SelectConfig) -> None:
     """Refuses weights or a corpus that cannot be read before anything starts or is written."""
     from selectmoe.data.named_corpora import corpus_specs
     from selectmoe.data.readers import require_readable
-    from selectmoe.model.checkpoint import require_select_moe
-    from selectmoe.model.weight_checks import require_weights
+    from selectmoe.model.selector_files import find_selector
     from selectmoe.paths import model_or_embedded
 
     if config.scored is not None:
         return
     model = model_or_embedded(config.model, config.revision)
-    if config.model is not None:
-        require_select_moe(model)
     if config.via == "actors":  # a server has weights of its own
-        require_weights(model, config.model_checkpoint_path)
+        find_selector(model, config.model_checkpoint_path).require_readable()
+    elif config.model is not None:
+        find_selector(model, config.model_checkpoint_path)
     if config.resume is None:  # a resumed run reads its own copy
         require_readable(corpus_specs(config.dataset))

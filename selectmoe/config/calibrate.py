@@ -14,10 +14,11 @@ class CalibrateConfig:
     stage: ClassVar[str] = "calibrate"
 
     model: str | None = None
-    """Select-MoE model: a folder or hub name; null is the selector in the package."""
+    """Selector: a Select-MoE (folder or hub name), a selector folder, or a base for which gates
+    ship with the package or are given; null is the embedded selector."""
     model_checkpoint_path: str | None = None
-    """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, or an
-    adapter; null is the weights of the model itself."""
+    """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, an
+    adapter, or for a base the selector folder of its gates; null is the weights of the model."""
     data: tuple[str, ...] = ()
     """Corpora that the gates were trained on, or similar ones: files, folders, globs, URLs or
     hub:NAME[:split]; several are separated by commas."""

@@ -58,12 +58,13 @@ class SelectConfig(ResumableRunConfig):
     selection_percentage: float = 0.05
     """Fraction of the scored rows to keep, in (0, 1]; also --pct."""
     model: str | None = None
-    """Select-MoE model: a folder or hub name; null is the selector in the package."""
+    """Selector: a Select-MoE (folder or hub name), a selector folder, or a base for which gates
+    ship with the package or are given; null is the embedded selector."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub, also as model=NAME@REVISION; null is main."""
     model_checkpoint_path: str | None = None
-    """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, or an
-    adapter; null is the weights of the model itself."""
+    """Stage 1 weights: the output folder of a stage 1 run, full_rank_weights.safetensors, an
+    adapter, or for a base the selector folder of its gates; null is the weights of the model."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     scoring: EngineConfig = field(default_factory=EngineConfig)

@@ -108,6 +108,7 @@ class AttachedGates:
         self.layers = layers
         self.gates = gates
         self.num_layers = len(gates.config.layers)
+        self._is_cut = False
         # The margin is one product: (W_good - W_trash) u + (b_good - b_trash).
         self._weights_LH = gates.weights_L2H[:, 0] - gates.weights_L2H[:, 1]
         self._biases_L = gates.biases_L2[:, 0] - gates.biases_L2[:, 1]
@@ -152,7 +153,10 @@ class AttachedGates:
 
     def cut(self) -> None:
         """For scoring: removes what lies above the last gate, and the head. The model is no
-        language model any more."""
+        language model any more. A second call does nothing."""
+        if self._is_cut:
+            return
+        self._is_cut = True
         last = self.gates.config.layers[-1]
         del self.layers.layers[last + 1 :]
         end = _LastGate()
@@ -168,9 +172,8 @@ class AttachedGates:
         to later ones, see `needs_mask`.
         """
         decoder: Any = self.layers.decoder
-        with self.reading() as margins:
-            with suppress(_LastGateRead):
-                decoder(input_ids=token_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+        with self.reading() as margins, suppress(_LastGateRead):
+            decoder(input_ids=token_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
         return torch.stack([margins[index] for index in range(self.num_layers)]).view(
             self.num_layers, *token_ids_BT.shape
         )

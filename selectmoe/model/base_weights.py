@@ -4,11 +4,10 @@ import functools
 import hashlib
 from pathlib import Path
 
-from selectmoe.model.checkpoint import HASH_CHUNK_BYTES
+from selectmoe.model.checkpoint import HASH_CHUNK_BYTES, is_gguf
 from selectmoe.model.gates_config import file_sha256
 from selectmoe.model.weight_headers import TensorSpan, tensor_spans, weight_files
 
-GGUF_SUFFIX = ".gguf"
 # A base with tied embeddings may be stored with a copy of them as its head; no gate reads a head.
 HEAD = "lm_head."
 
@@ -24,10 +23,6 @@ def hash_base(base: Path) -> str:
     # Another size or time: another content.
     marks = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
     return _hash_files(tuple(files), marks)
-
-
-def is_gguf(base: Path) -> bool:
-    return base.suffix == GGUF_SUFFIX
 
 
 @functools.lru_cache(maxsize=8)

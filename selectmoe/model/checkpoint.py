@@ -14,6 +14,7 @@ GATE_WEIGHTS_NAME = "full_rank_weights.safetensors"
 ORIGINAL_WEIGHTS_NAME = "full_rank_weights.pt"  # of the original implementation
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # peft's
 ADAPTER_FOLDER_NAME = "adapter"  # in a run of stage 1 with peft_mode=lora
+GGUF_SUFFIX = ".gguf"
 HASH_CHUNK_BYTES = 1 << 22
 # The files of a model and its tokenizer; a hub repository may hold far more.
 _HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
@@ -22,12 +23,17 @@ logger = logging.getLogger(__name__)
 
 
 def read_model_config(model: str) -> dict[str, object]:
-    """config.json of a model folder or a hub name, as a dictionary.
+    """config.json of a model folder or a hub name, as a dictionary; of a GGUF file what
+    transformers makes of its metadata.
 
     Raises ModelError where there is none, or it cannot be downloaded.
     """
     name, revision = split_revision(model)
     folder = Path(name)
+    if is_gguf(folder):
+        from selectmoe.model.gguf_file import read_gguf_config  # which imports torch
+
+        return read_gguf_config(folder)
     if folder.is_dir():
         file = folder / "config.json"
         if not file.is_file():
@@ -44,6 +50,11 @@ def read_model_config(model: str) -> dict[str, object]:
     else:
         raise ModelError(f"model folder {model} does not exist")
     return read_json_object(file)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path names a GGUF file, by its suffix."""
+    return path.suffix == GGUF_SUFFIX and not path.is_dir()
 
 
 def is_hub_name(name: str) -> bool:
@@ -97,7 +108,7 @@ def split_revision(model: str) -> tuple[str, str | None]:
     Raises ModelError for a revision of a folder: only the hub has revisions.
     """
     name, _, revision = model.rpartition("@")
-    if not name or Path(model).is_dir():
+    if not name or Path(model).exists():
         return model, None
     if Path(name).is_dir():
         raise ModelError(f"{name}: revision={revision} needs the name of a model on the hub")
@@ -105,9 +116,9 @@ def split_revision(model: str) -> tuple[str, str | None]:
 
 
 def model_folder(model: str) -> Path:
-    """The folder of a model; a hub name is downloaded into the hub's cache."""
+    """The folder or GGUF file of a model; a hub name is downloaded into the hub's cache."""
     name, revision = split_revision(model)
-    if Path(name).is_dir():
+    if Path(name).is_dir() or is_gguf(Path(name)):
         return Path(name)
     from huggingface_hub import snapshot_download
 
@@ -145,7 +156,7 @@ def pinned_model(model: str) -> str:
     """A folder as it is; a hub name as NAME@COMMIT of the snapshot that is downloaded here, so that
     workers elsewhere load the same files."""
     name, _ = split_revision(model)
-    return model if Path(name).is_dir() else f"{name}@{model_folder(model).name}"
+    return model if Path(name).exists() else f"{name}@{model_folder(model).name}"
 
 
 def weights_file(path: str | Path) -> Path:

@@ -11,6 +11,7 @@ from tokenizers import pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -35,15 +36,45 @@ def load_gguf(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=dtype
             )
-            tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            pre_tokenizer = _read_field(file, _PRE_TOKENIZER_FIELD)
     except Exception as error:  # a cut file, an unknown architecture: each reader has its own
         raise ModelError(f"{file}: cannot be loaded: {first_line(error)}") from error
-    model = _without_quantization(loaded, dtype)
+    return _without_quantization(loaded, dtype), load_gguf_tokenizer(file)
+
+
+def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer alone. Raises ModelError as `load_gguf` does."""
+    require_gguf(file)
+    try:
+        with quiet_transformers(), _no_progress_bar():
+            tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            pre_tokenizer = _read_field(file, _PRE_TOKENIZER_FIELD)
+    except Exception as error:
+        raise ModelError(f"{file}: its tokenizer cannot be read: {first_line(error)}") from error
     if pre_tokenizer == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = _digits_apart()
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    return model, tokenizer
+    tokenizer.model_max_length = read_gguf_config(file)["max_position_embeddings"]
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def read_gguf_config(file: Path) -> dict[str, Any]:
+    """The metadata as config.json would have it. Raises ModelError as `load_gguf` does."""
+    require_gguf(file)
+    try:
+        with quiet_transformers(), _no_progress_bar():
+            config, _ = PretrainedConfig.get_config_dict(file.parent, gguf_file=file.name)
+    except Exception as error:
+        raise ModelError(f"{file}: cannot be loaded: {first_line(error)}") from error
+    settings: dict[str, Any] = config
+    return settings
+
+
+def count_gguf_parameters(file: Path) -> int:
+    """Number of parameters by the file's header."""
+    require_gguf(file)
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
 
 
 def require_gguf(file: Path) -> None:

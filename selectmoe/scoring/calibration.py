@@ -18,6 +18,7 @@ from selectmoe.config.engine import EngineConfig, Turns
 from selectmoe.data.writers import write_json
 from selectmoe.errors import DataError, ModelError
 from selectmoe.model.checkpoint import hash_weights, read_json_object
+from selectmoe.model.selector_files import SelectorFiles
 from selectmoe.scoring import length_adjustment
 from selectmoe.scoring.length_adjustment import (
     LengthAdjustment,
@@ -212,6 +213,18 @@ def load_calibration(folder: Path) -> Calibration | None:
         return from_json(content)
     except DataError as error:
         raise ModelError(f"{file}: {error}") from error
+
+
+def stored_calibration(files: SelectorFiles) -> Calibration | None:
+    """The calibration that lies beside the weights of a selector; None where there is none.
+
+    One that was made on another form of the base that the gates accept is given as one of these
+    weights. Raises ModelError as `load_calibration` does.
+    """
+    calibration = load_calibration(files.calibration_folder())
+    if calibration is None or calibration.weights_hash not in files.calibrated_hashes():
+        return calibration
+    return replace(calibration, weights_hash=files.weights_hash())
 
 
 def carry_over_calibration(model: str, weights: Path, merged: Path) -> bool:

@@ -17,20 +17,11 @@ from selectmoe.config.engine import EngineConfig, Length
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pad_samples
 from selectmoe.data.rows import RowLocation, parse_row
-from selectmoe.model.checkpoint import (
-    ADAPTER_WEIGHTS_NAME,
-    calibration_folder,
-    hash_weights,
-    model_folder,
-    require_select_moe,
-    weights_file,
-)
-from selectmoe.model.devices import choose_dtype, choose_experts, default_device
-from selectmoe.model.gate_weights import load_gate_weights, merge_adapter
-from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
+from selectmoe.model.attached_gates import AttachedGates
+from selectmoe.model.devices import default_device
+from selectmoe.model.modeling_select_moe import SelectMoeModel
 from selectmoe.model.packed_attention import copy_to
-from selectmoe.model.quiet_loading import load_model, load_tokenizer
-from selectmoe.model.vocabulary import require_tokenizer_fits
+from selectmoe.model.selector_files import SelectorFiles, find_selector
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.records import (
     PaddedBatch,
@@ -41,11 +32,10 @@ from selectmoe.records import (
     TokenizedSample,
     UnscoredSample,
 )
-from selectmoe.scoring.calibration import Calibration, load_calibration, match_calibration
+from selectmoe.scoring.calibration import Calibration, match_calibration, stored_calibration
 from selectmoe.scoring.formulas import (
     SCORE_FORMULAS,
     ScoreFormula,
-    good_margins,
     layer_scores,
     num_averaged_tokens,
     sample_margins,
@@ -54,7 +44,9 @@ from selectmoe.scoring.formulas import (
     token_scores,
 )
 from selectmoe.scoring.length_adjustment import sigmoid
-from selectmoe.scoring.packed import CPU_TOKENS, MOST_TOKENS, PackedScorer, choose_layout
+from selectmoe.scoring.loading import load_selector
+from selectmoe.scoring.packed import CPU_TOKENS, MOST_TOKENS, PackedScorer
+from selectmoe.scoring.selector_kinds import as_selector
 
 Packer = Callable[..., Iterator[PaddedBatch]]
 TOKENIZED_TOGETHER = 256  # samples; takes a few hundredths of a second
@@ -71,32 +63,34 @@ class ScoringEngine:
 
     def __init__(
         self,
-        model: SelectMoeModel,
+        model: SelectMoeModel | AttachedGates,
         tokenizer: PreTrainedTokenizerBase,
         config: EngineConfig | None = None,
     ) -> None:
-        """`model` is put into evaluation mode and loses the experts of its last layer.
+        """`model` is put into evaluation mode and loses what lies above its last gate.
 
         Device and dtype are the model's; of `config` the dtype and the implementations matter to
         `from_pretrained`, which loads it.
         """
         config = config or EngineConfig()
         self.config = config
-        self.model = model.eval()
-        self.model.skip_last_experts()
-        self.device = model.device
+        self.model: Any = model
+        self.selector = as_selector(model)
+        self.device = self.selector.device
+        self.num_layers = self.selector.num_layers
         self.formula: ScoreFormula = SCORE_FORMULAS[config.formula]
-        self._files: tuple[str, Path | None] | None = None  # the model, and stage 1's weights
+        self._files: SelectorFiles | None = None
         self._stored_calibration: Calibration | None = None
-        self.packed: PackedScorer | None = None
-        budget = config.max_tokens_per_batch
-        if choose_layout(config, self.device) == "packed":
-            self.packed = PackedScorer(model, self.formula, max_tokens_per_batch=budget)
+        self.packed: PackedScorer | None = self.selector.packed_scorer(config, self.formula)
+        if self.packed is not None:
             self.max_tokens_per_batch = self.packed.max_tokens_per_batch
         else:
             on_cpu = self.device.type == "cpu"
-            self.max_tokens_per_batch = budget or (CPU_TOKENS if on_cpu else MOST_TOKENS)
-        limit = min(config.max_sequence_length, model.config.max_position_embeddings)
+            default = CPU_TOKENS if on_cpu else MOST_TOKENS
+            self.max_tokens_per_batch = config.max_tokens_per_batch or default
+        limit = min(
+            config.max_sequence_length, self.selector.max_positions or config.max_sequence_length
+        )
         self.tokenizer = ChatTokenizer(tokenizer, max_sequence_length=limit, turns=config.turns)
 
     @classmethod
@@ -110,27 +104,23 @@ class ScoringEngine:
         calibration: Calibration | Literal["stored"] | None = "stored",
         **settings: Any,  # noqa: ANN401 (fields of EngineConfig, which types them)
     ) -> "ScoringEngine":
-        """Loads a Select-MoE from a folder or hub name.
+        """Loads a selector: a Select-MoE from a folder or hub name, a selector folder, or a base
+        with gates (see `model.selector_files`).
 
         model_checkpoint_path: stage 1's weights, a file or the folder of a run.
         device: "cuda" by default if there is a GPU, else "cpu".
         calibration: the one stored beside the weights by default; one that is given is not checked
             against the weights, and without one scores are raw.
         settings: fields of EngineConfig, such as dtype="bfloat16"; they override `config`.
-        Raises ModelError where the model is no Select-MoE or the weights do not fit it.
+        Raises ModelError where the model is no selector or the weights do not fit it.
         """
         config = dataclasses.replace(config or EngineConfig(), **settings)
-        require_select_moe(str(model))
-        checkpoint = None if model_checkpoint_path is None else weights_file(model_checkpoint_path)
-        folder = model_folder(str(model))
-        tokenizer = load_tokenizer(folder)
-        loaded = _load_model(folder, checkpoint, config, device=device or default_device())
-        require_tokenizer_fits(str(model), tokenizer, loaded.config.vocab_size)
-        engine = cls(loaded, tokenizer, config)
-        engine._files = str(model), checkpoint
+        files = find_selector(str(model), model_checkpoint_path)
+        loaded = load_selector(files, config, device=device or default_device())
+        engine = cls(loaded.model, loaded.tokenizer, config)
+        engine._files = files
         if calibration == "stored":
-            stored = load_calibration(calibration_folder(str(model), checkpoint))
-            engine._stored_calibration = stored
+            engine._stored_calibration = stored_calibration(files)
         else:
             engine.calibration = calibration
         return engine
@@ -157,12 +147,12 @@ class ScoringEngine:
     @property
     def device_and_dtype(self) -> tuple[str, str]:
         """("cpu", "float32"): where the model is, and the dtype of its weights."""
-        return self.device.type, str(self.model.dtype).removeprefix("torch.")
+        return self.device.type, str(self.selector.dtype).removeprefix("torch.")
 
     def weights_hash(self) -> str:
         """SHA-256 of the weights, as in manifests; only for a model that was loaded from files."""
         assert self._files is not None, "made from a model in memory"
-        return hash_weights(*self._files)
+        return self._files.weights_hash()
 
     def score(
         self, samples: Sequence[Sample | Mapping[str, Any]]
@@ -298,9 +288,7 @@ class ScoringEngine:
             copy_to(array, self.device)
             for array in (batch.token_ids, batch.attention_mask, batch.answer_mask)
         )
-        # No attention mask: under a causal mask padding on the right is seen by no real token.
-        decoded = self.model(input_ids=token_ids_BT, use_cache=False, output_quality_logits=True)
-        margins_LBT = good_margins(torch.stack(decoded["quality_logits"]))
+        margins_LBT = self.selector.margins(token_ids_BT, attention_mask_BT)
         return margins_LBT, scored_tokens(answer_mask_BT, attention_mask_BT, self.formula.tokens)
 
 
@@ -311,30 +299,6 @@ def _as_sample(row: Sample | Mapping[str, Any], number: int) -> Sample | Unscore
     if isinstance(sample, RejectedRow):
         return UnscoredSample(sample.sample_id, sample.reason, sample.detail)
     return sample
-
-
-def _load_model(
-    folder: Path, checkpoint: Path | None, config: EngineConfig, *, device: str
-) -> SelectMoeModel:
-    """checkpoint: stage 1's weights file, of its gates or of its adapter."""
-    on_gpu = torch.device(device).type != "cpu"
-    is_adapter = checkpoint is not None and checkpoint.name == ADAPTER_WEIGHTS_NAME
-    # An adapter names its tensors by those of the whole model that it was trained on.
-    model_class: Any = SelectMoeForCausalLM if is_adapter else SelectMoeModel
-    loaded: Any = load_model(
-        model_class,
-        folder,
-        unused_parts=("lm_head",),
-        dtype=choose_dtype(config.dtype, on_gpu=on_gpu),
-        attn_implementation=config.attn_implementation,
-        experts_implementation=choose_experts(config.experts_implementation, on_gpu=on_gpu),
-    )
-    if checkpoint is not None and is_adapter:
-        loaded = merge_adapter(loaded, checkpoint).model
-    elif checkpoint is not None:
-        load_gate_weights(loaded, checkpoint)
-    model: SelectMoeModel = loaded.to(device)
-    return model
 
 
 def _scored_sample(

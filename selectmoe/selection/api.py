@@ -17,7 +17,7 @@ from selectmoe.data.readers import require_readable
 from selectmoe.data.rows import RowLocation, parse_row
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ConfigError
-from selectmoe.model.weight_checks import require_weights
+from selectmoe.model.selector_files import find_selector
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import RejectedRow, Sample
 from selectmoe.selection.backends import LocalBackend
@@ -68,7 +68,8 @@ def select(
             **{key.replace("__", "."): value for key, value in settings.items()},
         },
     )
-    require_weights(model_or_embedded(config.model, config.revision), config.model_checkpoint_path)
+    model = model_or_embedded(config.model, config.revision)
+    find_selector(model, config.model_checkpoint_path).require_readable()
     require_readable(corpus_specs(config.dataset))
     with tempfile.TemporaryDirectory(prefix="selectmoe-") as scratch:
         folder = RunFolder(Path(output or scratch).absolute())

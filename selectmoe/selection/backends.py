@@ -23,15 +23,16 @@ from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.data.turn_plan import TOKENIZER_REASONS
 from selectmoe.errors import ConfigError, ResumeError, ScoreRequestError
-from selectmoe.model.checkpoint import calibration_folder, hash_weights, pinned_model
+from selectmoe.model.checkpoint import pinned_model
+from selectmoe.model.selector_files import SelectorFiles, find_selector
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.scoring.calibration import (
     Calibration,
     describe,
     from_json,
-    load_calibration,
     match_calibration,
+    stored_calibration,
 )
 from selectmoe.selection.scored_shards import SampleScorer
 
@@ -85,12 +86,15 @@ class LocalBackend:
     def __init__(self, config: SelectConfig) -> None:
         self.config = config
         self.model = pinned_model(model_or_embedded(config.model, config.revision))
-        self.weights_sha256 = hash_weights(self.model, config.model_checkpoint_path)
+        self.weights_sha256 = self.files().weights_hash()
         self._of_run: Calibration | None = None
+
+    def files(self) -> SelectorFiles:
+        return find_selector(self.model, self.config.model_checkpoint_path)
 
     def calibration(self) -> Calibration | None:
         return match_calibration(
-            load_calibration(calibration_folder(self.model, self.config.model_checkpoint_path)),
+            stored_calibration(self.files()),
             self.config.scoring,
             weights_hash=lambda: self.weights_sha256,
         )
@@ -254,4 +258,4 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
 def hash_of_weights(config: SelectConfig) -> str:
     """SHA-256 of the model's weights and stage 1's."""
     model = pinned_model(model_or_embedded(config.model, config.revision))
-    return hash_weights(model, config.model_checkpoint_path)
+    return find_selector(model, config.model_checkpoint_path).weights_hash()

@@ -10,9 +10,8 @@ from typing import TypeVar
 
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems, map_in_threads
-from selectmoe.model.checkpoint import weights_size
 from selectmoe.model.free_memory import free_memory, require_weights_fit
-from selectmoe.model.weight_checks import count_parameters
+from selectmoe.model.selector_files import find_selector
 from selectmoe.selection.backends import Backend
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import ShardCounts, score_shard
@@ -115,7 +114,7 @@ def num_scoring_threads(config: SelectConfig, backend: Backend) -> int:
         return 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * USABLE_MEMORY
     num_cpus = (os.cpu_count() or 1) // config.num_threads_per_actor
-    return max(1, min(num_cpus, int(memory // engine_bytes(backend.model))))
+    return max(1, min(num_cpus, int(memory // engine_bytes(config, backend.model))))
 
 
 def require_engine_fits(
@@ -123,11 +122,11 @@ def require_engine_fits(
 ) -> None:
     """Raises NotEnoughMemoryError where the weights of one engine need more than `free` bytes."""
     dtype = config.scoring.dtype or ("bfloat16" if on_gpu else "float32")
-    num_parameters = count_parameters(model, with_head=False)
+    num_parameters = find_selector(model, config.model_checkpoint_path).num_parameters()
     require_weights_fit(num_parameters, dtype, purpose="scoring", free=free, kind=kind)
 
 
-def engine_bytes(model: str) -> int:
+def engine_bytes(config: SelectConfig, model: str) -> int:
     """About the memory that an engine on a CPU takes."""
     # There the model is float32, and its files are most likely bfloat16.
-    return ENGINE_BYTES + 2 * weights_size(model)
+    return ENGINE_BYTES + 2 * find_selector(model, config.model_checkpoint_path).num_bytes()

@@ -15,7 +15,7 @@ from selectmoe.config.calibrate import CalibrateConfig
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.corpus.shards import read_rows
 from selectmoe.errors import DataError
-from selectmoe.model.checkpoint import calibration_folder
+from selectmoe.model.selector_files import find_selector
 from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredSample
 from selectmoe.scoring.calibration import Calibration, calibrate, save_calibration
@@ -48,7 +48,7 @@ def calibrate_warmup(config: WarmupConfig, worker: TrainingWorker, *, weights: s
         calibration=None,
     )
     calibration = calibrate_on(engine, sampled_rows(worker.output, seed=config.seed))
-    save_calibration(calibration_folder(model, weights), calibration)
+    save_calibration(find_selector(model, weights).calibration_folder(), calibration)
     return calibration
 
 

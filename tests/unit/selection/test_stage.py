@@ -17,6 +17,7 @@ from tests.calibrations import raw_calibration
 def folder(tmp_path):
     """Of a run that starts; beside it a folder of weights that have a calibration."""
     (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").write_text('{"model_type": "select_moe"}')
     (tmp_path / "run").mkdir()
     calibrated(tmp_path, [0.25, 0.75])
     return RunFolder(tmp_path / "run")

@@ -23,6 +23,7 @@ def test_actors_of_several_threads_share_the_cpus():
 def test_no_more_actors_than_memory_holds_models(tmp_path, caplog):
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(14_000_000_000)  # sparse: OLMoE-1B-7B in bfloat16
+    (tmp_path / "config.json").write_text('{"model_type": "select_moe"}')
     with caplog.at_level("INFO"):
         num_actors = default_num_actors(
             SelectConfig(), str(tmp_path), {"CPU": 64.0, "memory": 90 * GIGABYTES}, has_gpus=False
