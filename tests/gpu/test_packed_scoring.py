@@ -127,7 +127,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_scored_all_the_same(samples, caplo
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     np.testing.assert_allclose(found, np.tile(whole, 4), rtol=0, atol=BFLOAT16)
-    assert "batches of at most" in caplog.text
+    assert "batches have at most" in caplog.text
     assert engine.packed.max_tokens_per_batch < 65_536
 
 
