@@ -18,7 +18,8 @@ def main(arguments: Sequence[str]) -> None:
     from jobs.stage_2_selection.ray_runner import RayRunner
 
     runner = RayRunner(config)
-    run(config, None if config.scored else find_backend(config, runner), runner)
+    backend = None if config.scored else find_backend(config, runner)
+    run(config, backend, runner, tokens_on_gpu=False)
 
 
 def find_backend(config: SelectConfig, runner: "RayRunner") -> "Backend":

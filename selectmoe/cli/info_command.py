@@ -17,6 +17,7 @@ EXTRAS = {
     "serve": "fastapi",
     "gguf": "gguf",
     "client": "httpx",
+    "report": "matplotlib",
     "s3": "s3fs",
     "gcs": "gcsfs",
 }

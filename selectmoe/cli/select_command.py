@@ -34,7 +34,7 @@ OPTIONS = {
 FREE_ON_RESUME = ("output", "output_root", "resume")
 # These change where, how fast and whether a run continues, not what comes out of it. A resumed run
 # keeps them unless it is given others.
-CHANGEABLE_ON_RESUME = ("max_rejected", "num_actors", "via", "shards_in_flight")
+CHANGEABLE_ON_RESUME = ("max_rejected", "num_actors", "via", "shards_in_flight", "report")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,9 +54,19 @@ def _backend(config: SelectConfig) -> "Backend":
     return LocalBackend(config) if config.via == "actors" else HttpBackend.connect(config)
 
 
-def run(config: SelectConfig, backend: "Backend | None", runner: "Runner") -> None:
-    """Claims the output folder, runs the stage and prints its table."""
+def run(
+    config: SelectConfig,
+    backend: "Backend | None",
+    runner: "Runner",
+    *,
+    tokens_on_gpu: bool = True,
+) -> None:
+    """Claims the output folder, runs the stage, prints its table and writes its report.
+
+    tokens_on_gpu: False where a GPU of this machine may be in use by others, as on a cluster.
+    """
     from selectmoe.cli.progress import SelectionProgress
+    from selectmoe.cli.report_command import report_of_run
     from selectmoe.cli.select_table import print_selection
     from selectmoe.selection.stage import run_selection
 
@@ -70,6 +80,7 @@ def run(config: SelectConfig, backend: "Backend | None", runner: "Runner") -> No
             config, output, backend=backend, runner=runner, progress=SelectionProgress()
         )
         print_selection(manifest, output)
+        report_of_run(config, output, runner, on_gpu=tokens_on_gpu)
 
 
 def parse(arguments: Sequence[str], *, prog: str) -> SelectConfig:

@@ -42,6 +42,7 @@ class TokenScore:
     start: int
     end: int
     score: float
+    is_answer: bool = True  # False: a token of the prompt, which the score does not average
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +339,11 @@ def parse_result(entry: Mapping[str, Any]) -> ScoreResult | ScoreFailure:
 
 def parse_token(entry: Mapping[str, Any]) -> TokenScore:
     return TokenScore(
-        str(entry["text"]), int(entry["start"]), int(entry["end"]), float(entry["score"])
+        str(entry["text"]),
+        int(entry["start"]),
+        int(entry["end"]),
+        float(entry["score"]),
+        bool(entry["is_answer"]),
     )
 
 

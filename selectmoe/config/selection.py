@@ -87,6 +87,9 @@ class SelectConfig(ResumableRunConfig):
     """CPU threads per actor; changing it may change the last digits of scores."""
     scored: str | None = None
     """Output folder of a finished run to re-select from, without scoring again."""
+    report: Literal["tokens", "rows", "none"] = "tokens"
+    """What report.html shows of example rows: tokens colors each token by its score, for which the
+    model is loaded once more; rows shows the texts alone. none writes no report."""
 
     def __post_init__(self) -> None:
         ResumableRunConfig.__post_init__(self)

@@ -232,7 +232,7 @@ def selected_rows(
         percentiles = calibration.percentiles(kept.scores).tolist() if calibration else repeat(None)
         for sample, score, percentile in zip(samples, kept.scores, percentiles, strict=False):
             counts.num_rows[sample.dataset] += 1
-            yield _selected_row(sample, score, percentile, _shortened(sample.source, folders))
+            yield _selected_row(sample, score, percentile, shorten_source(sample.source, folders))
 
 
 def _selected_row(
@@ -264,7 +264,7 @@ def _with_free_names(columns: Mapping[str, object], *, taken: set[str]) -> dict[
     return named
 
 
-def _shortened(source: str, folders: Sequence[str]) -> str:
+def shorten_source(source: str, folders: Sequence[str]) -> str:
     """The source of a row, "<file>:<row>", without the folder in which the corpus lies."""
     folder = next((folder for folder in folders if source.startswith(folder)), "")
     return source.removeprefix(folder)

@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import math
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import Sample
 from selectmoe.scoring.engine import ScoringEngine
 from serve.local_ray import ENVIRONMENT
+from tests.chromium import chromium
 from tests.ray_head import free_port
 from tests.serve_process import serve_run, started
 
@@ -227,14 +227,8 @@ def test_a_killed_replica_costs_no_more_than_a_503_and_is_replaced(server, deplo
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("needs Chromium on the PATH (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

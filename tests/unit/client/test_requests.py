@@ -182,11 +182,11 @@ def test_a_result_has_what_its_detail_asked_for():
     entry = {
         "id": None, "score": 0.1, "percentile": 20.0, "num_tokens": 3,
         "num_answer_tokens": 1, "truncated": True, "layers": [0.5, -1],
-        "tokens": [{"text": "Hi", "start": 0, "end": 2, "score": 0.25}],
+        "tokens": [{"text": "Hi", "start": 0, "end": 2, "score": 0.25, "is_answer": False}],
     }  # fmt: skip
     result = parse_result(entry)
     assert result == ScoreResult(
-        None, 0.1, 20.0, 3, 1, True, (0.5, -1.0), (TokenScore("Hi", 0, 2, 0.25),)
+        None, 0.1, 20.0, 3, 1, True, (0.5, -1.0), (TokenScore("Hi", 0, 2, 0.25, False),)
     )
     failure = parse_result({"id": "x", "error": "no", "error_type": "validation"})
     assert failure == ScoreFailure("x", "no", "validation")
