@@ -6,6 +6,7 @@ request of its own. h11 ignores the offer, as RFC 9110, 7.8 allows.
 """
 
 import asyncio
+import re
 from http import HTTPStatus
 
 import h11
@@ -13,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.error_responses import MESSAGES, RequestError
 
+_WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 HEADER_TIMEOUT_SECONDS = 60.0  # from the first byte, or from the start of the connection
 
 
@@ -29,6 +31,10 @@ class HttpProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch_headers()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_headers()  # of a request that has begun while this one was answered
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -76,6 +82,19 @@ class HttpProtocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _get_upgrade(self) -> bytes | None:
+        """What is no handshake by RFC 6455, 4.1 is a request whose offer is ignored: uvicorn's
+        WebSocket answers it in plain text, or waits for ever where there is a body."""
+        headers = dict(self.headers)
+        is_handshake = (
+            self.scope["method"] == "GET"
+            and headers.get(b"sec-websocket-version") == b"13"
+            and _WEBSOCKET_KEY.fullmatch(headers.get(b"sec-websocket-key", b"")) is not None
+            and headers.get(b"content-length", b"0") == b"0"
+            and b"transfer-encoding" not in headers
+        )
+        return super()._get_upgrade() if is_handshake else None
 
     def _unsupported_upgrade_warning(self) -> None:
         """Ignoring an offer is no fault that a log should show."""

@@ -71,13 +71,34 @@ def test_an_offer_of_another_protocol_is_ignored_and_the_connection_kept(
     assert b"HTTP/1.1 4" not in received
 
 
+KEY = base64.b64encode(b"0123456789abcdef").decode()
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "version", "key", "answer"),
+    [
+        ("POST", BODY, "13", KEY, b"200 OK"),
+        ("GET", BODY, "13", KEY, b"405 Method Not Allowed"),
+        ("GET", b"", "8", KEY, b"405 Method Not Allowed"),
+        ("GET", b"", "13", "x", b"405 Method Not Allowed"),
+    ],
+)
+def test_an_offer_that_is_no_websocket_handshake_is_ignored(
+    server, method, body, version, key, answer
+):
+    offer = ("Connection: Upgrade", "Upgrade: websocket", f"Sec-WebSocket-Version: {version}")
+    asked = request(*offer, f"Sec-WebSocket-Key: {key}", method=method, body=body)
+    received = exchange(server, asked, request("Connection: close"))
+    assert [received.startswith(b"HTTP/1.1 " + answer), received.count(b"HTTP/1.1 ")] == [True, 2]
+    assert b"text/plain" not in received
+
+
 def test_a_websocket_is_refused_at_once_in_the_error_shape(server):
-    key = base64.b64encode(b"0123456789abcdef").decode()
     upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
     started = time.monotonic()
     for target in ("/", "/score", "/nothing"):
         asked = request(
-            *upgrade, f"Sec-WebSocket-Key: {key}", method="GET", target=target, body=b""
+            *upgrade, f"Sec-WebSocket-Key: {KEY}", method="GET", target=target, body=b""
         )
         status, headers, body = parsed(exchange(server, asked))
         assert (status, headers["content-type"]) == (400, "application/json")
