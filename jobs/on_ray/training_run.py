@@ -195,7 +195,7 @@ def write_manifest(
 
 
 def _model_of(config: WarmupConfig | FinetuneConfig) -> str:
-    return model_or_embedded(config.model, getattr(config, "revision", None))
+    return model_or_embedded(config.model, config.revision)
 
 
 def print_report(

@@ -78,7 +78,7 @@ def require_inputs(config: FinetuneConfig) -> "PreTrainedTokenizerBase":
     made; returns the model's tokenizer."""
     from selectmoe.model.checkpoint import read_model_config
 
-    model = model_or_embedded(config.model)
+    model = model_or_embedded(config.model, config.revision)
     read_model_config(model)
 
     from selectmoe.finetune.sources import require_source

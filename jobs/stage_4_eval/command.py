@@ -93,27 +93,31 @@ def require_inputs(config: EvaluateConfig) -> bool:
     )
     from selectmoe.model.checkpoint import read_model_config
     from selectmoe.model.hub_access import hub_answers, work_offline
+    from selectmoe.paths import model_or_embedded
 
     planned = plan_tasks(config.tasks, config.tasks_dir)
     from_hub = config.model is not None and not Path(config.model).is_dir()
     if from_hub and not hub_answers():
         work_offline()
     if config.model is not None:
-        read_model_config(config.model)
+        read_model_config(model_or_embedded(config.model, config.revision))
     require_known(planned, config.tasks_dir)
     return from_hub or not all(map(ships_with_the_package, planned))
 
 
 def with_resolved_adapter(config: EvaluateConfig) -> EvaluateConfig:
     """Replaces the output folder of a stage 3 run with its last checkpoint, and a model that is
-    not given with the adapter's base."""
-    from selectmoe.training.adapter_folder import adapter_folder, base_model_of
+    not given with the adapter's base, in the revision that it names unless another one is given."""
+    from selectmoe.training.adapter_folder import adapter_folder, base_model_of, base_revision_of
 
     if config.adapter is None:
         return config
     folder = adapter_folder(Path(config.adapter))
-    model = config.model or base_model_of(folder)
-    return dataclasses.replace(config, adapter=str(folder), model=model)
+    model, revision = config.model, config.revision
+    if model is None:
+        model = base_model_of(folder)
+        revision = revision or (base_revision_of(folder) if model else None)
+    return dataclasses.replace(config, adapter=str(folder), model=model, revision=revision)
 
 
 def start_ray_for(config: EvaluateConfig) -> bool:
@@ -261,7 +265,7 @@ def about(config: EvaluateConfig, *, use_gpu: bool) -> dict[str, object]:
     from selectmoe.paths import model_or_embedded
 
     return {
-        "model": model_or_embedded(config.model),
+        "model": model_or_embedded(config.model, config.revision),
         "adapter": config.adapter,
         "device": "cuda" if use_gpu else "cpu",
         "dtype": config.dtype or ("bfloat16" if use_gpu else "float32"),

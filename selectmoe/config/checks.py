@@ -13,3 +13,8 @@ def require_at_least(minimum: int, settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         require(value is None or value >= minimum, name, f"at least {minimum}", value)
+
+
+def require_model_of_revision(model: str | None, revision: str | None) -> None:
+    if revision is not None and model is None:
+        raise ConfigError(f"revision needs a model on the hub, got {revision!r} without a model")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from selectmoe.config.checks import require, require_at_least
+from selectmoe.config.checks import require, require_at_least, require_model_of_revision
 from selectmoe.config.run import RunConfig
 from selectmoe.errors import ConfigError
 
@@ -13,7 +13,7 @@ from selectmoe.errors import ConfigError
 SETTINGS_OF_MODEL_ARGS = {
     "pretrained": "model", "peft": "adapter", "dtype": "dtype", "batch_size": "batch_size",
     "device": "num_gpus", "tokenizer": "model (the tokenizer is in its folder)",
-    "revision": "model (a folder with the files of that revision)",
+    "revision": "revision",
     "parallelize": "num_gpus (a model is on one GPU)",
 }  # fmt: skip
 
@@ -27,6 +27,9 @@ class EvaluateConfig(RunConfig):
     model: str | None = None
     """Causal language model: a folder or hub name; null is the base model that the adapter names,
     and without an adapter the selector in the package."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub, also as model=NAME@REVISION; null is
+    main, or what the adapter names."""
     adapter: str | None = None
     """PEFT adapter to load: its folder, or the output folder of a stage 3 run. Its tokenizer and
     resized vocabulary are used if it has them."""
@@ -80,6 +83,7 @@ class EvaluateConfig(RunConfig):
         require(bool(self.tasks), "tasks", "at least one task", self.tasks)
         require_at_least(1, self, "limit", "num_cpus", "num_workers")
         require_at_least(0, self, "seed")
+        require_model_of_revision(self.model or self.adapter, self.revision)
         size = str(self.batch_size)
         is_valid = self.batch_size is None or re.fullmatch(r"[1-9]\d*|auto(:[1-9]\d*)?", size)
         rule = "a whole number, at least 1, or auto or auto:N"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from selectmoe.config.checks import require, require_at_least
+from selectmoe.config.checks import require, require_at_least, require_model_of_revision
 from selectmoe.config.columns import check_columns
 from selectmoe.config.lora import LoraSettings
 from selectmoe.config.run import ResumableRunConfig
@@ -105,6 +105,8 @@ class FinetuneConfig(ResumableRunConfig):
     model: str | None = None
     """Target model, any causal language model: a folder or hub name; null is the selector in the
     package with its gates forced open."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub, also as model=NAME@REVISION; null is main."""
     dataset: FinetuneDatasetConfig = field(default_factory=FinetuneDatasetConfig)
     training: FinetuneTrainingConfig = field(default_factory=FinetuneTrainingConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
@@ -116,6 +118,7 @@ class FinetuneConfig(ResumableRunConfig):
     def __post_init__(self) -> None:
         ResumableRunConfig.__post_init__(self)
         require_at_least(0, self, "seed")
+        require_model_of_revision(self.model, self.revision)
         training, num_workers = self.training, self.scaling.num_workers
         require(
             training.effective_batch_size % (training.batch_size * (num_workers or 1)) == 0,

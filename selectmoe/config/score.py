@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from selectmoe.config.checks import require_model_of_revision
 from selectmoe.config.columns import check_columns
 from selectmoe.config.engine import EngineConfig
 
@@ -34,3 +35,4 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_columns(self.columns)
+        require_model_of_revision(self.model, self.revision)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from selectmoe.config.checks import require, require_at_least
+from selectmoe.config.checks import require, require_at_least, require_model_of_revision
 from selectmoe.config.columns import ColumnRules, check_columns
 from selectmoe.config.engine import EngineConfig
 from selectmoe.config.run import ResumableRunConfig
@@ -93,6 +93,7 @@ class SelectConfig(ResumableRunConfig):
 
     def __post_init__(self) -> None:
         ResumableRunConfig.__post_init__(self)
+        require_model_of_revision(self.model, self.revision)
         share = self.selection_percentage
         require(0 < share <= 1, "selection_percentage (--pct)", "in (0, 1]", share)
         known = self.via in ("actors", "serve") or self.via.startswith(("http://", "https://"))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from selectmoe.config.checks import require, require_at_least
+from selectmoe.config.checks import require, require_at_least, require_model_of_revision
 from selectmoe.config.columns import check_columns
 from selectmoe.config.lora import LoraSettings
 from selectmoe.config.run import ResumableRunConfig
@@ -158,6 +158,7 @@ class WarmupConfig(ResumableRunConfig):
 
     def __post_init__(self) -> None:
         ResumableRunConfig.__post_init__(self)
+        require_model_of_revision(self.model, self.revision)
         require_at_least(0, self, "seed")
         num_workers = self.scaling.num_workers
         rule = f"at least scaling.num_workers = {num_workers}"

@@ -35,7 +35,7 @@ def load_target(
     its embeddings, or if the adapter belongs to another model.
     """
     register_select_moe()
-    name = model_or_embedded(config.model)
+    name = model_or_embedded(config.model, config.revision)
     settings = dict(settings or {})
     if read_model_config(name).get("model_type") == "select_moe":
         settings["quality_gate_forced_open"] = config.quality_gate_forced_open

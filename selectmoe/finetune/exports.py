@@ -45,7 +45,7 @@ def merge_into_base(config: FinetuneConfig, output: Path) -> Path:
     """Writes the base model with the run's adapter in its weights, in the dtype of the base's
     files; returns its folder. On the CPU."""
     register_select_moe()
-    name = model_or_embedded(config.model)
+    name = model_or_embedded(config.model, config.revision)
     adapter = output / ADAPTER_FOLDER_NAME
     settings: dict[str, Any] = {}
     if read_model_config(name).get("model_type") == "select_moe":

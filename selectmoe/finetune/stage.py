@@ -36,7 +36,7 @@ from selectmoe.data.writers import write_json
 from selectmoe.errors import ModelError, ResumeError, TrainingStoppedError, list_names
 from selectmoe.finetune.exports import save_final_adapter
 from selectmoe.finetune.supervised_data import StepOrder, SupervisedRows
-from selectmoe.model.checkpoint import model_folder, read_model_config
+from selectmoe.model.checkpoint import model_folder, read_model_config, split_revision
 from selectmoe.model.devices import choose_dtype
 from selectmoe.model.free_memory import in_words
 from selectmoe.model.quiet_loading import load_model, register_select_moe
@@ -94,7 +94,7 @@ def finetune(
     fingerprint = checkpoint_fingerprint(config, rows.summary.rows_sha256)
     if worker.resume_from is not None:
         require_same_run(Path(worker.resume_from), fingerprint)
-    model_name = model_or_embedded(config.model)
+    model_name = model_or_embedded(config.model, config.revision)
     estimated = require_fit(config, model_name, worker, max_tokens=rows.summary.max_tokens)
     set_seed(config.seed)  # for the adapter's initial weights
     target = load_target(config, model_name, worker)
@@ -170,7 +170,8 @@ def load_target(config: FinetuneConfig, model_name: str, worker: TrainingWorker)
         attn_implementation=config.training.attn_implementation,
         **settings,
     )
-    target.name_or_path = model_name  # peft saves it; not a folder of the hub's cache
+    # PEFT saves it; not a folder of the hub's cache.
+    target.name_or_path, _ = split_revision(model_name)
     return target
 
 

@@ -88,7 +88,9 @@ def load_target_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
 
     Raises ModelError for a tokenizer that is missing, unreadable or without a template.
     """
-    return with_chat_template(load_tokenizer(model_or_embedded(config.model)), config)
+    return with_chat_template(
+        load_tokenizer(model_or_embedded(config.model, config.revision)), config
+    )
 
 
 def with_chat_template(
@@ -121,7 +123,7 @@ def prepare_supervised_rows(
     tokenizer: as `load_target_tokenizer` gives it.
     """
     assert tokenizer.chat_template
-    model = model_or_embedded(config.model)
+    model = model_or_embedded(config.model, config.revision)
     length = config.dataset.max_sequence_length
     chat = chat_tokenizer(tokenizer, model, max_sequence_length=length)
     rows = RowsToTokenize(

@@ -34,6 +34,12 @@ def adapter_base(folder: Path) -> str | None:
     return base if isinstance(base, str) and base else None
 
 
+def base_revision_of(folder: Path) -> str | None:
+    """The revision of the model that the adapter was trained on, if it is recorded."""
+    revision = read_json_object(folder / ADAPTER_CONFIG_NAME).get("revision")
+    return revision if isinstance(revision, str) and revision else None
+
+
 def base_model_of(folder: Path) -> str | None:
     """The model to load the adapter onto if no other is given: the base that it names, or None for
     the embedded selector, whose folder differs between installations.

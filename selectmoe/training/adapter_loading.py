@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from selectmoe.errors import ModelError, first_line
+from selectmoe.model.checkpoint import split_revision
 from selectmoe.training.adapter_folder import adapter_base
 
 # What PEFT puts between the name of a module that it wraps and its weight.
@@ -97,7 +98,9 @@ def _mismatches(adapted: PeftModel, saved: Mapping[str, Tensor]) -> list[str]:
 
 
 def _is_same(base: str, given: str) -> bool:
-    return base == given or (Path(base).is_dir() and Path(base).resolve() == Path(given).resolve())
+    return base in (given, split_revision(given)[0]) or (
+        Path(base).is_dir() and Path(base).resolve() == Path(given).resolve()
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from selectmoe.config.lora import LoraSettings
 from selectmoe.errors import ConfigError
+from selectmoe.model.checkpoint import split_revision
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,6 +49,7 @@ def add_adapter(
         target_parameters=list(targets.parameters) or None,
         modules_to_save=list(modules_to_save) or None,
         task_type="CAUSAL_LM",
+        revision=split_revision(model_name)[1],
     )
     with warnings.catch_warnings():
         # peft reads a property that transformers has renamed.

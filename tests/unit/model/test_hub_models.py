@@ -7,13 +7,20 @@ import huggingface_hub.constants
 import pytest
 from safetensors.torch import load_file, save_file
 
+from selectmoe.config.evaluation import EvaluateConfig
+from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.config.selection import SelectConfig
-from selectmoe.errors import ModelError, ResumeError
+from selectmoe.config.warmup import WarmupConfig
+from selectmoe.errors import ConfigError, ModelError, ResumeError
+from selectmoe.evaluation import target_model as evaluation
+from selectmoe.finetune.stage import load_target
 from selectmoe.model.checkpoint import hash_weights, model_folder, read_model_config
 from selectmoe.paths import EMBEDDED_SELECTOR, model_or_embedded
 from selectmoe.selection.backends import LocalBackend
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.stage import record_model
+from selectmoe.training.lora_targets import add_adapter
+from selectmoe.training.worker import TrainingWorker
 
 NAME = "someone/selector"
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -56,6 +63,30 @@ def test_a_revision_names_the_files_that_are_loaded(hub):
     assert read_model_config(f"{NAME}@v1")["model_type"] == "select_moe"
     with pytest.raises(ModelError, match=f"{NAME}@v3: no such folder, and it could not be"):
         model_folder(f"{NAME}@v3")
+
+
+def norm_of(model) -> float:
+    return model.get_parameter("model.norm.weight")[0].item()
+
+
+def test_stages_3_and_4_load_the_revision_and_the_adapter_names_it(hub, tmp_path):
+    hub.download(FIRST, ref="v1")
+    hub.download(SECOND, ref="main", change=1.0)
+    config = FinetuneConfig(model=NAME, revision="v1")
+    name = model_or_embedded(config.model, config.revision)
+    target = load_target(config, name, TrainingWorker(output=tmp_path, scratch=tmp_path))
+    evaluated, _ = evaluation.load_target(EvaluateConfig(model=NAME, revision="v1"), device="cpu")
+    newest, _ = evaluation.load_target(EvaluateConfig(model=NAME), device="cpu")
+    assert norm_of(target) == norm_of(evaluated) == pytest.approx(norm_of(newest) - 1.0)
+    # As PEFT and other programs read it: NAME@REVISION is no name on the hub.
+    [saved] = add_adapter(target, config.training.lora, model_name=name).peft_config.values()
+    assert (saved.base_model_name_or_path, saved.revision) == (NAME, "v1")
+
+
+@pytest.mark.parametrize("config", [FinetuneConfig, EvaluateConfig, SelectConfig, WarmupConfig])
+def test_a_revision_of_no_model_is_refused(config):
+    with pytest.raises(ConfigError, match="revision needs a model on the hub, got 'v1' without"):
+        config(revision="v1")
 
 
 def test_a_revision_of_a_folder_is_refused(tmp_path):

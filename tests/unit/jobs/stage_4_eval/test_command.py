@@ -138,6 +138,17 @@ def test_an_adapter_without_a_model_is_loaded_onto_the_base_that_it_names(tmp_pa
     assert config.model == "given"
 
 
+def test_an_adapter_names_the_revision_of_its_base_unless_another_one_is_given(tmp_path):
+    settings = {"base_model_name_or_path": "someone/base", "revision": "v1"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    (tmp_path / "adapter_model.safetensors").touch()
+    for given, expected in ((None, "v1"), ("v2", "v2")):
+        config = with_resolved_adapter(EvaluateConfig(adapter=str(tmp_path), revision=given))
+        assert (config.model, config.revision) == ("someone/base", expected)
+    config = with_resolved_adapter(EvaluateConfig(adapter=str(tmp_path), model="someone/other"))
+    assert (config.model, config.revision) == ("someone/other", None)
+
+
 def test_a_base_that_is_not_here_is_asked_for(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/base"}')
     (tmp_path / "adapter_model.safetensors").touch()
