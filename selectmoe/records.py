@@ -37,6 +37,7 @@ class Sample:
     source: str = ""  # "<file>:<row>" where it was read; not a part of its content
     tools: str = ""  # functions that the assistant may call, as a JSON list; empty without any
     extra_columns: str = ""  # columns that are no part of it, as a JSON object; empty without any
+    has_unusable_name: bool = False  # its row has a dataset or id that is none, and was ignored
 
     def texts(self) -> Iterator[str]:
         """All that a chat template may write: contents, reasoning, tool calls and tools."""

@@ -89,6 +89,7 @@ class GatheredPart:
     num_read: int
     num_samples: int
     num_rejected: int
+    num_unusable_names: int
     first_rejected: str  # "<file>:<row>: <reason>", or empty
     read_by_dataset: Counter[str]  # rows of the subset, and rejected rows
     buckets: dict[str, RowBucket]
@@ -222,7 +223,7 @@ def gather(
     """Puts samples into buckets by their keys, and rejected rows into a file beside them."""
     folder.mkdir(exist_ok=True)
     read_by_dataset: Counter[str] = Counter()
-    num_read = num_samples = 0
+    num_read = num_samples = num_unusable_names = 0
     buckets = BucketWriter(folder)
     texts = TextHashWriter(folder / TEXTS_NAME)
     with pq.ParquetWriter(folder / REJECTED_NAME, REJECTED_SCHEMA) as writer:
@@ -239,6 +240,7 @@ def gather(
                     continue
                 buckets.add((key, row))
                 texts.add(key, text)
+                num_unusable_names += row.has_unusable_name
             read_by_dataset[row.dataset] += 1
         rejected.flush()
     return GatheredPart(
@@ -246,6 +248,7 @@ def gather(
         num_read=num_read,
         num_samples=num_samples,
         num_rejected=rejected.num_rows,
+        num_unusable_names=num_unusable_names,
         first_rejected=rejected.first,
         read_by_dataset=read_by_dataset,
         buckets=buckets.close(),
@@ -298,6 +301,7 @@ def _write_gathered(
         duplicates_by_dataset=dict(sorted(duplicates.items())),
         num_left_out=duplicates.total() if order.duplicates == "drop" else 0,
         files=order.files,
+        num_unusable_names=sum(part.num_unusable_names for part in parts),
     )
     write_json(directory / SUMMARY_NAME, asdict(summary))
     return summary

@@ -51,6 +51,8 @@ class CorpusSummary:
     num_left_out: int = 0  # of these, the rows that are in no shard: all or none
     files: dict[str, Any] = field(default_factory=dict)
     """How many files were read, and what of the folders was not."""
+    num_unusable_names: int = 0
+    """Rows whose dataset or id is a list, an object or too long, and was ignored."""
 
     @property
     def num_duplicates(self) -> int:

@@ -5,6 +5,8 @@ import codecs
 import gzip
 import lzma
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -26,13 +28,7 @@ _NOT_TEXT = {
     codecs.BOM_UTF16_LE: "must be UTF-8, is UTF-16",
     codecs.BOM_UTF16_BE: "must be UTF-8, is UTF-16",
 }
-_DECOMPRESSORS: dict[str | None, Callable[[Any], Any]] = {
-    None: lambda raw: raw,
-    "gzip": lambda raw: gzip.GzipFile(fileobj=raw),
-    "bz2": bz2.BZ2File,
-    "xz": lzma.LZMAFile,
-    "zstd": lambda raw: pa.CompressedInputStream(raw, "zstd"),
-}
+_LFS_POINTER = b"version https://git-lfs"
 T = TypeVar("T")
 
 
@@ -47,14 +43,67 @@ def read_chunks(filesystem: pafs.FileSystem, path: str, *, begin: int = 0) -> It
     ending = require_ending(path)
     # Buffered: gzip reads a few kilobytes at a time, and each would be a request to the store.
     with filesystem.open_input_stream(path, compression=None, buffer_size=CHUNK_BYTES) as raw:
-        stream = _DECOMPRESSORS[ending.compression](raw)
-        chunk = stream.read(CHUNK_BYTES)
+        chunks = _DECOMPRESSORS[ending.compression](raw)
+        try:
+            chunk = next(chunks, b"")
+        except Exception:
+            require_no_pointer(filesystem, path)
+            raise
         for beginning, complaint in _NOT_TEXT.items():
             if chunk.startswith(beginning):
                 raise DataError(f"{path}: {complaint.format(ending=ending.text)}")
-        while chunk:
-            yield chunk
-            chunk = stream.read(CHUNK_BYTES)
+        if chunk.startswith(_LFS_POINTER):
+            require_no_pointer(filesystem, path)
+        yield from chain([chunk] if chunk else [], chunks)
+
+
+def require_no_pointer(filesystem: pafs.FileSystem, path: str) -> None:
+    """Raises DataError where a repository was cloned without its large files."""
+    with filesystem.open_input_stream(path, compression=None) as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise DataError(
+                f"{path}: is a pointer of Git LFS instead of the file; git lfs pull downloads it"
+            )
+
+
+def _read_all(stream: Any) -> Iterator[bytes]:  # noqa: ANN401 (any binary file)
+    while chunk := stream.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _read_streams(new_decompressor: Callable[[], Any], raw: pa.NativeFile) -> Iterator[bytes]:
+    """The compressed streams of a file, one after the other.
+
+    Python's BZ2File and LZMAFile end without an error where something else follows a stream.
+    """
+    number, rest = 0, raw.read(CHUNK_BYTES)
+    while rest:
+        number += 1
+        decompressor = new_decompressor()
+        while not decompressor.eof:
+            if decompressor.needs_input and not rest:
+                rest = raw.read(CHUNK_BYTES)
+                if not rest:
+                    raise EOFError("it ends within a compressed stream")
+            try:
+                text = decompressor.decompress(rest, CHUNK_BYTES)
+            except (OSError, lzma.LZMAError) as error:
+                raise OSError(f"compressed stream {number} is none: {error}") from error
+            rest = b""
+            if text:
+                yield text
+        rest = decompressor.unused_data.lstrip(b"\0")  # xz may be padded
+        while not rest and (chunk := raw.read(CHUNK_BYTES)):
+            rest = chunk.lstrip(b"\0")
+
+
+_DECOMPRESSORS: dict[str | None, Callable[[Any], Iterator[bytes]]] = {
+    None: _read_all,
+    "gzip": lambda raw: _read_all(gzip.GzipFile(fileobj=raw)),
+    "bz2": partial(_read_streams, bz2.BZ2Decompressor),
+    "xz": partial(_read_streams, lzma.LZMADecompressor),
+    "zstd": lambda raw: _read_all(pa.CompressedInputStream(raw, "zstd")),
+}
 
 
 def split_lines(chunks: Iterable[bytes], limit: int) -> Iterator[tuple[bytes, int]]:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ def split_rows(
             continue
         elif header is None:
             header = [name.strip() for name in cells]
-            _require_unique(header, path)
+            require_unique(header, path)
         else:
             yield _row(first_line, header, cells)
 
@@ -101,7 +101,8 @@ def _is_utf8(text: str) -> bool:
     return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
-def _require_unique(header: list[str], path: str) -> None:
+def require_unique(header: Sequence[str], path: str) -> None:
+    """Raises DataError for a table that has two columns of one name: a row would keep the last."""
     twice = {name for name in header if header.count(name) > 1}
     if twice:
         raise DataError(f"{path}: names of columns must be unique, got {min(twice)!r} twice")

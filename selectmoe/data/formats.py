@@ -15,8 +15,14 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from selectmoe.config.columns import LAYOUT_COLUMNS, ColumnRules
-from selectmoe.data.byte_streams import read_chunks, split_lines, translate_errors, without_mark
-from selectmoe.data.csv_rows import split_rows
+from selectmoe.data.byte_streams import (
+    read_chunks,
+    require_no_pointer,
+    split_lines,
+    translate_errors,
+    without_mark,
+)
+from selectmoe.data.csv_rows import require_unique, split_rows
 from selectmoe.data.endings import Format, require_ending, without_ending
 from selectmoe.data.json_values import split_values
 from selectmoe.data.layouts import without_null_keys
@@ -28,6 +34,8 @@ from selectmoe.records import RejectedRow, Sample
 _BATCH_ROWS = 256
 _BATCH_BYTES = 64 << 20
 _ARROW_FILE = b"ARROW1"
+# Of text that is not UTF-8, a time beyond the year 9999, and an unknown time zone.
+_UNDECODABLE = (ValueError, OverflowError, LookupError)
 _MARK = codecs.BOM_UTF8
 Rows = Iterator[Sample | RejectedRow]
 RawRows = Iterator[tuple[RowLocation, object]]
@@ -35,6 +43,13 @@ RawRows = Iterator[tuple[RowLocation, object]]
 Columns = frozenset[str] | None
 """The columns of a table that are read; None: all."""
 Batches = Iterator[tuple[pa.RecordBatch, dict[str, None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _NoRow:
+    """Stands for a row of a table that cannot be decoded."""
+
+    complaint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +230,8 @@ def _read_batches(
         for row in _batch_rows(batch):
             number += 1
             location = part.location(number)
-            if isinstance(row, ValueError):
-                detail = f"row {number} cannot be decoded: {one_line(row)}"
+            if isinstance(row, _NoRow):
+                detail = f"row {number} cannot be decoded: {row.complaint}"
                 yield location, location.reject("unreadable_row", detail)
             else:
                 yield location, other_columns | row
@@ -225,8 +240,12 @@ def _read_batches(
 def _parquet_batches(filesystem: pafs.FileSystem, part: FileSlice, columns: Columns) -> Batches:
     """Batches of the wanted columns, and the names of the others, whose values are never read."""
     with filesystem.open_input_file(part.path) as file:
-        parquet = pq.ParquetFile(file)
-        wanted, others = _wanted(parquet.schema_arrow.names, columns)
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowException:
+            require_no_pointer(filesystem, part.path)
+            raise
+        wanted, others = _wanted(parquet.schema_arrow.names, columns, part.path)
         stop = parquet.num_row_groups if part.stop is None else part.stop
         groups = list(range(part.start, stop))
         num_rows = _rows_per_batch(parquet.metadata)
@@ -239,15 +258,20 @@ def _arrow_batches(filesystem: pafs.FileSystem, part: FileSlice, columns: Column
     with filesystem.open_input_file(part.path) as file:
         is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
         file.seek(0)
-        reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-        wanted, others = _wanted(reader.schema.names, columns)
+        try:
+            reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+        except pa.ArrowException:
+            require_no_pointer(filesystem, part.path)
+            raise
+        wanted, others = _wanted(reader.schema.names, columns, part.path)
         whole = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
         for batch in whole:
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 yield batch.slice(start, _BATCH_ROWS).select(wanted), others
 
 
-def _wanted(names: Sequence[str], columns: Columns) -> tuple[list[str], dict[str, None]]:
+def _wanted(names: Sequence[str], columns: Columns, path: str) -> tuple[list[str], dict[str, None]]:
+    require_unique(names, path)
     wanted = [name for name in names if columns is None or name in columns]
     return wanted, dict.fromkeys(name for name in names if name not in wanted)
 
@@ -259,35 +283,43 @@ def _rows_per_batch(metadata: pq.FileMetaData) -> int:
     return max(min(_BATCH_ROWS, _BATCH_BYTES // max(num_bytes, 1)), 1)
 
 
-def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | ValueError]:
-    """The rows; for one that cannot be decoded (text that is not UTF-8), the error."""
+def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | _NoRow]:
+    """The rows; for one that cannot be decoded (text that is not UTF-8), why not."""
     try:
         return batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows
-    except ValueError:
+    except _UNDECODABLE:
         if batch.num_rows == 1:
             return [_decode_row(batch)]
         return [row for n in range(batch.num_rows) for row in _batch_rows(batch.slice(n, 1))]
 
 
-def _decode_row(batch: pa.RecordBatch) -> dict[str, Any] | ValueError:
+def _decode_row(batch: pa.RecordBatch) -> dict[str, Any] | _NoRow:
     """The only row of a batch, of which a column cannot be decoded.
 
     A column that is no part of a layout is read otherwise: text that is not UTF-8 as bytes, a time
-    that Python has not (in nanoseconds) as text.
+    that Python has not (in nanoseconds) as text, and one that Arrow has not as its number.
     """
     row: dict[str, Any] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             row[name] = column[0].as_py()
-        except ValueError as error:
-            kind = pa.string() if pa.types.is_temporal(column.type) else pa.large_binary()
+        except _UNDECODABLE as error:
+            complaint = _NoRow(f"column {name!r}: {type(error).__name__}: {one_line(error)}")
             if name in LAYOUT_COLUMNS:
-                return error
+                return complaint
             try:
-                row[name] = column.cast(kind)[0].as_py()
+                row[name] = _decode_otherwise(column)
             except (pa.ArrowException, ValueError):
-                return error
+                return complaint
     return row
+
+
+def _decode_otherwise(column: pa.Array) -> object:
+    if not pa.types.is_temporal(column.type):
+        return column.cast(pa.large_binary())[0].as_py()
+    text = column.cast(pa.string())[0].as_py()
+    # Beyond the year 32767 Arrow writes "<value out of range: …>".
+    return column.cast(pa.int64())[0].as_py() if text.startswith("<") else text
 
 
 def _too_large(

@@ -87,6 +87,7 @@ class TurnReader:
             role, content, fields = "assistant", "", fields | {"tool_calls": calls}
         role = _role(role, f"{name}.{role_key}", entry)
         if role == "assistant":
+            _check_trained(fields, name)
             fields = _checked_calls(_checked_reasoning(fields, name), name)
             has_more = any(fields.get(key) for key in (*CALL_KEYS, *REASONING_KEYS))
             content = "" if is_missing(content) and has_more else content
@@ -178,6 +179,17 @@ def _role(role: object, name: str, entry: Mapping[Any, Any]) -> str:
         got = abridge(role) if not is_missing(role) else f"the keys {abridge_keys(entry)}"
         raise RowError("unknown_role", f"{name} must be one of {', '.join(ROLES)}, got {got}")
     return known
+
+
+def _check_trained(fields: Mapping[Any, Any], name: str) -> None:
+    """Text such as "false", as tables of text have it, would count as true."""
+    for key in ("weight", "train"):
+        value = fields.get(key)
+        if value is not None and not isinstance(value, bool | int | float):
+            raise RowError(
+                "messages_wrong_type",
+                f"{name}.{key} must be a number, true or false, got {abridge(value)}",
+            )
 
 
 def _checked_reasoning(fields: dict[Any, Any], name: str) -> dict[Any, Any]:

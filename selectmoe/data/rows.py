@@ -46,8 +46,8 @@ def parse_row(
     """
     if not isinstance(row, Mapping):
         return location.reject("not_an_object", f"a row must be a JSON object, got {abridge(row)}")
-    dataset = _name(row, "dataset", rules) or location.dataset
-    sample_id = _name(row, "id", rules) or location.default_id
+    own_dataset, own_id = _name(row, "dataset", rules), _name(row, "id", rules)
+    dataset, sample_id = own_dataset or location.dataset, own_id or location.default_id
     try:
         conversation = read_conversation(row, rules)
         extra_columns = _extra_columns(row, conversation.columns, rules)
@@ -62,29 +62,32 @@ def parse_row(
         f"{location.file}:{location.row}",
         conversation.tools,
         extra_columns,
+        own_dataset is None or own_id is None,
     )
 
 
-def _name(row: Mapping[str, Any], key: str, rules: ColumnRules) -> str:
-    """A name as text: 7 is "7", 1.0 is "1.0", true is "true". Empty where there is none, or one
-    that no file can hold or that is a list or an object: it costs the row its name only."""
+def _name(row: Mapping[str, Any], key: str, rules: ColumnRules) -> str | None:
+    """A name as text: 7 is "7", 1.0 is "1.0", true is "true". Empty where there is none; None for
+    one that no file can hold or that is a list or an object: it costs the row its name only."""
     value: Any = row.get(rules.names.get(key, key))
     if hasattr(value, "tolist"):  # numpy's scalars and arrays
         value = value.tolist()
-    if value is None or value != value or isinstance(value, list | tuple | Mapping | bytes):
+    if value is None or value != value:
         return ""  # NaN is what pandas writes for no value
+    if isinstance(value, list | tuple | Mapping | bytes):
+        return None
     name = value if isinstance(value, str) else _scalar_text(value)
-    if len(name) > MAX_NAME_CHARACTERS or "\0" in name:
-        return ""
-    return name if is_encodable(name) else ""
+    if name is None or len(name) > MAX_NAME_CHARACTERS or "\0" in name:
+        return None
+    return name if is_encodable(name) else None
 
 
-def _scalar_text(value: object) -> str:
+def _scalar_text(value: object) -> str | None:
     """As JSON has it; what JSON does not have (a date, a decimal) as Python writes it."""
     try:
         return json.dumps(value) if isinstance(value, bool | int | float) else str(value)
     except ValueError:  # a number of 5,000 digits
-        return ""
+        return None
 
 
 def _extra_columns(row: Mapping[str, Any], read: frozenset[str], rules: ColumnRules) -> str:

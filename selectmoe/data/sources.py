@@ -25,11 +25,11 @@ GCS_RETRY_SECONDS = 15
 
 def locate(spec: str) -> tuple[pafs.FileSystem, str]:
     """The file system of `spec`, and its path there. Raises DataError where it is unreachable."""
-    if "://" not in spec:
+    if "://" not in spec and not spec.startswith("file:/"):
         if not spec:
             raise DataError("a corpus must be a file, a folder, a glob, a URL or hub:NAME, got ''")
         return pafs.LocalFileSystem(), str(Path(spec).expanduser().absolute())
-    if spec.startswith("file://"):
+    if re.match("file:/", spec, re.IGNORECASE):
         return pafs.LocalFileSystem(), _path_of_url(spec)
     try:
         return _from_url(spec)
@@ -39,7 +39,8 @@ def locate(spec: str) -> tuple[pafs.FileSystem, str]:
 
 def _path_of_url(url: str) -> str:
     """The path of a file URL, whose %41 may be the letter A or, as people type it, a name."""
-    typed = "/" + url.removeprefix("file://").removeprefix("localhost").lstrip("/")
+    address = re.sub("^file:(//(localhost)?)?", "", url, flags=re.IGNORECASE)
+    typed = "/" + address.lstrip("/")
     decoded = unquote(typed)
     spelled = (path for path in (decoded, typed) if os.path.exists(_fixed_part(path)))
     return os.path.normpath(next(spelled, decoded))
@@ -130,8 +131,11 @@ def _find(filesystem: pafs.FileSystem, path: str, spec: str) -> FoundFiles:
             f"{spec}: must be a file or a folder, is a named pipe, a device or a socket; write the "
             "rows into a file first"
         )
-    near = _suggestion(path) if isinstance(filesystem, pafs.LocalFileSystem) else ""
-    raise DataError(f"{spec}: no such file or folder{near}")
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        raise DataError(f"{spec}: no such file or folder")
+    if os.path.islink(path):
+        raise DataError(f"{spec}: is a link to {os.readlink(path)}, which does not exist")
+    raise DataError(f"{spec}: no such file or folder{_suggestion(path)}")
 
 
 def _of_folder(filesystem: pafs.FileSystem, folder: str, spec: str) -> FoundFiles:

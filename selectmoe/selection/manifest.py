@@ -23,6 +23,7 @@ class ScoringReport:
     num_shards: int
     num_shards_reused: int  # had scores before this run began
     num_duplicate_ids: int
+    num_unusable_names: int  # rows whose dataset or id was ignored
     device: str  # that computed the scores, of this run and of those that it resumed
     dtype: str
     num_tokens: int  # read by the model in this run

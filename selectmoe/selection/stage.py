@@ -19,6 +19,7 @@ from selectmoe.corpus.normalize import rows_read, write_corpus
 from selectmoe.corpus.shards import CorpusSummary, read_summary
 from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.rejected import require_few_rejected
+from selectmoe.data.rows import MAX_NAME_CHARACTERS
 from selectmoe.data.writers import write_json
 from selectmoe.errors import ResumeError, ScoringError
 from selectmoe.paths import DEMO_CORPUS
@@ -151,6 +152,7 @@ def score_corpus(
         num_shards=summary.num_shards,
         num_shards_reused=num_reused,
         num_duplicate_ids=summary.num_duplicate_ids,
+        num_unusable_names=summary.num_unusable_names,
         device=device,
         dtype=dtype,
         num_tokens=num_tokens,
@@ -210,6 +212,13 @@ def normalize(
         summary.num_duplicate_ids,
         time.perf_counter() - started,
     )
+    if summary.num_unusable_names:
+        logger.info(
+            "%s rows have a dataset or id that is a list, an object or over %s characters, and are "
+            "named as rows without it",
+            f"{summary.num_unusable_names:,}",
+            f"{MAX_NAME_CHARACTERS:,}",
+        )
     return summary
 
 

@@ -99,6 +99,15 @@ def test_duplicates_that_are_asked_for_are_all_kept_and_counted(tmp_path, monkey
         assert len({key for key, _ in rows}) == 6
 
 
+def test_rows_whose_name_was_ignored_are_counted(tmp_path):
+    file = tmp_path / "a.jsonl"
+    rows = ({"text": f"{name}", "id": name} for name in (["a"], {"b": 1}, "c", 4, None))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = write_corpus([str(file)], tmp_path / "c", rows_per_shard=4)
+    assert (summary.num_rows, summary.num_unusable_names) == (5, 2)
+    assert read_summary(tmp_path / "c") == summary
+
+
 @pytest.mark.parametrize("content", ["{}", "the very same"])
 def test_rows_of_one_id_do_not_fill_memory(tmp_path, monkeypatch, content):
     """Cut by their ids they would all lie in one bucket, and copies of one row by any key."""

@@ -102,6 +102,26 @@ def test_a_file_that_is_cut_or_is_not_what_its_name_says_is_refused(tmp_path, co
     assert complaint.endswith(f"-compressed: its name must end in {name[1:]}")
 
 
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_text_after_a_compressed_stream_is_never_left_out(tmp_path, compression):
+    """As in `cat a.jsonl.xz b.jsonl > all.jsonl.xz`."""
+    content = COMPRESS[compression](jsonl("1")) + jsonl("2")
+    assert "cannot be read" in refusal(write(tmp_path / f"a.jsonl{compression}", content))
+
+
+def test_zeros_that_pad_a_stream_are_no_text(tmp_path):
+    parts = (lzma.compress(jsonl("1")), bytes(2_000_000), lzma.compress(jsonl("2")), bytes(4))
+    assert ids(write(tmp_path / "a.jsonl.xz", b"".join(parts))) == ["1", "2"]
+
+
+@pytest.mark.parametrize("ending", [*FORMATS, ".jsonl.gz", ".csv.zst", ".json.xz"])
+def test_a_pointer_of_git_lfs_is_refused_with_what_downloads_the_file(tmp_path, ending):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    path = write(tmp_path / f"a{ending}", pointer)
+    complaint = "is a pointer of Git LFS instead of the file; git lfs pull downloads it"
+    assert refusal(path) == f"{path}: {complaint}"
+
+
 def test_parts_of_a_compressed_file_that_were_joined_are_all_read(tmp_path):
     for compression, compress in COMPRESS.items():
         content = b"".join(compress(jsonl(name)) for name in "xyz")

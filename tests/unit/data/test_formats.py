@@ -226,7 +226,33 @@ def test_text_that_is_not_utf8_costs_its_row_only(tmp_path):
     before, row, after = read_corpus(str(write_table(tmp_path / "a.parquet", text=texts)))
     assert (before.messages[0].content, after.messages[0].content) == ("a", "é")
     assert (row.row, row.reason) == (2, "unreadable_row")
-    assert row.detail.startswith("row 2 cannot be decoded: 'utf-8' codec can't decode byte 0xe9")
+    complaint = "column 'text': UnicodeDecodeError: 'utf-8' codec can't decode byte 0xe9"
+    assert row.detail.startswith(f"row 2 cannot be decoded: {complaint}")
+
+
+def test_a_time_that_python_has_not_costs_nothing_or_its_row_with_the_column_named(tmp_path):
+    late = pa.array([10**11, 0], pa.timestamp("s"))  # the year 5138
+    later = pa.array([10**12, 0], pa.timestamp("s"))  # the year 33658
+    path = write_table(tmp_path / "a.parquet", text=["a", "b"], late=late, later=later)
+    first, _ = read_corpus(str(path))
+    assert json.loads(first.extra_columns)["late"] == "5138-11-16T09:46:40"
+    assert json.loads(first.extra_columns)["later"] == 10**15  # milliseconds
+    zoned = pa.array([0], pa.timestamp("s", tz="Nowhere/At_all"))
+    [row] = read_corpus(str(write_table(tmp_path / "b.parquet", text=["a"], time=zoned)))
+    assert row.reason == "unreadable_row"
+    assert row.detail.startswith("row 1 cannot be decoded: column 'time': ")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    if ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    assert refusal(path) == f"{path}: names of columns must be unique, got 'text' twice"
 
 
 def test_every_row_of_an_unknown_table_is_rejected_with_its_columns(tmp_path):

@@ -99,6 +99,8 @@ def test_a_tool_call_is_an_answer_without_text(calls):
         ({"content": None}, "messages_wrong_type"),
         ({"content": [{"type": "image_url", "image_url": "x"}]}, "messages_wrong_type"),
         ({"reasoning": {"text": "a"}}, "messages_wrong_type"),
+        ({"weight": "0"}, "messages_wrong_type"),
+        ({"train": "false"}, "messages_wrong_type"),
         ({"reasoning": "\ud800"}, "lone_surrogate"),
         ({"tool_calls": [{"name": "\ud800"}]}, "lone_surrogate"),
         ({"role": "function_call", "content": "add(1)"}, "tool_calls_wrong_type"),

@@ -133,6 +133,8 @@ def test_names_come_from_the_row_or_else_from_its_place(row, names):
 def test_a_name_that_no_file_can_hold_costs_the_row_its_name_only(name):
     sample = parse_row({"text": "Because.", "id": name, "dataset": name}, PLACE)
     assert (sample.dataset, sample.sample_id) == ("tulu", "tulu.jsonl:7")
+    is_missing = isinstance(name, float)  # NaN is no name that would be lost
+    assert sample.has_unusable_name is not is_missing
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,9 @@ def test_links_are_followed_once_and_a_dead_one_is_reported(tmp_path):
     assert ids(tmp_path / "corpus") == ["a", "b"]
     (tmp_path / "corpus" / "dead.jsonl").symlink_to(tmp_path / "gone.jsonl")
     assert "dead.jsonl: cannot be read to its end" in refusal(tmp_path / "corpus")
+    dead = tmp_path / "corpus" / "dead.jsonl"
+    gone = tmp_path / "gone.jsonl"
+    assert refusal(dead) == f"{dead}: is a link to {gone}, which does not exist"
 
 
 def test_a_home_folder_and_a_relative_path_are_understood(tmp_path, monkeypatch):
@@ -224,7 +227,8 @@ def test_paths_that_begin_with_a_bucket_are_listed_and_matched(tmp_path):
 @pytest.mark.parametrize("name", ["a b", "a[1]", "ä", "a?b", "a#b", "100%25", "100%"])
 def test_a_file_url_may_hold_what_a_name_may(tmp_path, name):
     path = write(tmp_path / f"{name.replace('%25', '%')}.jsonl", jsonl("x"))
-    assert ids(f"file://{path.parent}/{name}.jsonl") == ["x"]
+    for scheme in ("file://", "file://localhost", "file:", "FILE://"):
+        assert ids(f"{scheme}{path.parent}/{name}.jsonl") == ["x"]
 
 
 def test_settings_of_a_url_are_kept_and_google_gives_up_in_time():
