@@ -158,11 +158,9 @@ def write_shards(
 
     Rows with the text of one whose key is lower are listed in duplicates.parquet, and with
     duplicates="drop" in no shard.
-
     The shards of a large corpus are called shard-0-000000.parquet … shard-f-…, or shard-00-… to
     shard-ff-…, after the first digits of their keys. Files that an interrupted run left in
-    `directory` are removed first.
-    Raises DataError when there is no row at all.
+    `directory` are removed first. Raises DataError when there is no row at all.
     """
     with _emptied(directory) as buckets:
         part = gather(rows, buckets / "part")
