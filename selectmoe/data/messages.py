@@ -53,17 +53,18 @@ class TurnReader:
     def read(self, turns: object) -> tuple[Message, ...]:
         """Raises RowError for anything but a list of turns; it may be empty."""
         turns = as_list(turns, self.key)
-        return tuple(self._message(entry, index) for index, entry in enumerate(turns))
+        return tuple([self._message(entry, index) for index, entry in enumerate(turns)])
 
     def _message(self, entry: object, index: int) -> Message:
-        if not isinstance(entry, Mapping):
+        if type(entry) is not dict and not isinstance(entry, Mapping):
             raise RowError(
                 "messages_wrong_type",
                 f"{self.key}[{index}] must be an object, got {abridge(entry)}",
             )
         role, content = entry.get("role"), entry.get("content")
         if len(entry) == 2 and isinstance(content, str) and role in ROLES:
-            require_encodable(content, f"{self.key}[{index}].content")
+            if not content.isascii():
+                require_encodable(content, f"{self.key}[{index}].content")
             return Message(role, content)
         return self._any_message(entry, f"{self.key}[{index}]")
 
@@ -113,6 +114,9 @@ class TurnReader:
 
 def require_answer(messages: Sequence[Message]) -> None:
     """Raises RowError unless an assistant says something in a turn that is trained on."""
+    for message in messages:  # as in most rows
+        if message.role == "assistant" and not message.fields and is_visible(message.content):
+            return
     answers = [message for message in messages if message.role == "assistant"]
     if not answers:
         raise RowError("no_assistant_turn", "a row must have an assistant turn, got none")

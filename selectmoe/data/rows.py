@@ -44,7 +44,8 @@ def parse_row(
     "dataset" and "id" are taken from the row where it has them; all other columns are kept as the
     sample's extra columns.
     """
-    if not isinstance(row, Mapping):
+    # An ABC takes its time to say that a dictionary is a Mapping.
+    if type(row) is not dict and not isinstance(row, Mapping):
         return location.reject("not_an_object", f"a row must be a JSON object, got {abridge(row)}")
     own_dataset, own_id = _name(row, "dataset", rules), _name(row, "id", rules)
     dataset, sample_id = own_dataset or location.dataset, own_id or location.default_id
@@ -69,21 +70,23 @@ def parse_row(
 def _name(row: Mapping[str, Any], key: str, rules: ColumnRules) -> str | None:
     """A name as text: 7 is "7", 1.0 is "1.0", true is "true". Empty where there is none; None for
     one that no file can hold or that is a list or an object: it costs the row its name only."""
-    value: Any = row.get(rules.names.get(key, key))
+    value = row.get(rules.names.get(key, key) if rules.names else key)
+    if value is None:
+        return ""
+    name = value if type(value) is str else _scalar_text(value)
+    if name is None or len(name) > MAX_NAME_CHARACTERS or "\0" in name:
+        return None
+    return name if is_encodable(name) else None
+
+
+def _scalar_text(value: Any) -> str | None:  # noqa: ANN401 (what a row holds)
+    """As JSON has it; what JSON does not have (a date, a decimal) as Python writes it."""
     if hasattr(value, "tolist"):  # numpy's scalars and arrays
         value = value.tolist()
     if value is None or value != value:
         return ""  # NaN is what pandas writes for no value
     if isinstance(value, list | tuple | Mapping | bytes):
         return None
-    name = value if isinstance(value, str) else _scalar_text(value)
-    if name is None or len(name) > MAX_NAME_CHARACTERS or "\0" in name:
-        return None
-    return name if is_encodable(name) else None
-
-
-def _scalar_text(value: object) -> str | None:
-    """As JSON has it; what JSON does not have (a date, a decimal) as Python writes it."""
     try:
         return json.dumps(value) if isinstance(value, bool | int | float) else str(value)
     except ValueError:  # a number of 5,000 digits
