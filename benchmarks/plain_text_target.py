@@ -17,7 +17,7 @@ from benchmarks.quality_worth import WorthSettings, train_adapter
 from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.errors import DataError
 from selectmoe.evaluation.target_model import load_target
-from selectmoe.model.quiet_loading import quiet_transformers
+from selectmoe.model.tokenizer_loading import quiet_transformers
 from selectmoe.records import Message, Sample
 
 NUM_CHARACTERS = 3_000_000  # read from the file

@@ -109,7 +109,7 @@ def write_folder(file: Path, target: Path, *, dtype: str) -> None:
 
     from selectmoe.model.file_modes import follow_umask
     from selectmoe.model.gguf_file import load_gguf
-    from selectmoe.model.quiet_loading import quiet_transformers
+    from selectmoe.model.tokenizer_loading import quiet_transformers
 
     model, tokenizer = load_gguf(file, dtype=getattr(torch, dtype))
     with whole_folder(target) as folder, quiet_transformers():

@@ -316,7 +316,7 @@ def _error_type(outcome: UnscoredSample) -> SampleErrorType:
 
 def _load_tokenizer(description: ModelDescription, settings: ServeSettings) -> ChatTokenizer:
     from selectmoe.model.selector_files import find_selector
-    from selectmoe.scoring.loading import load_selector_tokenizer
+    from selectmoe.model.selector_tokenizer import load_selector_tokenizer
 
     files = find_selector(settings.model, settings.model_checkpoint_path)
     return ChatTokenizer(

@@ -21,7 +21,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from selectmoe.model.quiet_loading import quiet_transformers
+from selectmoe.model.tokenizer_loading import quiet_transformers
 from tests.tiny_olmoe import SMALL, tiny_tokenizer
 
 _SHARED = {key: value for key, value in SMALL.items() if "expert" not in key} | {

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selectmoe.model.quiet_loading import quiet_transformers
+from selectmoe.model.tokenizer_loading import quiet_transformers
 from tests.tiny_olmoe import SMALL, tiny_tokenizer
 
 LLAMA = {

@@ -11,7 +11,8 @@ from selectmoe.config.evaluation import EvaluateConfig
 from selectmoe.errors import ConfigError, first_line
 from selectmoe.model.checkpoint import model_folder, read_model_config
 from selectmoe.model.devices import choose_dtype
-from selectmoe.model.quiet_loading import load_model, load_tokenizer, register_select_moe
+from selectmoe.model.quiet_loading import load_model, register_select_moe
+from selectmoe.model.tokenizer_loading import load_tokenizer
 from selectmoe.model.vocabulary import has_tokenizer, require_tokenizer_fits
 from selectmoe.paths import model_or_embedded
 from selectmoe.training.adapter_folder import adapter_folder

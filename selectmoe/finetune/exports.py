@@ -15,12 +15,8 @@ from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.model.checkpoint import ADAPTER_FOLDER_NAME, model_folder, read_model_config
 from selectmoe.model.file_modes import follow_umask
 from selectmoe.model.new_folder import whole_folder
-from selectmoe.model.quiet_loading import (
-    load_model,
-    load_tokenizer,
-    quiet_transformers,
-    register_select_moe,
-)
+from selectmoe.model.quiet_loading import load_model, register_select_moe
+from selectmoe.model.tokenizer_loading import load_tokenizer, quiet_transformers
 from selectmoe.paths import model_or_embedded
 from selectmoe.training.adapter_loading import with_adapter
 

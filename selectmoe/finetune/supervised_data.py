@@ -15,7 +15,7 @@ from selectmoe.data.chat import package_template
 from selectmoe.data.packing import IGNORED_LABEL, collate_padded
 from selectmoe.errors import ModelError
 from selectmoe.finetune.sources import choose_rows
-from selectmoe.model.quiet_loading import load_tokenizer
+from selectmoe.model.tokenizer_loading import load_tokenizer
 from selectmoe.paths import model_or_embedded
 from selectmoe.training.tokenized_rows import (
     Progress,

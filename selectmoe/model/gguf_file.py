@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from selectmoe.errors import ModelError, first_line
-from selectmoe.model.quiet_loading import quiet_transformers
+from selectmoe.model.tokenizer_loading import quiet_transformers
 
 MAGIC = b"GGUF"
 _PRE_TOKENIZER_FIELD = "tokenizer.ggml.pre"

@@ -32,8 +32,9 @@ from selectmoe.model.gate_weights import load_gate_weights, merge_adapter
 from selectmoe.model.model_card import write_model_card
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.model.new_folder import new_folder, require_space, whole_folder
-from selectmoe.model.quiet_loading import load_model, load_tokenizer, quiet_transformers
+from selectmoe.model.quiet_loading import load_model
 from selectmoe.model.remote_code import has_remote_code
+from selectmoe.model.tokenizer_loading import load_tokenizer, quiet_transformers
 from selectmoe.model.vocabulary import require_tokenizer_fits
 from selectmoe.model.weight_files import common_dtype, stored_tensors
 

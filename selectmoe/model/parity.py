@@ -21,7 +21,8 @@ from selectmoe.model.checkpoint import model_folder, require_olmoe, require_sele
 from selectmoe.model.configuration_select_moe import SelectMoeConfig
 from selectmoe.model.conversion import is_added, meta_tensors, read_config
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
-from selectmoe.model.quiet_loading import Model, load_model, load_tokenizer, quiet_transformers
+from selectmoe.model.quiet_loading import Model, load_model
+from selectmoe.model.tokenizer_loading import load_tokenizer, quiet_transformers
 from selectmoe.model.weight_files import (
     HEAD,
     StoredTensor,

@@ -1,16 +1,14 @@
-"""Registers the model type; loads models and tokenizers without transformers' progress bars."""
+"""Registers the model type; loads models without transformers' progress bars and reports."""
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
 from selectmoe.errors import ModelError, first_line
 from selectmoe.model import modeling_select_moe
-from selectmoe.model.vocabulary import has_tokenizer
+from selectmoe.model.tokenizer_loading import quiet_transformers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -18,21 +16,6 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 def register_select_moe() -> None:
     """Registers the model type with the Auto classes; safe to repeat."""
     modeling_select_moe.register_auto_classes()
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences transformers, which reports every tensor that is left out on purpose."""
-    verbosity = transformers_logging.get_verbosity()
-    had_progress_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_progress_bar:
-            transformers_logging.enable_progress_bar()
 
 
 def load_model(
@@ -63,30 +46,6 @@ def load_model(
         raise ModelError(f"{folder}: not loaded tensor for tensor: {', '.join(wrong[:3])}")
     loaded: Model = model
     return loaded
-
-
-def load_tokenizer(
-    model: str | Path, *, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, or of a hub name, whose weights are not downloaded.
-
-    Raises ModelError where it is missing or unreadable.
-    """
-    is_folder = Path(model).is_dir()
-    if is_folder and not has_tokenizer(Path(model)):
-        raise ModelError(
-            f"{model}: has no tokenizer; put the base's tokenizer.json and tokenizer_config.json "
-            "there"
-        )
-    with quiet_transformers():
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                model, trust_remote_code=trust_remote_code
-            )
-        except Exception as error:  # the hub's client has many; a broken file raises a bare one
-            failed = "cannot be read" if is_folder else "could not be downloaded from the hub"
-            raise ModelError(f"{model}: its tokenizer {failed}: {first_line(error)}") from error
-    return tokenizer
 
 
 def _names_without(parts: tuple[str, ...], names: Iterable[str]) -> set[str]:

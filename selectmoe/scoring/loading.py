@@ -1,6 +1,5 @@
 """Loads a selector and its tokenizer from files, for the scoring engine."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from selectmoe.model.attached_gates import AttachedGates, attach_gates, load_gat
 from selectmoe.model.checkpoint import ADAPTER_WEIGHTS_NAME, is_gguf, require_select_moe
 from selectmoe.model.devices import choose_dtype, choose_experts
 from selectmoe.model.gate_weights import load_gate_weights, merge_adapter
-from selectmoe.model.gguf_file import load_gguf, load_gguf_tokenizer
+from selectmoe.model.gguf_file import load_gguf
 from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM, SelectMoeModel
-from selectmoe.model.quiet_loading import load_model, load_tokenizer
+from selectmoe.model.quiet_loading import load_model
 from selectmoe.model.selector_files import GatedBaseFiles, SelectMoeFiles, SelectorFiles
+from selectmoe.model.selector_tokenizer import load_selector_tokenizer
 from selectmoe.model.vocabulary import require_tokenizer_fits
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +33,6 @@ def load_selector(files: SelectorFiles, config: EngineConfig, *, device: str) ->
     if isinstance(files, GatedBaseFiles):
         return _load_gated_base(files, config, device=device)
     return _load_select_moe(files, config, device=device)
-
-
-def load_selector_tokenizer(files: SelectorFiles) -> PreTrainedTokenizerBase:
-    """The tokenizer alone. A log line says where it has no chat template, and the package's is
-    used. Raises ModelError where it is missing or unreadable."""
-    path = files.model_path()
-    tokenizer = load_gguf_tokenizer(path) if is_gguf(path) else load_tokenizer(path)
-    if not tokenizer.chat_template:
-        logger.warning("%s: its tokenizer has no chat template; the package's is used", files.model)
-    return tokenizer
 
 
 def _load_gated_base(files: GatedBaseFiles, config: EngineConfig, *, device: str) -> LoadedSelector:

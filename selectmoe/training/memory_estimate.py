@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from selectmoe.config.finetune import FinetuneTrainingConfig
 from selectmoe.errors import ModelError, NotEnoughMemoryError, first_line
 from selectmoe.model.free_memory import free_memory, in_words
-from selectmoe.model.quiet_loading import quiet_transformers, register_select_moe
+from selectmoe.model.quiet_loading import register_select_moe
+from selectmoe.model.tokenizer_loading import quiet_transformers
 from selectmoe.training.lora_targets import (
     LoraTargets,
     expert_parameters,

@@ -11,7 +11,7 @@ from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.named_corpora import corpus_specs
 from selectmoe.data.readers import read_corpora
 from selectmoe.model.checkpoint import model_folder
-from selectmoe.model.quiet_loading import load_tokenizer
+from selectmoe.model.tokenizer_loading import load_tokenizer
 from selectmoe.paths import DEMO_CORPUS, model_or_embedded
 from selectmoe.records import RejectedRow, Sample
 from selectmoe.training.tokenized_rows import (

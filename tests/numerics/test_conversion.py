@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoeForCausalLM
 from selectmoe.errors import ConfigError, ModelError, ParityError
 from selectmoe.model.conversion import convert_olmoe
 from selectmoe.model.parity import require_parity, verify_conversion
-from selectmoe.model.quiet_loading import quiet_transformers
+from selectmoe.model.tokenizer_loading import quiet_transformers
 from selectmoe.model.weight_files import hub_tensors, stored_tensors
 from selectmoe.records import Message, Sample
 from selectmoe.scoring.engine import ScoringEngine

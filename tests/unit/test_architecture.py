@@ -27,6 +27,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 MAX_ROOMS = 17
 PURE = ("selectmoe.model.quality_losses", "selectmoe.scoring.formulas", "selectmoe.selection.top_k")
 NOT_IN_THE_PACKAGE = ("ray", "fastapi", "jobs", "serve")
+TOKENIZING = (
+    "selectmoe.warmup.rows",
+    "selectmoe.finetune.supervised_data",
+    "selectmoe.model.tokenizer_loading",
+)
 WITHOUT_TORCH = (
     "selectmoe",
     "selectmoe.cli.command_line",
@@ -171,6 +176,18 @@ def test_the_pure_modules_see_no_file_logger_or_setting() -> None:
     impure = ("os", "pathlib", "logging", "selectmoe.config", "selectmoe.data", "selectmoe.model")
     pure = {name: names for name, names in imports_by_module("selectmoe").items() if name in PURE}
     assert breaches(pure, of=impure) == []
+
+
+@pytest.mark.parametrize("module", TOKENIZING)
+def test_what_only_tokenizes_imports_no_code_of_a_model(module: str) -> None:
+    """It would cost the driver of a training and every ingress replica two CPU seconds."""
+    imported = imports_by_module("selectmoe")
+    reached, left = set(), {module}
+    while left:
+        reached |= left
+        left = {name for one in left for name in imported[one] & imported.keys()} - reached
+    assert "selectmoe.model.modeling_select_moe" not in reached
+    assert "selectmoe.model.configuration_select_moe" in reached  # imports are followed
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
