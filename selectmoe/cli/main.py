@@ -1,5 +1,6 @@
 """The command `selectmoe`, whose subcommands run in one process without Ray."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -24,6 +25,8 @@ and stage 2 on a cluster, run on Ray: see the scripts in jobs/ of the repository
 
 
 def main() -> None:
+    # As in `jobs`, SIGTERM ends a run like Ctrl-C: with the line that says how to resume it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_command(run)
 
 

@@ -20,6 +20,7 @@ import yaml
 
 from selectmoe.data.endings import find_ending, without_ending
 from selectmoe.data.formats import read_objects
+from selectmoe.data.messages import from_json
 from selectmoe.data.readers import read_corpus
 from selectmoe.data.row_errors import abridge
 from selectmoe.errors import ConfigError, DataError
@@ -29,6 +30,7 @@ from selectmoe.records import RejectedRow, Sample
 SHIPPED_TASKS = Path(__file__).parent / "tasks"
 ANSWER_LOSS_FILES = {"demo_answer_loss": SHIPPED_TASKS / "held_out_conversations.jsonl"}
 
+_NOT_TEXT = ("choices", "answer")
 _CHECKED = (".jsonl", ".jsonl.gz")  # of the files that a task file names
 
 Kind = Literal["answer_loss", "choices", "by_name"]
@@ -135,10 +137,20 @@ def _plan_file(file: Path) -> PlannedTask:
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row with its location, "FILE:ROW". Raises DataError for a malformed or no row."""
     number = 0
+    ending = find_ending(str(file))
+    is_text = ending is not None and ending.format in ("csv", "tsv")
     for number, row in read_objects(pafs.LocalFileSystem(), str(file)):
-        yield f"{file}:{number}", row
+        yield f"{file}:{number}", _with_values(row) if is_text else row
     if not number:
         raise DataError(f"{file} contains no rows")
+
+
+def _with_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table in text, which has lists and numbers as JSON."""
+    return {
+        key: from_json(cell) if key in _NOT_TEXT and isinstance(cell, str) else cell
+        for key, cell in row.items()
+    }
 
 
 def write_for_lm_eval(file: Path, folder: Path) -> Path:

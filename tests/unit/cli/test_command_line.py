@@ -1,4 +1,5 @@
 import errno
+import signal
 
 import pytest
 
@@ -11,6 +12,7 @@ from selectmoe.cli.command_line import (
     printable,
     run_command,
 )
+from selectmoe.cli.main import main
 from selectmoe.errors import DataError
 
 
@@ -84,3 +86,16 @@ def test_names_cannot_move_the_cursor_or_break_a_line():
     ]
     error = DataError("\x1b]0;title\x07: no rows")
     assert one_line(error) == "\\x1b]0;title\\x07: no rows"
+
+
+def test_sigterm_ends_the_command_like_ctrl_c(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("sys.argv", ["selectmoe", "--version"])
+    try:
+        with pytest.raises(SystemExit):
+            main()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().out.startswith("selectmoe ")

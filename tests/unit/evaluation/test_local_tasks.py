@@ -140,6 +140,16 @@ def test_a_file_is_read_as_a_corpus_is_and_handed_to_lm_eval_in_plain_lines(tmp_
         assert [json.loads(line) for line in copied] == rows
 
 
+def test_a_table_in_text_has_its_choices_as_json(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text('question,choices,answer\nWhy?,"[""So."", ""No.""]",1\n')
+    [task] = plan_tasks([str(table)], None)
+    assert task.kind == "choices"
+    copy = write_for_lm_eval(task.file, tmp_path)
+    [row] = map(json.loads, copy.read_text().splitlines())
+    assert (row["choices"], row["answer"]) == (["So.", "No."], 1)
+
+
 def test_a_file_that_is_not_gzip_after_all_is_refused(tmp_path):
     file = tmp_path / "rows.jsonl.gz"
     file.write_bytes(b"plain text")
