@@ -1,6 +1,7 @@
 """The files of several corpora, each once and named; and what of their folders is not read."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from selectmoe.data.hub import is_hub, parse_hub
 from selectmoe.data.sources import find_files, locate
 
 MAX_NAMES_IN_A_LINE = 6
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MAX_NAMES_IN_A_MANIFEST = 100
 
 
@@ -146,6 +148,8 @@ def _shortened(paths: Sequence[str]) -> str:
     """The first names, relative to the folder that all have in common."""
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     names = [path[len(common) :].lstrip("/") for path in paths[:MAX_NAMES_IN_A_LINE]]
+    # A name may have a line feed, and this is one line.
+    names = [_CONTROL.sub(lambda found: repr(found[0])[1:-1], name) for name in names]
     more = len(paths) - len(names)
     listed = ", ".join(names) + (f" and {more:,} more" if more else "")
     return f"{listed} (in {common})" if common else listed

@@ -214,10 +214,10 @@ def normalize(
     )
     if summary.num_unusable_names:
         logger.info(
-            "%s rows have a dataset or id that is a list, an object or over %s characters, and are "
-            "named as rows without it",
-            f"{summary.num_unusable_names:,}",
+            "rows named as if they had no dataset or id, which is a list, an object or over %s "
+            "characters: %s",
             f"{MAX_NAME_CHARACTERS:,}",
+            f"{summary.num_unusable_names:,}",
         )
     return summary
 

@@ -165,3 +165,10 @@ def test_a_corpus_that_another_one_covers_is_not_empty(tmp_path):
     assert [row.sample_id for row in read_corpora([str(tmp_path), str(tmp_path / "a.jsonl")])] == [
         "1"
     ]
+
+
+def test_a_name_with_a_line_feed_is_told_in_one_line(tmp_path):
+    write(tmp_path / "a.jsonl", jsonl("1"))
+    write(tmp_path / "b\nc\x1b.txt", b"")
+    [line] = list_corpora([str(tmp_path)]).passed_over.lines()
+    assert line == f"1 file is not read, by its name: b\\nc\\x1b.txt (in {tmp_path})"
