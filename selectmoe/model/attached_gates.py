@@ -23,6 +23,7 @@ from torch.nn import functional
 from selectmoe.data.writers import whole_file
 from selectmoe.errors import ModelError, first_line
 from selectmoe.model.decoder_layers import DecoderLayers, decoder_layers
+from selectmoe.model.gates_card import write_gates_card
 from selectmoe.model.gates_config import (
     GATES_NAME,
     GatesConfig,
@@ -58,7 +59,8 @@ class GateSet:
 
 
 def save_gates(folder: Path, gates: GateSet) -> Path:
-    """Writes `gates.safetensors` and, last, `gates_config.json`; returns the first one's path.
+    """Writes `gates.safetensors`, the card and, last, `gates_config.json`; returns the path of the
+    first.
 
     Each is whole or absent. Of gates that are replaced by others, an interrupted run leaves two
     files that do not fit, which loading refuses.
@@ -72,6 +74,7 @@ def save_gates(folder: Path, gates: GateSet) -> Path:
     path = folder / GATES_NAME
     with whole_file(path) as file:
         file.write(save(tensors))
+    write_gates_card(folder, gates.config)
     write_gates_config(folder, replace(gates.config, gates_sha256=file_sha256(path)))
     return path
 

@@ -126,6 +126,21 @@ def test_saved_gates_are_loaded_as_they_were(tmp_path):
     assert (tmp_path / "again" / "gates.safetensors").read_bytes() == before
 
 
+def test_the_card_of_gates_says_what_they_read(tmp_path):
+    base = "owner/tiny"
+    others = {"e" * 64: "in bfloat16"}
+    save_gates(tmp_path, gates_for(tiny_base(), base=base, other_base_sha256=others))
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlibrary_name: selectmoe\n")
+    assert "base_model: owner/tiny\n" in card
+    assert "1, 2 of 0 to 3; nothing above layer 2 is computed" in card
+    assert f"`{'e' * 64}`: in bfloat16" in card
+    save_gates(tmp_path, gates_for(tiny_base(), base="/home/me/tiny"))
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "# Quality gates for tiny\n" in card
+    assert "/home" not in card
+
+
 def test_gates_of_another_run_than_their_configuration_are_refused(tmp_path):
     save_gates(tmp_path / "a", gates_for(tiny_base()))
     save_gates(tmp_path / "b", gates_for(tiny_base(), layers=(0, 1)))
