@@ -41,6 +41,9 @@ def read_model_config(model: str) -> dict[str, object]:
     elif is_hub_name(name):
         from huggingface_hub import hf_hub_download
 
+        cached = cached_folder(model)
+        if cached is not None and cached.name == revision and (cached / "config.json").is_file():
+            return read_json_object(cached / "config.json")  # a commit never changes
         with _hub_errors(model) as answers:
             file = Path(
                 hf_hub_download(

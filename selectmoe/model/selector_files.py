@@ -10,6 +10,7 @@ A base is a model folder, a hub name or a GGUF file. Where the base of a selecto
 another path on this machine, the third line says so.
 """
 
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from pathlib import Path
 from selectmoe.errors import ModelError
 from selectmoe.model.base_weights import hash_base
 from selectmoe.model.checkpoint import (
-    cached_folder,
     calibration_folder,
     hash_weights,
     is_gguf,
@@ -126,14 +126,7 @@ class GatedBaseFiles:
         if not self.any_form:
             self.config.require_weights(found, self.model, self.gates)
         elif not self.config.accepts(found):
-            logger.warning(
-                "%s: its weights (SHA-256 %s…) are another form than the gates were made on "
-                "(%s…), and scores may differ slightly; see %s",
-                self.model,
-                found[:12],
-                self.config.base_sha256[:12],
-                self.gates / "README.md",
-            )
+            _warn_of_another_form(self.model, found, self.config.base_sha256, self.gates)
 
     def weights_hash(self) -> str:
         """SHA-256 of the hashes of base and gates."""
@@ -177,14 +170,18 @@ def find_selector(model: str, checkpoint: str | Path | None = None) -> SelectorF
     """
     name, _ = split_revision(model)
     own = gates_folder(name)
-    if own is None and is_hub_name(name) and not Path(name).exists():
-        own = _hub_selector(model)
     if own is not None:
         return _selector_folder(own, checkpoint)
     given = None if checkpoint is None else gates_folder(checkpoint)
     if given is not None:
         return GatedBaseFiles(model, given, read_gates_config(given))
-    settings = read_model_config(model)
+    try:
+        settings = read_model_config(model)
+    except ModelError:
+        own = _hub_selector(model)
+        if own is None:
+            raise
+        return _selector_folder(own, checkpoint)
     if settings.get("model_type") == "select_moe":
         return SelectMoeFiles(model, None if checkpoint is None else weights_file(checkpoint))
     if checkpoint is not None:
@@ -216,17 +213,13 @@ def _selector_folder(folder: Path, checkpoint: str | Path | None) -> GatedBaseFi
 
 def _hub_selector(model: str) -> Path | None:
     """The folder of a selector on the hub: a repository with gates and without a config.json."""
+    name, _ = split_revision(model)
+    if Path(name).exists() or not is_hub_name(name):
+        return None
     try:
-        read_model_config(model)
+        return gates_folder(model_folder(model))
     except ModelError:
-        folder = cached_folder(model)
-        if folder is None:
-            try:
-                folder = model_folder(model)
-            except ModelError:
-                return None
-        return gates_folder(folder)
-    return None
+        return None
 
 
 def _shipped(model: str, settings: Mapping[str, object]) -> GatedBaseFiles:
@@ -266,6 +259,18 @@ def _without_gates(model: str, model_type: object, similar: str) -> str:
         f"{model}: a base without quality gates (model_type {model_type!r}), and none ship for it"
         f"{similar}; warm them up with {warm_up} and give its output folder as "
         "model_checkpoint_path"
+    )
+
+
+@functools.cache  # once a process, however many engines are loaded
+def _warn_of_another_form(base: str, found: str, made_on: str, gates: Path) -> None:
+    logger.warning(
+        "%s: its weights (SHA-256 %s…) are another form than the gates were made on (%s…), and "
+        "scores may differ slightly; see %s",
+        base,
+        found[:12],
+        made_on[:12],
+        gates / "README.md",
     )
 
 

@@ -1,5 +1,6 @@
 """Loads the tokenizer of a selector, of either kind, without the code of a model."""
 
+import functools
 import logging
 
 from transformers import PreTrainedTokenizerBase
@@ -22,5 +23,10 @@ def load_selector_tokenizer(files: SelectorFiles) -> PreTrainedTokenizerBase:
     else:
         tokenizer = load_tokenizer(path)
     if not tokenizer.chat_template:
-        logger.warning("%s: its tokenizer has no chat template; the package's is used", files.model)
+        _warn_of_missing_template(files.model)
     return tokenizer
+
+
+@functools.cache  # once a process, however many engines are loaded
+def _warn_of_missing_template(model: str) -> None:
+    logger.warning("%s: its tokenizer has no chat template; the package's is used", model)

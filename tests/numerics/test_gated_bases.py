@@ -166,6 +166,18 @@ def test_the_commands_take_a_selector_folder_and_a_base_with_gates(
     assert len(found[0]) == len(samples)
 
 
+def test_a_base_without_gates_is_refused_before_anything_is_written(selector, corpus, tmp_path):
+    base = selector.parent / "base"
+    output = tmp_path / "run"
+    with pytest.raises(ModelError, match=r"jobs/pretrain.py --model"):
+        run(["select", "--model", str(base), "--data", str(corpus), "--output", str(output)])
+    other = save_selector(tmp_path / "gates", save_tiny_base(tmp_path / "other", hidden_size=64))
+    settings = [f"model_checkpoint_path={other}", f"model={base}", f"output={output}"]
+    with pytest.raises(ModelError, match=f"hidden_size is 64 of {tmp_path}/other, and 32 of"):
+        run(["select", "--data", str(corpus), *settings])
+    assert not output.exists()
+
+
 def test_calibrate_writes_beside_the_gates(selector, corpus, tmp_path, capsys):
     fresh = save_selector(tmp_path / "gates", selector.parent / "base")
     assert ScoringEngine.from_pretrained(fresh).length == "raw"
