@@ -17,12 +17,12 @@ TINY = Extent(
     num_steps=1,
     worth=WorthSettings(
         fractions=(0.25,),
-        only={0.25: ("gate", "length")},
+        only={0.25: ("gate",)},
         seeds=(0,),
         overrides=("preset=tiny", "training.num_epochs=1"),
     ),
 )
-# A dozen warm-ups and six finetuning runs, all short: 30 s of CPU.
+# A dozen warm-ups and four finetuning runs, all short: 30 s of CPU.
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -60,7 +60,7 @@ def test_only_gate_and_probe_are_evaluated_on_left_out_kinds(by_scorer):
 def test_every_selection_is_compared_with_random(measured):
     for part in ("worth", "worth_corrupted"):
         rows = {row["scorer"]: row for row in measured[part]}
-        assert rows.keys() == {"gate", "length", "random", "no finetuning"}
+        assert rows.keys() == {"gate", "random", "no finetuning"}
         assert rows["random"]["difference"] is None
         assert all(row["loss"] > 0 for row in rows.values())
         assert isinstance(rows["gate"]["difference"], float)
