@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.job import without_report
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -29,6 +31,7 @@ class CommandHere:
     ) -> None:
         self.script = str(REPOSITORY / "jobs" / f"{name}.py")
         self.folder = folder
+        self.name = name
         self.ray_address = ray_address
 
     def call(self, *arguments: str | Path) -> tuple[int, str]:
@@ -42,7 +45,7 @@ class CommandHere:
             _process_restored(),
             pytest.MonkeyPatch.context() as patch,
         ):
-            patch.setattr("sys.argv", [self.script, *map(str, arguments)])
+            patch.setattr("sys.argv", [self.script, *without_report(self.name, arguments)])
             patch.setattr("sys.path", [*sys.path])
             if self.ray_address is not None:
                 patch.setenv("RAY_ADDRESS", self.ray_address)

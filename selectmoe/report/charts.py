@@ -122,8 +122,8 @@ def scatter(
     def draw(axes: "Axes") -> None:
         for side, color, label in ((~kept, POOL, "dropped"), (kept, KEPT, "kept")):
             axes.plot(
-                x[side], y[side], "o", color=color, label=label, markersize=3,
-                markeredgewidth=0, alpha=0.55,
+                x[side], y[side], "o", color=color, label=label, markersize=3.4,
+                markeredgewidth=0, alpha=0.7,
             )  # fmt: skip
         if log:
             axes.set_xscale("log", base=2)
@@ -146,7 +146,7 @@ def percent(share: float) -> str:
 def _legend(axes: "Axes") -> None:
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0, borderpad=0.2,
-        handlelength=1.2, handletextpad=0.5, columnspacing=1.4, labelcolor=MUTED,
+        handlelength=1.2, handletextpad=0.5, columnspacing=1.4, labelcolor=MUTED, markerscale=1.8,
     )  # fmt: skip
 
 

@@ -92,8 +92,8 @@ def render(content: ReportContent, *, started: float) -> str:
         has_tokens=not content.why_no_tokens,
         why_no_tokens=content.why_no_tokens,
         level_numbers=range(NUM_LEVELS),
-        lowest=f"{levels[0]:.3f}",
-        highest=f"{levels[-1]:.3f}",
+        lowest=_inside(levels[0]),
+        highest=_inside(levels[-1]),
         is_adjusted=manifest["scoring"].get("length") == "adjusted",
         rejected=rejected_reasons(manifest, content.run),
         rejected_file=rejected_file(Path(".")).as_posix(),
@@ -213,6 +213,12 @@ def _shown(
     if calibration is not None:
         listed.insert(0, ("percentile", f"{calibration.percentile(found.score):.1f}"))
     return ShownExample(f"{found.score:.4f}", listed, shown_text(example.pieces, levels))
+
+
+def _inside(score: float) -> str:
+    """A score in (0, 1) with three decimals, or six where these would make it 0 or 1."""
+    short = f"{score:.3f}"
+    return f"{score:.6f}" if short in ("0.000", "1.000") else short
 
 
 def _as_text(value: object) -> str:

@@ -13,7 +13,7 @@ from selectmoe.cli.command_line import one_line
 from selectmoe.errors import SelectMoeError
 from selectmoe.paths import DEMO_CORPUS
 from tests.command_here import CommandHere
-from tests.job import Job
+from tests.job import Job, without_report
 from tests.ray_head import free_port, ray_head
 
 
@@ -65,8 +65,11 @@ def selectmoe(repository, tmp_path):
 
     def run(*arguments: object, script: str = "") -> tuple[int, str, str]:
         program = ["-c", script] if script else ["-m", "selectmoe"]
+        words = [str(argument) for argument in arguments]
+        if words:
+            words[1:] = without_report(words[0], words[1:])
         process = subprocess.run(
-            [sys.executable, *program, *map(str, arguments)],
+            [sys.executable, *program, *words],
             cwd=tmp_path,
             env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repository), "HOME": str(tmp_path)},
             capture_output=True,
@@ -109,6 +112,6 @@ def finished(repository, corpus, tmp_path_factory):
     output = folder / "run"
     printed = Job(repository, folder).run(
         "--pct", "0.2", "--data", corpus, "--output", output, "--num-actors", "1",
-        "rows_per_shard=15",
+        "rows_per_shard=15", "report=tokens",
     )  # fmt: skip
     return output, printed

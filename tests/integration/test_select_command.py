@@ -41,6 +41,14 @@ def split(corpus: Path, folder: Path, num_files: int) -> Path:
     return folder
 
 
+def test_a_run_on_ray_ends_with_a_report_whose_tokens_have_scores(finished):
+    output, printed = finished
+    assert str(output / "report.html") in printed.splitlines()
+    report = (output / "report.html").read_text("utf-8")
+    assert "24 of 120 rows kept" in report
+    assert re.search(r"<i class=h\d title=0\.\d+>", report)
+
+
 def test_exactly_k_are_kept_and_every_row_is_accounted_for(finished):
     output, printed = finished
     rows = [json.loads(line) for line in selected(output).splitlines()]
