@@ -177,7 +177,9 @@ def write_manifest(
     *,
     wall_seconds: float,
 ) -> None:
-    """Writes `manifest.json`, the last file of a run: where it exists, the run is complete."""
+    """Writes `manifest.json`, the last file of a run: where it exists, the run is complete. Then
+    report.html, which shows what the other files hold."""
+    from selectmoe.cli.report_command import report_of_stage
     from selectmoe.data.writers import write_json
     from selectmoe.model.checkpoint import hash_weights
 
@@ -192,6 +194,7 @@ def write_manifest(
         "wall_seconds": round(wall_seconds, 3),
     }
     write_json(output / MANIFEST_NAME, manifest)
+    report_of_stage(output)
 
 
 def _model_of(config: WarmupConfig | FinetuneConfig) -> str:

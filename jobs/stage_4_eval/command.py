@@ -277,6 +277,7 @@ def about(config: EvaluateConfig, *, use_gpu: bool) -> dict[str, object]:
 
 def compare(config: EvaluateConfig) -> None:
     """Prints and saves a table of the runs in config.compare."""
+    from selectmoe.cli.report_command import report_of_stage
     from selectmoe.evaluation.results_table import compare_runs, to_text, write_table
     from selectmoe.evaluation.run_files import read_run
 
@@ -284,6 +285,7 @@ def compare(config: EvaluateConfig) -> None:
     table = compare_runs(runs, baseline=config.baseline)
     with claimed_run(config, free=(), resume=False) as output:
         as_json, as_markdown = write_table(table, output)
+        report_of_stage(output)
     print(to_text(table))
     for run in runs:
         adapter = f"adapter {run.adapter}" if run.adapter else "no adapter"

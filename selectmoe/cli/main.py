@@ -10,7 +10,7 @@ from selectmoe.cli.command_line import CommandParser, run_command
 
 COMMANDS = {
     "select": ("select_command", "Score a corpus and keep exactly the best share of it."),
-    "report": ("report_command", "Write report.html of a finished selection."),
+    "report": ("report_command", "Write report.html of a finished run."),
     "score": ("score_command", "Print the score of each row of a corpus."),
     "calibrate": ("calibrate_command", "Write the calibration of a selector."),
     "convert": ("convert_command", "Add quality gates to an OLMoE checkpoint."),

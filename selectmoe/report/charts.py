@@ -4,7 +4,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,8 @@ COLORS = {
     "#050505": "var(--pool)",
 }
 INK, MUTED, LINE, KEPT, POOL = COLORS
+_FEW = ((KEPT, "-"), (INK, "--"), (MUTED, ":"), (POOL, "-."))
+Z_95 = 1.96  # standard errors on either side of a value
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay text: searchable, and in the page's font
     "text.parse_math": False,  # a dollar sign in the name of a dataset is one
@@ -134,6 +136,61 @@ def scatter(
         _legend(axes)
 
     return _svg(name, draw, height_inches=3.2)
+
+
+def lines(
+    name: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, labels: tuple[str, str]
+) -> str:
+    """A line for each series of (x, y). Up to 4 have colors of their own; of more, as those of a
+    model's layers, later ones are darker and only the first and the last are named."""
+
+    def draw(axes: "Axes") -> None:
+        count = len(series)
+        for number, (label, (x, y)) in enumerate(series.items()):
+            few = count <= len(_FEW)
+            color, style = _FEW[number] if few else (KEPT, "-")
+            opacity = 1.0 if few else 0.15 + 0.85 * number / (count - 1)
+            named = few or number in (0, count - 1)
+            axes.plot(
+                x, y, style, color=color, alpha=opacity, linewidth=1.6,
+                marker="o" if len(x) == 1 else None, markersize=4,
+                label=label if named and count > 1 else None,
+            )  # fmt: skip
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        axes.grid(axis="y")
+        axes.tick_params(axis="y", length=0)
+        if count > 1:
+            _legend(axes)
+
+    return _svg(name, draw, height_inches=2.7)
+
+
+def intervals(
+    name: str,
+    labels: Sequence[str],
+    values: np.ndarray,
+    errors: np.ndarray,
+    *,
+    baseline: float | None,
+) -> str:
+    """A value with its 95 % interval for each label. values, errors: (C,), errors NaN where they
+    are unknown. baseline: a value that is drawn as a line."""
+
+    def draw(axes: "Axes") -> None:
+        positions = np.arange(len(labels), dtype=float)
+        if baseline is not None:
+            axes.axvline(baseline, color=POOL, linewidth=1, linestyle=(0, (4, 3)))
+        axes.errorbar(
+            values, positions, xerr=Z_95 * np.nan_to_num(errors), fmt="o", color=KEPT,
+            ecolor=KEPT, elinewidth=1.4, capsize=3, markersize=5,
+        )  # fmt: skip
+        axes.set_yticks(positions, labels)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.grid(axis="x")
+
+    return _svg(name, draw, height_inches=0.7 + 0.34 * len(labels))
 
 
 def percent(share: float) -> str:

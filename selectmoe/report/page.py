@@ -79,8 +79,8 @@ def render(content: ReportContent, *, started: float) -> str:
         for name, rows in examples.items()
     }
     config = manifest["config"]
-    return _template().render(
-        style=Markup((TEMPLATES / "report.css").read_text("utf-8")),
+    return render_template(
+        "selection.html.jinja",
         title=title(manifest),
         sentence=sentence(manifest),
         tiles=tiles(manifest),
@@ -98,7 +98,7 @@ def render(content: ReportContent, *, started: float) -> str:
         rejected=rejected_reasons(manifest, content.run),
         rejected_file=rejected_file(Path(".")).as_posix(),
         command=command(config),
-        settings=[(key, _as_text(value)) for key, value in config.items()],
+        settings=[(key, as_text(value)) for key, value in config.items()],
         facts=facts(manifest, content.run),
         seconds=f"{time.perf_counter() - started:.1f}",
     )
@@ -221,13 +221,19 @@ def _inside(score: float) -> str:
     return f"{score:.6f}" if short in ("0.000", "1.000") else short
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def render_template(name: str, **values: object) -> str:
+    """A template of this folder as a page; texts among the values are escaped."""
+    style = Markup((TEMPLATES / "report.css").read_text("utf-8"))
+    return _environment().get_template(name).render(style=style, **values)
+
+
 @functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,  # what a corpus says is never read as HTML
         undefined=jinja2.StrictUndefined,
@@ -235,4 +241,3 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    return environment.get_template("report.html.jinja")

@@ -99,6 +99,7 @@ def test_two_workers_give_the_gates_of_one_and_lose_one_of_them_on_the_way(
     assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-50", "checkpoint-60"}
     assert (output / "checkpoint-60" / "rng_state_1.pth").is_file()
     assert list((output / "tensorboard").glob("events*"))
+    assert "Good probability by layer" in (output / "report.html").read_text("utf-8")
     # Stage 2 takes the folder as it is.
     calibration = ScoringEngine.from_pretrained(model_checkpoint_path=output).calibration
     assert calibration.num_samples == manifest["data"]["num_rows"]
