@@ -85,7 +85,8 @@ def report_of_run(config: SelectConfig, output: Path, runner: "Runner", *, on_gp
         write(
             output,
             detail=config.report,
-            on_gpu=on_gpu,
+            # Stored scores need no model, and a large one is not loaded for the report alone.
+            on_gpu=on_gpu and config.scored is None,
             map_items=runner.map_over_scores(scored),
         )
     )

@@ -6,6 +6,9 @@ from typing import Any
 from selectmoe.config.loading import from_values, setting_types
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import SelectMoeError
+from selectmoe.model.checkpoint import weights_size
+from selectmoe.model.free_memory import free_memory, in_words
+from selectmoe.paths import model_or_embedded
 from selectmoe.records import Sample, ScoredTokens, TokenizedSample
 from selectmoe.report.examples import ScoredText, ScoreTexts
 from selectmoe.selection.backends import HttpBackend, LocalBackend
@@ -34,6 +37,9 @@ def token_scorer(manifest: dict[str, Any], *, on_gpu: bool) -> ScoreTexts:
         backend = HttpBackend.connect(config)
         _require_same_weights(backend.weights_sha256, manifest)
         return _ServerTokens(backend)
+    on_gpu = on_gpu and has_gpu()
+    if not on_gpu:
+        _require_small(model_or_embedded(config.model, config.revision))
     local = LocalBackend(config)
     _require_same_weights(local.weights_sha256, manifest)
     return _LocalTokens(config, local, on_gpu=on_gpu)
@@ -44,6 +50,24 @@ def config_of(manifest: dict[str, Any]) -> SelectConfig:
     known = setting_types(SelectConfig)
     settings = {key: value for key, value in manifest["config"].items() if key in known}
     return from_values(SelectConfig, settings)
+
+
+def has_gpu() -> bool:
+    """Whether this process can score on a GPU; what the run itself has freed is given back."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return torch.cuda.is_available()
+
+
+def _require_small(model: str) -> None:
+    size = weights_size(model)
+    if size > MAX_BYTES_ON_CPU:
+        raise NoTokenScores(
+            f"the model has {in_words(size)} of weights, which takes minutes on a CPU; 'selectmoe "
+            "report RUN' on a machine with a GPU adds them"
+        )
 
 
 def _require_same_weights(now: str, manifest: dict[str, Any]) -> None:
@@ -59,18 +83,6 @@ class _LocalTokens:
     """A ScoreTexts with the model in this process."""
 
     def __init__(self, config: SelectConfig, backend: LocalBackend, *, on_gpu: bool) -> None:
-        import torch
-
-        from selectmoe.model.checkpoint import weights_size
-        from selectmoe.model.free_memory import free_memory, in_words
-
-        on_gpu = on_gpu and torch.cuda.is_available()
-        size = weights_size(backend.model)
-        if not on_gpu and size > MAX_BYTES_ON_CPU:
-            raise NoTokenScores(
-                f"the model has {in_words(size)} of weights, which takes minutes on a CPU; "
-                "'selectmoe report RUN' on a machine with a GPU adds them"
-            )
         free, kind = free_memory(on_gpu=on_gpu)
         require_engine_fits(config, backend.model, on_gpu=on_gpu, free=free, kind=kind)
         from selectmoe.scoring.engine import ScoringEngine

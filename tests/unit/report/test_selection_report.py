@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from selectmoe.config.selection import SelectConfig
-from selectmoe.errors import ConfigError, DataError
+from selectmoe.errors import ConfigError, DataError, SelectMoeError
 from selectmoe.records import Message, RejectedRow, Sample
 from selectmoe.report.selection_report import write_report
+from selectmoe.report.token_scores import token_scorer
 from tests.calibrations import raw_calibration
 from tests.selection_run import finished_run, sample
 
@@ -260,3 +261,20 @@ def test_a_model_that_is_not_at_hand_leaves_texts_and_the_reason(tmp_path):
     report = write_report(run.root, open_scorer=open_scorer).file.read_text("utf-8")
     assert "Without scores of tokens: no model of 1 dataset." in report
     assert "question 59" in report
+
+
+def test_tokens_have_no_scores_where_the_weights_have_changed_or_the_model_is_elsewhere(tmp_path):
+    run = finished_run(tmp_path, samples(), scores())
+    manifest = run.read_manifest()
+    with pytest.raises(SelectMoeError, match=r"the weights have changed since the run: .* abc…"):
+        token_scorer(manifest, on_gpu=False)
+    manifest["config"]["via"] = "serve"
+    with pytest.raises(SelectMoeError, match="a Ray Serve deployment gives a run no token scores"):
+        token_scorer(manifest, on_gpu=False)
+    large = tmp_path / "large"
+    large.mkdir()
+    with (large / "model.safetensors").open("wb") as file:
+        file.truncate(1_500_000_000)  # a sparse file: takes no space, and is not read
+    manifest["config"] |= {"via": "actors", "model": str(large)}
+    with pytest.raises(SelectMoeError, match=r"has 1\.5 GB of weights, which takes minutes"):
+        token_scorer(manifest, on_gpu=False)
