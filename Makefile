@@ -83,6 +83,7 @@ bench: install  ## speed and memory, into benchmarks/results/; FLAGS=--quick: a 
 	run benchmarks/bench_select_job.py --data $(DATA) --num-rows 3000 $(FLAGS); \
 	run benchmarks/bench_serve.py $(FLAGS); \
 	run benchmarks/bench_topk.py $(FLAGS); \
+	run benchmarks/bench_report.py $(FLAGS); \
 	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
 bench-quality: DATA ?= ../shared/data
