@@ -18,6 +18,7 @@ GROUPS = {
     "first_dropped": "At the threshold: first rows dropped",
     "worst": "Lowest scores",
     "random_kept": "Random choice of the kept rows",
+    "disagreements": "Score and another signal disagree most, of a random sample",
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from selectmoe.report import charts
 from selectmoe.report.page_text import shortened
-from selectmoe.report.row_sample import RowSample, TextCounts
+from selectmoe.report.row_sample import RowSample, TextCounts, rank_correlation
 from selectmoe.report.score_survey import ScoreSurvey, length_bin_names, length_bins
 
 # Shape letters: N = rows of the sample, C = categories.
@@ -109,9 +109,7 @@ def signal_figures(sample: RowSample) -> list[Figure]:
         known = np.isfinite(values)
         if not known.any():
             continue
-        of_known = RowSample(
-            sample.scores[known], sample.answer_tokens[known], sample.kept[known], {}
-        )
+        of_known = sample.where(known)
         signal = values[known]
         edges = np.quantile(signal, np.linspace(0, 1, NUM_SIGNAL_GROUPS + 1))
         bins = np.searchsorted(edges[1:-1], signal, side="right")
@@ -156,21 +154,6 @@ def _score_against(
     note = f"{_points(sample)}{_correlation(correlation)}"
     headers = (name, "rows of the sample", "median score", "kept of these")
     return Figure(key, f"Score against {name}", note, svg, headers, rows)
-
-
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Spearman's, ties at their mean rank; None where one of the two is constant."""
-    ranks = [_mean_ranks(values) for values in (first, second)]
-    if min(float(np.ptp(values)) for values in ranks) == 0:
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: np.ndarray = (ends - (counts - 1) / 2)[inverse]
-    return ranks
 
 
 def _points(sample: RowSample) -> str:

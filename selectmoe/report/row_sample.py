@@ -7,7 +7,7 @@ selected_data.jsonl: the first rows of either are a random choice.
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selectmoe.report.score_survey import kept_and_margins
+from selectmoe.report.score_survey import EXAMPLES_PER_GROUP, FoundRow, kept_and_margins
 from selectmoe.report.scripts import script_of
 from selectmoe.selection.blocks import score_blocks
 from selectmoe.selection.run_folder import RunFolder
@@ -38,6 +38,20 @@ class RowSample:
     signals: Mapping[str, np.ndarray]
     """Numbers beside the score, float64 (N,), of each column of numbers that this version does not
     know; NaN where a row has none."""
+    places: Sequence[tuple[str, int]]
+    """Shard and row of each."""
+    margins: np.ndarray  # float64 (N,), score minus threshold
+
+    def where(self, chosen: np.ndarray) -> "RowSample":
+        """Some of the rows. chosen: bool (N,)."""
+        return RowSample(
+            self.scores[chosen],
+            self.answer_tokens[chosen],
+            self.kept[chosen],
+            {name: values[chosen] for name, values in self.signals.items()},
+            [self.places[number] for number in np.flatnonzero(chosen).tolist()],
+            self.margins[chosen],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +71,65 @@ def read_sample(
     names = _signal_columns(pq.read_schema(shards[0]))
     columns = ("score", "dataset", "num_answer_tokens", *names)
     parts: list[tuple[np.ndarray, ...]] = []
-    num_rows = 0
-    for block in (block for shard in shards for block in score_blocks(shard, columns)):
-        kept, _ = kept_and_margins(block, thresholds)
-        numbers = (block.numbers(name).astype(np.float64) for name in names)
-        parts.append((block.scores, block.numbers("num_answer_tokens"), kept, *numbers))
-        num_rows += len(block.scores)
-        if num_rows >= most:
+    places: list[tuple[str, int]] = []
+    for shard in shards:
+        for block in score_blocks(shard, columns):
+            kept_margins = kept_and_margins(block, thresholds)
+            numbers = (block.numbers(name).astype(np.float64) for name in names)
+            parts.append(
+                (block.scores, block.numbers("num_answer_tokens"), *kept_margins, *numbers)
+            )
+            places += [(shard.name, row) for row in block.row_numbers.tolist()]
+        if len(places) >= most:
             break
-    scores, answer_tokens, kept, *signals = (
+    scores, answer_tokens, kept, margins, *signals = (
         np.concatenate(arrays)[:most] for arrays in zip(*parts, strict=True)
     )
     return RowSample(
-        scores, answer_tokens.astype(np.int64), kept, dict(zip(names, signals, strict=True))
+        scores,
+        answer_tokens.astype(np.int64),
+        kept,
+        dict(zip(names, signals, strict=True)),
+        places[:most],
+        margins,
     )
+
+
+def disagreements(sample: RowSample) -> list[FoundRow]:
+    """The rows of the sample whose ranks by score and by the first other signal differ most; the
+    signal counts in the direction in which it agrees with the score."""
+    for values in sample.signals.values():
+        known = np.flatnonzero(np.isfinite(values))
+        agreement = rank_correlation(sample.scores[known], values[known]) if len(known) else None
+        if agreement is None:
+            continue
+        ranks = [mean_ranks(sample.scores[known]), mean_ranks(values[known])]
+        if agreement < 0:
+            ranks[1] = len(known) + 1 - ranks[1]
+        order = np.argsort(-np.abs(ranks[0] - ranks[1]), kind="stable")
+        return [_found_row(sample, n) for n in known[order[:EXAMPLES_PER_GROUP]].tolist()]
+    return []
+
+
+def _found_row(sample: RowSample, number: int) -> FoundRow:
+    shard, row = sample.places[number]
+    return FoundRow(shard, row, float(sample.scores[number]), float(sample.margins[number]))
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's, ties at their mean rank; None where one of the two is constant."""
+    ranks = [mean_ranks(values) for values in (first, second)]
+    if min(float(np.ptp(values)) for values in ranks) == 0:
+        return None
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """float64 (N,): ranks from 1, ties at their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: np.ndarray = (ends - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def count_pool_texts(folder: RunFolder, *, most: int = SAMPLE_ROWS) -> TextCounts:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from selectmoe.report.row_sample import (
     RowSample,
     count_kept_texts,
     count_pool_texts,
+    disagreements,
     read_sample,
 )
-from selectmoe.report.score_survey import ScoreSurvey, survey_scores
+from selectmoe.report.score_survey import FoundRow, ScoreSurvey, survey_scores
 from selectmoe.scoring.calibration import load_calibration
 from selectmoe.selection.passes import WHOLE_CORPUS, shard_groups
 from selectmoe.selection.run_folder import RunFolder
@@ -71,7 +72,8 @@ def write_report(
         map_items(partial(survey_scores, thresholds, edges), shard_groups(folder.scored_shards())),
         num_bins=len(edges) - 1,
     )
-    examples, why_no_tokens = _examples(folder, survey, open_scorer)
+    found = survey.examples | {"disagreements": disagreements(sample)}
+    examples, why_no_tokens = _examples(folder, found, open_scorer)
     content = ReportContent(
         run=run,
         manifest=manifest,
@@ -97,18 +99,18 @@ def write_report(
 
 
 def _examples(
-    folder: RunFolder, survey: ScoreSurvey, open_scorer: OpenScorer | None
+    folder: RunFolder, found: Mapping[str, Sequence[FoundRow]], open_scorer: OpenScorer | None
 ) -> tuple[dict[str, list[Example]], str]:
     """The example rows, and why their tokens have no scores; empty where they have."""
     why = "the report was made without them"
     if open_scorer is not None:
         try:
             scorer = open_scorer(folder.read_manifest())
-            return read_examples(folder, survey.examples, scorer), ""
+            return read_examples(folder, found, scorer), ""
         except SelectMoeError as error:
             why = " ".join(str(error).split())
             logger.info("report.html has no scores of tokens: %s", why)
-    return read_examples(folder, survey.examples, None), why
+    return read_examples(folder, found, None), why
 
 
 def scored_run(output: RunFolder, manifest: dict[str, Any]) -> RunFolder:

@@ -217,6 +217,17 @@ def test_signals_beside_the_score_have_figures_of_their_own(tmp_path):
     assert "Score against unknown" not in report
 
 
+def test_rows_on_which_a_signal_and_the_score_disagree_are_examples(tmp_path):
+    pmi = [-score for score in scores(200)]  # agrees in the other direction, as a loss does
+    pmi[100], pmi[101] = -1.0, 0.0
+    run = finished_run(tmp_path, samples(200), scores(200), signals={"pmi": pmi})
+    report = report_of(run)
+    part = report.split('<h3 id="disagreements">')[1].split("</section>")[0]
+    first = re.findall(r"id <bdi>row-(\d+)</bdi>", part)[:2]
+    assert sorted(first) == ["100", "101"]
+    assert "disagreements" not in report_of(finished_run(tmp_path / "2", samples(), scores()))
+
+
 def test_a_selection_from_stored_scores_has_the_texts_of_the_scored_run(tmp_path):
     run = finished_run(tmp_path / "scored", samples(), scores())
     other = tmp_path / "other"
