@@ -289,3 +289,14 @@ def test_tokens_have_no_scores_where_the_weights_have_changed_or_the_model_is_el
     manifest["config"] |= {"via": "actors", "model": str(large)}
     with pytest.raises(SelectMoeError, match=r"has 1\.5 GB of weights, which takes minutes"):
         token_scorer(manifest, on_gpu=False)
+
+
+def test_the_size_of_shards_changes_nothing_that_is_shown(tmp_path):
+    shown = []
+    for size in (7, 512):
+        config = SelectConfig(selection_percentage=0.2, rows_per_shard=size)
+        # Four rows each have one score: ties are broken by row key.
+        tied = [number // 4 / 20 for number in range(NUM_ROWS)]
+        report = report_of(finished_run(tmp_path / str(size), samples(), tied, config=config))
+        shown.append(report.split("<main>")[1].split('id="configuration"')[0])
+    assert shown[0] == shown[1]
