@@ -212,13 +212,15 @@ def _shown(
         listed.append(("source", shortened(shorten_source(sample.source, folders), 160)))
     if calibration is not None:
         listed.insert(0, ("percentile", f"{calibration.percentile(found.score):.1f}"))
-    return ShownExample(f"{found.score:.4f}", listed, shown_text(example.pieces, levels))
+    return ShownExample(
+        _inside(found.score, decimals=4), listed, shown_text(example.pieces, levels)
+    )
 
 
-def _inside(score: float) -> str:
-    """A score in (0, 1) with three decimals, or six where these would make it 0 or 1."""
-    short = f"{score:.3f}"
-    return f"{score:.6f}" if short in ("0.000", "1.000") else short
+def _inside(score: float, *, decimals: int = 3) -> str:
+    """A score in (0, 1), with three more decimals where these would make it 0 or 1."""
+    short = f"{score:.{decimals}f}"
+    return f"{score:.{decimals + 3}f}" if float(short) in (0, 1) else short
 
 
 def as_text(value: object) -> str:
