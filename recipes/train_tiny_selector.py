@@ -43,7 +43,8 @@ from selectmoe.records import Sample  # noqa: E402
 from selectmoe.scoring.calibration import Calibration, save_calibration  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
 from selectmoe.warmup.calibration import calibrate_on, sampled_positions  # noqa: E402
-from selectmoe.warmup.gate_fit import fit_gates, gate_features, set_gates  # noqa: E402
+from selectmoe.warmup.gate_features import gate_features  # noqa: E402
+from selectmoe.warmup.gate_fit import fit_gates, set_gates  # noqa: E402
 from selectmoe.warmup.step_batches import make_copy  # noqa: E402
 
 TARGET = ROOT / "selectmoe" / "assets" / "tiny_selector"

@@ -20,6 +20,8 @@ def main(rank: int, num_workers: int, port: str, runs: dict[str, dict[str, objec
     from selectmoe.config.warmup import WarmupConfig
     from selectmoe.errors import SelectMoeError
     from selectmoe.training.worker import TrainingWorker
+    from selectmoe.warmup.base_model import is_base
+    from selectmoe.warmup.base_stage import run_base_steps
     from selectmoe.warmup.stage import run_warmup
 
     torch.set_num_threads(1)
@@ -31,8 +33,10 @@ def main(rank: int, num_workers: int, port: str, runs: dict[str, dict[str, objec
             rank=rank,
             num_workers=num_workers,
         )
+        config = from_values(WarmupConfig, settings)
+        run = run_base_steps if config.model and is_base(config.model) else run_warmup
         try:
-            run_warmup(from_values(WarmupConfig, settings), worker)
+            run(config, worker)
         except SelectMoeError as error:
             sys.stdout.write(f"error: {error}\n")
     torch.distributed.destroy_process_group()

@@ -205,15 +205,18 @@ def print_report(
     summary: "TokenizedSummary",
     *stage_rows: tuple[str, str],
     num_trained: int,
-    num_steps: int,
+    num_steps: int | None,
     wall_seconds: float,
 ) -> None:
-    """What the run did; stage_rows: (label, text), below what both stages print."""
+    """What the run did; stage_rows: (label, text), below what both stages print. num_steps: None
+    where there were no optimizer steps."""
     rejected = sum(summary.num_rejected.values())
     for label, text in (
         ("rows", f"{summary.num_rows:,} ({rejected:,} rejected, {summary.description})"),
         ("trained", f"{num_trained:,} parameters"),
-        ("steps", f"{num_steps:,} in {format_seconds(wall_seconds)}"),
+        ("time", format_seconds(wall_seconds))
+        if num_steps is None
+        else ("steps", f"{num_steps:,} in {format_seconds(wall_seconds)}"),
         *stage_rows,
     ):
         print(f"{label:<8} {text}")

@@ -22,7 +22,11 @@ from selectmoe.cli.command_line import parse_config
 from selectmoe.cli.output_folder import absolute_corpus, absolute_path
 from selectmoe.config.warmup import WarmupConfig
 from selectmoe.errors import SelectMoeError
-from selectmoe.warmup.settings import corruption_kinds
+from selectmoe.warmup.settings import (
+    corruption_kinds,
+    require_select_moe_settings,
+    uses_features,
+)
 
 if TYPE_CHECKING:  # --help and a mistyped option must not wait for this import
     from selectmoe.training.worker import TrainingWorker
@@ -55,10 +59,11 @@ def main(arguments: Sequence[str]) -> None:
         write_manifest(config, output, summary, report, wall_seconds=seconds)
     print_report(
         summary,
+        *gates_lines(report),
         ("scores", calibration_line(report)),
         ("weights", report["weights"]),
         num_trained=report["num_parameters_trained"],
-        num_steps=report["num_steps"],
+        num_steps=report.get("num_steps"),
         wall_seconds=seconds,
     )
 
@@ -87,10 +92,14 @@ def require_inputs(config: WarmupConfig) -> None:
     from selectmoe.model.checkpoint import require_select_moe
     from selectmoe.model.weight_checks import require_weights
     from selectmoe.paths import model_or_embedded
+    from selectmoe.warmup.base_model import is_base, require_base
 
     corruption_kinds(config.training)
     model = model_or_embedded(config.model, config.revision)
-    if config.model is not None:
+    if is_base(model):
+        require_base(model, config.training)
+    else:
+        require_select_moe_settings(config.training)
         require_select_moe(model)
     require_weights(model)
     require_readable(corpus_specs(config.dataset))
@@ -102,10 +111,22 @@ def shows_steps(num_steps: int) -> Callable[[Mapping[str, Any]], None]:
 
     def show(row: Mapping[str, Any]) -> None:
         show_metrics(row)
-        if row["step"] == num_steps:
+        if row.get("step") == num_steps:
             logger.info("calibrating: scoring rows of the corpus with the trained gates")
 
     return show
+
+
+def gates_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is told of gates on a base."""
+    if "layers" not in report:
+        return []
+    layers = ", ".join(map(str, report["layers"]))
+    return [
+        ("copies", f"{report['num_copies']:,}"),
+        ("gates", f"on the layers {layers}, fitted in {report['fit_seconds']:.1f} s"),
+        ("AUROC", f"{report['held_out_auroc']:.3f} of held-out rows against corrupted copies"),
+    ]
 
 
 def calibration_line(report: Mapping[str, Any]) -> str:
@@ -120,11 +141,21 @@ def warm_up(config: WarmupConfig, worker: "TrainingWorker") -> dict[str, Any]:
     Rank 0 alone calibrates: after the last step no worker waits for another, and the weights that
     it has written are those of all.
     """
+    from selectmoe.paths import model_or_embedded
     from selectmoe.training.failures import naming_the_remedy
+    from selectmoe.warmup.base_model import is_base
+    from selectmoe.warmup.base_stage import run_base_steps, run_base_warmup
     from selectmoe.warmup.stage import run_warmup
 
+    device = worker.computes_in(config.training.dtype)
+
     with naming_the_remedy("lower training.max_tokens_per_batch or training.batch_size"):
-        report = asdict(run_warmup(config, worker)) | worker.computes_in(config.training.dtype)
+        on_base = is_base(model_or_embedded(config.model, config.revision))
+        if on_base and uses_features(config.training):
+            fitted = run_base_warmup(config, worker)  # calibrates, too, from what it has computed
+            return asdict(fitted) | device if fitted else device
+        run = run_base_steps if on_base else run_warmup
+        report = asdict(run(config, worker)) | device
     return report if worker.rank > 0 else report | calibrate(config, worker, report["weights"])
 
 

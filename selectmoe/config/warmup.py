@@ -38,6 +38,24 @@ class WarmupDatasetConfig:
         check_columns(self.columns)
 
 
+ALL_LAYERS, AUTO_LAYERS = "all", "auto"
+
+
+def layer_numbers(text: str) -> tuple[int, ...]:
+    """Layers that are given by number, ascending: "[12,14-16]" -> (12, 14, 15, 16)."""
+    numbers: set[int] = set()
+    for part in text.strip("[] ").split(","):
+        first, _, last = part.strip().partition("-")
+        try:
+            span = range(int(first), int(last or first) + 1)
+        except ValueError:
+            span = range(0)
+        rule = "all, auto, or a list as 12,14 or 12-17"
+        require(bool(span), "layers", rule, text)
+        numbers.update(span)
+    return tuple(sorted(numbers))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
     """How the gates are trained."""
@@ -50,6 +68,20 @@ class TrainingConfig:
     """Train the expert routers too. Gradients then flow through the whole model, which takes
     several times the time and memory."""
     lora: LoraSettings = field(default_factory=LoraSettings)
+    method: Literal["features", "steps"] | None = None
+    """How gates are trained. features, for gates on a base: the base computes once what a gate
+    reads of each row and of its corrupted copies, and the gates are fitted to that in seconds.
+    steps: optimizer steps, each of which computes the model. null is features on a base with
+    strategy=ddp, else steps."""
+    layers: str | None = None
+    """Layers of a base that get a gate, counted from 0: all, auto, or a list as 12,14 or 12-17;
+    nothing above the last one is computed. auto (method=features only) chooses them by held-out
+    copies. null is auto where it can be, else all. A Select-MoE has a gate in every layer."""
+    num_copies: int = 3
+    """Corrupted copies of each row with method=features; every step draws one with method=steps."""
+    penalty: float | None = None
+    """Penalty of the squared weights of the gates with method=features; null chooses one by
+    held-out copies."""
     num_steps: int = 1_000
     """Number of optimizer steps."""
     effective_batch_size: int = 32
@@ -121,13 +153,17 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         counts = (
             "num_steps", "effective_batch_size", "batch_size", "max_tokens_per_batch",
-            "logging_steps", "save_steps",
+            "logging_steps", "save_steps", "num_copies",
         )  # fmt: skip
         require_at_least(1, self, *counts)
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         weights = ("weight_decay", "quality_loss_weight", "quality_gate_init_std")
         require_at_least(0, self, *weights)
+        penalty = self.penalty
+        require(penalty is None or penalty > 0, "penalty", "above 0", penalty)
+        if self.layers not in (None, ALL_LAYERS, AUTO_LAYERS):
+            layer_numbers(self.layers)
         rule = "ddp or fsdp (scaling.num_workers=1 is a single worker)"
         require(self.strategy in ("ddp", "fsdp"), "strategy", rule, self.strategy)
         share = self.label_weight
@@ -142,12 +178,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmupConfig(ResumableRunConfig):
-    """Stage 1: train the quality gates of a Select-MoE (gate warm-up)."""
+    """Stage 1: train quality gates, of a Select-MoE or on a base (gate warm-up)."""
 
     stage: ClassVar[str] = "stage_1_pretrain"
 
     model: str | None = None
-    """Select-MoE model: a folder or hub name; null is the selector in the package."""
+    """Select-MoE whose gates are trained, or a base that gets gates, which is any causal language
+    model: a folder or hub name; null is the selector in the package."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub, also as model=NAME@REVISION; null is main."""
     dataset: WarmupDatasetConfig = field(default_factory=WarmupDatasetConfig)

@@ -57,7 +57,8 @@ def _read(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for file in (manifest, metrics):
         if not file.is_file():
             raise DataError(f"{run}: a report needs a finished run, with its {file.name}")
-    rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    lines = map(json.loads, metrics.read_text("utf-8").splitlines())
+    rows = [row for row in lines if "step" in row]  # gates that are fitted to features have none
     if not rows:
         raise DataError(f"{metrics}: has no step")
     return json.loads(manifest.read_text("utf-8")), rows

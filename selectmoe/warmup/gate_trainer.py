@@ -125,7 +125,8 @@ class GateTrainer(ShardableTrainer):
 
     def _start_statistics(self) -> None:
         model: Any = self.model
-        self.statistics = GateStatistics(model.config.num_hidden_layers, self.args.device)
+        num_gates = getattr(model, "num_gates", None) or model.config.num_hidden_layers
+        self.statistics = GateStatistics(num_gates, self.args.device)
         self._last_log = time.perf_counter()
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ANN401

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -96,7 +97,12 @@ def steps_done(worker: TrainingWorker) -> int:
 
 
 def train(
-    trainee: Trainee, batches: StepBatches, training: TrainingConfig, *, worker: TrainingWorker
+    trainee: Trainee,
+    batches: StepBatches,
+    training: TrainingConfig,
+    *,
+    worker: TrainingWorker,
+    trainer_class: type[GateTrainer] = GateTrainer,
 ) -> GateTrainer:
     """Trains from the checkpoint, if any, to the last step."""
     worker.output.mkdir(parents=True, exist_ok=True)
@@ -104,11 +110,11 @@ def train(
     if is_sharded:
         shard_frozen(
             trainee.model,
-            [m for m in trainee.model.modules() if isinstance(m, SelectMoeDecoderLayer)],
+            sharded_layers(trainee.model),
             uses_gpu=worker.uses_gpu,
             keeps=is_gate,
         )
-    trainer = GateTrainer(
+    trainer = trainer_class(
         model=trainee.model,
         args=training_arguments(training, worker, seed=batches.settings.seed),
         train_dataset=batches,
@@ -126,6 +132,12 @@ def train(
     else:  # Trainer would train one step more
         trainer._load_from_checkpoint(str(worker.resume_from))
     return trainer
+
+
+def sharded_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that FSDP shards, of a Select-MoE or of a base with gates."""
+    own: list[nn.Module] | None = getattr(model, "sharded_layers", None)
+    return own or [m for m in model.modules() if isinstance(m, SelectMoeDecoderLayer)]
 
 
 def training_arguments(

@@ -17,6 +17,7 @@ from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.paths import EMBEDDED_SELECTOR
 from selectmoe.training.worker import TrainingWorker
 from selectmoe.warmup.rows import prepare_warmup_rows, warmup_tokenizer
+from tests.tiny_target import save_tiny_llama
 from tests.warmup_run import warm_up
 
 pytestmark = pytest.mark.timeout(180)
@@ -91,6 +92,11 @@ def finished(repository, tmp_path_factory):
         for strategy in ("ddp", "fsdp")
         for both in (False, True)
     }
+    base = str(save_tiny_llama(folder / "base", num_hidden_layers=3))
+    on_base = {"model": base, "training.method": "steps", "training.layers": "0,1"}
+    run_one(folder / "one-base", **on_base)
+    for strategy in ("ddp", "fsdp"):
+        two[folder / f"{strategy}-base"] = {**on_base, "training.strategy": strategy}
     save_broken_model(folder / "broken")
     broken = {folder / "run-of-broken": {"model": str(folder / "broken")}}
     return folder, run_two(repository, two | broken)
@@ -113,6 +119,18 @@ def test_two_workers_end_with_the_gates_of_one(finished, strategy, train_moe_gat
     for ours, theirs in zip(*rows, strict=True):
         for key in ("loss", "label_loss", "good_probability", "margin_spread", "pairs_in_order"):
             assert theirs[key] == pytest.approx(ours[key], abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_on_a_base_end_with_the_gates_of_one(finished, strategy):
+    folder, _ = finished
+    one, two = (
+        load_file(folder / f"{name}-base" / "gates.safetensors") for name in ("one", strategy)
+    )
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert (two[name] - tensor).abs().max() < 1e-5, name
+    assert max(tensor.abs().max() for tensor in one.values()) > 1e-3  # they have moved from zero
 
 
 def test_a_bad_batch_of_one_worker_stops_both_in_the_same_words(finished):

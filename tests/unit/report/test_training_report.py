@@ -63,8 +63,9 @@ def test_a_long_training_has_a_small_report(tmp_path):
     assert len(table_of(report.read_text("utf-8"), "loss")) < 70
 
 
-def test_a_training_without_a_step_is_complete_without_a_report(tmp_path, caplog):
-    (training(tmp_path) / "metrics.jsonl").write_text("")
+@pytest.mark.parametrize("line", ["", '{"phase": "features", "rows": 16}\n'])
+def test_a_training_without_a_step_is_complete_without_a_report(tmp_path, caplog, line):
+    (training(tmp_path) / "metrics.jsonl").write_text(line)
     with pytest.raises(DataError, match="has no step"):
         write_training_report(tmp_path)
     with caplog.at_level("INFO"):

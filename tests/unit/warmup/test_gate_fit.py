@@ -11,7 +11,8 @@ from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import Sample
 from selectmoe.scoring.engine import ScoringEngine
 from selectmoe.scoring.formulas import sample_margins
-from selectmoe.warmup.gate_fit import LinearGates, fit_gates, gate_features, set_gates
+from selectmoe.warmup.gate_features import gate_features
+from selectmoe.warmup.gate_fit import LinearGates, fit_gates, set_gates
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,16 @@ import json
 import pytest
 
 from jobs.on_ray.training_run import claimed_output, print_report
-from jobs.stage_1_pretrain.command import calibration_line, parse, require_inputs
+from jobs.stage_1_pretrain.command import (
+    calibration_line,
+    gates_lines,
+    parse,
+    require_inputs,
+)
 from selectmoe.errors import ConfigError, DataError, ModelError, ResumeError
 from selectmoe.training.metrics_lines import metrics_line
 from selectmoe.training.tokenized_rows import TokenizedSummary
+from tests.tiny_target import save_tiny_llama
 
 
 def test_options_and_overrides_become_one_configuration_with_absolute_paths(tmp_path, monkeypatch):
@@ -141,3 +147,36 @@ def test_the_report_says_what_the_run_did(capsys):
         "scores   calibrated on 1,190 rows of the corpus",
         "scores   not calibrated: the model has no tensor 'x'",
     ]
+
+
+def test_a_base_is_taken_and_one_that_does_not_fit_is_refused_before_ray_starts(tmp_path):
+    base = save_tiny_llama(tmp_path / "base")
+    require_inputs(parse(["--model", str(base)]))
+    with pytest.raises(ConfigError, match="must be below 2, the number of layers of the base"):
+        require_inputs(parse(["--model", str(base), "training.layers=0,7"]))
+    with pytest.raises(ConfigError, match="must be false for gates on a base, which only read"):
+        require_inputs(parse(["--model", str(base), "preset=original"]))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ModelError, match=r"bert: (gates need|not a causal)"):
+        require_inputs(parse(["--model", str(tmp_path / "bert")]))
+
+
+def test_settings_of_gates_on_a_base_are_refused_for_a_select_moe():
+    for setting, rule in (("layers=0", "must be all"), ("method=features", "must be steps")):
+        with pytest.raises(ConfigError, match=rf"{rule} for a Select-MoE"):
+            require_inputs(parse([f"training.{setting}"]))
+
+
+def test_what_is_told_of_gates_on_a_base():
+    features = {"phase": "features", "rows": 320, "num_rows": 600, "tokens_per_second": 1234.4}
+    assert metrics_line(features) == "features: 320 of 600 rows with their copies, 1,234 tokens/s"
+    chosen = {"phase": "layers", "first": 12, "last": 17, "num_layers": 30, "auroc": 0.8254}
+    assert metrics_line(chosen).startswith("layers 12 to 17 of 30 chosen: AUROC 0.825 of held-out")
+    report = {"layers": [12, 13], "num_copies": 1800, "fit_seconds": 3.21, "held_out_auroc": 0.8254}
+    assert gates_lines(report) == [
+        ("copies", "1,800"),
+        ("gates", "on the layers 12, 13, fitted in 3.2 s"),
+        ("AUROC", "0.825 of held-out rows against corrupted copies"),
+    ]
+    assert gates_lines({"num_steps": 7}) == []
