@@ -9,7 +9,9 @@ import pytest
 import selectmoe
 from selectmoe.cli import report_command, select_command
 from selectmoe.config.selection import SelectConfig
+from serve.settings import ServeSettings
 from tests.chromium import chromium
+from tests.local_server import LocalScorers, local_server
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -48,6 +50,27 @@ def run(tmp_path_factory):
     arguments = ["--data", str(folder / "corpus.jsonl"), "--output", str(folder / "run")]
     select_command.main([*arguments, "--pct", "0.2", "--max-rejected", "0.5", "num_actors=1"])
     return folder / "run"
+
+
+def tokens(report):
+    """Score and text of each token that is colored."""
+    return re.findall(r"<i class=h\d title=([\d.]+)>(.*?)</i>", report, flags=re.S)
+
+
+def test_a_server_gives_the_same_tokens_and_scores(run, tmp_path):
+    settings = ServeSettings()
+    output = tmp_path / "asked"
+    with local_server(settings, LocalScorers(settings)) as server:
+        arguments = ["--data", str(run.parent / "corpus.jsonl"), "--output", str(output)]
+        arguments += ["--pct", "0.2", "--max-rejected", "0.5", "--via", server.url]
+        select_command.main(arguments)
+    own, asked = ((folder / "report.html").read_text("utf-8") for folder in (run, output))
+    assert "Without scores of tokens" not in asked
+    ours, theirs = tokens(own), tokens(asked)
+    assert [text for _, text in theirs] == [text for _, text in ours]
+    scores = [[float(score) for score, _ in shown] for shown in (theirs, ours)]
+    # Other batch mates change the last digits of float32, and so the third decimal that is shown.
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=2e-3)
 
 
 @pytest.fixture(scope="module")
