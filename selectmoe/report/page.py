@@ -43,6 +43,7 @@ class ReportContent:
     examples: Mapping[str, Sequence[Example]]
     why_no_tokens: str  # why tokens have no scores; empty where they have
     calibration: Calibration | None
+    duplicates: Sequence[Mapping[str, str]]  # dataset, id and source of the first ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,16 @@ def render(content: ReportContent, *, started: float) -> str:
         lowest=_inside(levels[0]),
         highest=_inside(levels[-1]),
         is_adjusted=manifest["scoring"].get("length") == "adjusted",
+        duplicates=[
+            (
+                shortened(row["id"], 80),
+                shortened(row["dataset"], 80),
+                shortened(shorten_source(row["source"], folders), 160),
+            )
+            for row in content.duplicates
+        ],
+        num_duplicates=manifest["total"].get("num_duplicates", 0),
+        are_left_out=bool(manifest["total"].get("num_left_out", 0)),
         rejected=rejected_reasons(manifest, content.run),
         rejected_file=rejected_file(Path(".")).as_posix(),
         command=command(config),

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selectmoe.corpus.duplicate_filter import DUPLICATES_NAME
 from selectmoe.report.score_survey import EXAMPLES_PER_GROUP, FoundRow, kept_and_margins
 from selectmoe.report.scripts import script_of
 from selectmoe.selection.blocks import score_blocks
@@ -93,6 +94,17 @@ def read_sample(
         places[:most],
         margins,
     )
+
+
+def read_duplicates(folder: RunFolder, *, most: int = EXAMPLES_PER_GROUP) -> list[dict[str, str]]:
+    """Dataset, id and source of the first rows with exactly the text of another one; none in a run
+    without any, or of a version that did not look for them."""
+    file = folder.corpus / DUPLICATES_NAME
+    if not file.is_file():
+        return []
+    with pq.ParquetFile(file) as table:
+        first = next(table.iter_batches(batch_size=most), None)
+        return first.to_pylist() if first is not None else []
 
 
 def disagreements(sample: RowSample) -> list[FoundRow]:

@@ -22,6 +22,7 @@ from selectmoe.report.row_sample import (
     count_kept_texts,
     count_pool_texts,
     disagreements,
+    read_duplicates,
     read_sample,
 )
 from selectmoe.report.score_survey import FoundRow, ScoreSurvey, survey_scores
@@ -89,6 +90,7 @@ def write_report(
         ],
         examples=examples,
         why_no_tokens=why_no_tokens,
+        duplicates=read_duplicates(folder),
         calibration=load_calibration(folder.root),
     )
     page = render(content, started=started)

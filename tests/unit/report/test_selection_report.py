@@ -300,3 +300,13 @@ def test_the_size_of_shards_changes_nothing_that_is_shown(tmp_path):
         report = report_of(finished_run(tmp_path / str(size), samples(), tied, config=config))
         shown.append(report.split("<main>")[1].split('id="configuration"')[0])
     assert shown[0] == shown[1]
+
+
+def test_exact_duplicates_are_counted_and_the_first_of_them_named(tmp_path):
+    copies = [Sample("copies", f"copy-{row.sample_id}", row.messages) for row in samples(12)]
+    run = finished_run(tmp_path, [*samples(), *copies], [*scores(), *scores(12)])
+    report = report_of(run)
+    section = report.split('id="duplicates"')[1].split("</section>")[0]
+    assert "12 rows have exactly the text of another row" in section
+    assert section.count('<th scope="row">') == 10
+    assert 'id="duplicates"' not in report_of(finished_run(tmp_path / "2", samples(), scores()))
