@@ -23,12 +23,13 @@ from selectmoe.report.page_text import (
     shortened,
     shown_text,
 )
-from selectmoe.report.reproduction import command
+from selectmoe.report.reproduction import MANY_PATHS, MOST_PATHS, command
 from selectmoe.scoring.calibration import Calibration
 from selectmoe.selection.outputs import shorten_source
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_REJECTED_LINES = 50_000  # of rejected.jsonl that are read for examples
+MOST_SETTING_CHARACTERS = 1_000  # as of a list of thousands of paths
 REJECTED_EXAMPLES = 3  # of each reason
 
 
@@ -109,6 +110,9 @@ def render(content: ReportContent, *, started: float) -> str:
         rejected=rejected_reasons(manifest, content.run),
         rejected_file=rejected_file(Path(".")).as_posix(),
         command=command(config),
+        num_paths=len(config.get("dataset.paths") or ()),
+        most_paths=MOST_PATHS,
+        many_paths=MANY_PATHS,
         settings=[(key, as_text(value)) for key, value in config.items()],
         facts=facts(manifest, content.run),
         seconds=f"{time.perf_counter() - started:.1f}",
@@ -171,11 +175,12 @@ def tiles(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 def facts(manifest: Mapping[str, Any], run: Path) -> list[tuple[str, str]]:
     """Model, code and machine."""
     scoring, code = manifest["scoring"], manifest["code"]
-    corpora = manifest["config"].get("dataset.paths") or ["the demo corpus of the package"]
+    paths = manifest["config"].get("dataset.paths") or ["the demo corpus of the package"]
+    more = f" and {len(paths) - MOST_PATHS:,} more paths" if len(paths) > MOST_PATHS else ""
     version = f"{code['version']}, commit {code['commit']}" if "commit" in code else code["version"]
     return [
         ("run", run.name),
-        ("corpus", ", ".join(map(str, corpora))),
+        ("corpus", ", ".join(map(str, paths[:MOST_PATHS])) + more),
         ("selector", str(scoring["model"])),
         ("SHA-256 of its weights", scoring["weights_sha256"]),
         ("scores", f"{scoring['length']} for answer length" if "length" in scoring else "raw"),
@@ -235,7 +240,8 @@ def _inside(score: float, *, decimals: int = 3) -> str:
 
 
 def as_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shortened(text, MOST_SETTING_CHARACTERS)
 
 
 def render_template(name: str, **values: object) -> str:

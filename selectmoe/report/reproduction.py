@@ -10,6 +10,10 @@ from selectmoe.config.selection import SelectConfig
 # Where the files of the run lie, and how it was continued.
 _LEFT_OUT = ("output", "output_root", "resume", "selection_percentage", "dataset.paths", "report")
 
+MOST_PATHS = 20  # as a shell may have expanded a glob to thousands
+MANY_PATHS = "CORPUS"
+"""Stands for the paths where there are more."""
+
 
 def command(settings: Mapping[str, Any]) -> str:
     """`selectmoe select` with each setting that is not its default.
@@ -18,7 +22,7 @@ def command(settings: Mapping[str, Any]) -> str:
     """
     words = ["selectmoe", "select", "--pct", f"{settings['selection_percentage']}"]
     if paths := settings.get("dataset.paths"):
-        words += ["--data", *paths]
+        words += ["--data", *(paths if len(paths) <= MOST_PATHS else [MANY_PATHS])]
     defaults = default_values(SelectConfig)
     for key, value in settings.items():
         if key in _LEFT_OUT or key not in defaults or value == _as_json(defaults[key]):

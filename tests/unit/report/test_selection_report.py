@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from selectmoe.config.selection import SelectConfig
+from selectmoe.config.selection import DatasetConfig, SelectConfig
 from selectmoe.errors import ConfigError, DataError, SelectMoeError
 from selectmoe.records import Message, RejectedRow, Sample
 from selectmoe.report.selection_report import write_report
@@ -310,3 +310,13 @@ def test_exact_duplicates_are_counted_and_the_first_of_them_named(tmp_path):
     assert "12 rows have exactly the text of another row" in section
     assert section.count('<th scope="row">') == 10
     assert 'id="duplicates"' not in report_of(finished_run(tmp_path / "2", samples(), scores()))
+
+
+def test_a_corpus_of_thousands_of_paths_leaves_the_report_short(tmp_path):
+    paths = tuple(f"/data/corpus/part-{number:05}.jsonl" for number in range(20_000))
+    config = SelectConfig(selection_percentage=0.2, dataset=DatasetConfig(paths=paths))
+    report = report_of(finished_run(tmp_path, samples(), scores(), config=config))
+    assert "selectmoe select --pct 0.2 --data CORPUS<" in report
+    assert "CORPUS stands for the 20,000 paths" in report
+    assert "and 19,980 more paths" in report
+    assert len(report) < 400_000
