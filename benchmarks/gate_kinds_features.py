@@ -7,8 +7,6 @@ float32.
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +15,10 @@ from torch import Tensor, nn
 from benchmarks.quality_scorers import without_question
 from recipes.baseline_scores import answer_nll
 from selectmoe.data.chat import ChatTokenizer
-from selectmoe.data.packing import pad_samples
-from selectmoe.model.decoder_layers import decoder_layers
 from selectmoe.records import Sample, TokenizedSample
+from selectmoe.warmup.gate_features import gate_features
 
-# Shape letters: N = rows, L = layers, H = hidden, B = rows of a batch, T = tokens.
+# Shape letters: N = rows, L = layers, H = hidden.
 
 MAX_TOKENS_PER_BATCH = {"cuda": 98_304, "cpu": 4_096}
 NUM_COMPARED = 150  # rows whose features are computed without autocast too
@@ -33,39 +30,20 @@ def autocast(device: torch.device, *, enabled: bool = True) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and device.type == "cuda")
 
 
-@torch.inference_mode()
 def read_features(
     model: nn.Module, rows: Sequence[TokenizedSample], *, uses_autocast: bool = True
 ) -> Tensor:
     """Mean input of each layer's feed-forward module over the answer tokens of each row: float32
-    [N, L, H], on the device of the model. Every row has an answer token."""
-    layers = decoder_layers(model)
-    device = next(model.parameters()).device
-    features_NLH = torch.empty((len(rows), len(layers), layers.hidden_size), device=device)
-    started, weights_BT = time.perf_counter(), torch.empty(0)
-    means: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        with autocast(device, enabled=False):  # else the mean over the tokens is in bfloat16
-            hidden_BTH = inputs[0].float().view(*weights_BT.shape, -1)
-            means.append(torch.einsum("bth,bt->bh", hidden_BTH, weights_BT))
-
-    with ExitStack() as stack:
-        for layer in range(len(layers)):
-            handle = layers.feed_forward(layer).register_forward_pre_hook(keep)
-            stack.callback(handle.remove)
-        stack.enter_context(autocast(device, enabled=uses_autocast))
-        budget = MAX_TOKENS_PER_BATCH[device.type]
-        for batch in pad_samples(rows, max_tokens_per_batch=budget):
-            answer_BT = torch.from_numpy(batch.answer_mask).float().to(device)
-            weights_BT = answer_BT / answer_BT.sum(dim=1, keepdim=True)
-            means.clear()
-            # No attention mask: padding is on the right, and causal attention never looks there.
-            decoder: Any = layers.decoder
-            decoder(input_ids=torch.from_numpy(batch.token_ids).to(device), use_cache=False)
-            features_NLH[torch.from_numpy(batch.positions).to(device)] = torch.stack(means, dim=1)
-    _log_speed(rows, started)
-    return features_NLH
+    [N, L, H], on the device of the model."""
+    device, started = next(model.parameters()).device, time.perf_counter()
+    with autocast(device, enabled=uses_autocast):
+        features_NLH = gate_features(
+            model, rows, max_tokens_per_batch=MAX_TOKENS_PER_BATCH[device.type]
+        )
+    num_tokens = sum(len(row.token_ids) for row in rows)
+    speed = num_tokens / (time.perf_counter() - started)
+    logger.info("features of %d rows: %.0f tokens/s", len(rows), speed)
+    return torch.from_numpy(features_NLH).to(device)
 
 
 def autocast_error(
@@ -88,9 +66,3 @@ def likelihoods(
         given_N = answer_nll(model, tokenizer, samples)
         alone_N = answer_nll(model, tokenizer, [without_question(row) for row in samples])
     return given_N, alone_N - given_N
-
-
-def _log_speed(rows: Sequence[TokenizedSample], started: float) -> None:
-    num_tokens = sum(len(row.token_ids) for row in rows)
-    seconds = time.perf_counter() - started
-    logger.info("features of %d rows: %.0f tokens/s", len(rows), num_tokens / seconds)

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from benchmarks.gate_kinds_sets import KindRows
 from benchmarks.quality_warmups import LEFT_OUT
 from selectmoe.corruptions.kinds import CORRUPTIONS
 from selectmoe.scoring.length_adjustment import fit_length_adjustment
-from selectmoe.warmup.gate_fit import SMALLEST_SCALE
+from selectmoe.warmup.gate_fit import fit_logistic, labels, standardized
 
 # Shape letters: N = all rows, T = training rows, L = layers, H = hidden, F = L * H.
 
@@ -108,56 +107,26 @@ class GateFitter:
         iterations: int,
     ) -> tuple[Tensor, float]:
         """Weights [L, H] and bias of the margin."""
-        device = self.features_NLH.device
-        chosen = torch.from_numpy(np.concatenate([real, copies])).to(device)
-        features_TF = self.features_NLH[chosen][:, list(layers)].flatten(start_dim=1)
-        center_F = features_TF[: len(real)].mean(dim=0)
-        scale_F = features_TF[: len(real)].std(dim=0).clamp(min=SMALLEST_SCALE)
-        signs_T = torch.ones(len(chosen), device=device)
-        signs_T[len(real) :] = -1
-        copy_weights = torch.from_numpy(weights_of(self.rows.kinds_N[copies], mix))
-        loss_weights = torch.cat([torch.full((len(real),), 1 / len(real)), copy_weights]) / 2
-        weights_F, bias = minimize(
-            (features_TF - center_F) / scale_F,
-            signs_T,
-            loss_weights.float().to(device),
-            penalty=penalty,
-            iterations=iterations,
+        features_TF, center_F, scale_F = standardized(
+            self._features(real, layers), self._features(copies, layers)
         )
-        plain_F = weights_F / scale_F
-        return plain_F.view(len(layers), -1), float(bias - center_F @ plain_F)
+        copy_weights = torch.from_numpy(weights_of(self.rows.kinds_N[copies], mix))
+        signs_T, loss_weights_T = (part.to(features_TF) for part in labels(len(real), copy_weights))
+        found = fit_logistic(
+            features_TF, signs_T, loss_weights_T, penalty=penalty, max_iterations=iterations
+        )
+        plain_F = found.weights_R / scale_F
+        return plain_F.view(len(layers), -1), float(found.bias - center_F @ plain_F)
+
+    def _features(self, numbers: np.ndarray, layers: Sequence[int]) -> Tensor:
+        """[T, F]"""
+        chosen = torch.from_numpy(numbers).to(self.features_NLH.device)
+        return self.features_NLH[chosen][:, list(layers)].flatten(start_dim=1)
 
 
 def weights_of(kinds_K: np.ndarray, mix: Mix) -> np.ndarray:
-    """The weight of each copy in the loss, 1 in sum: float64 (K,)."""
+    """The relative weight of each copy in the loss: float64 (K,)."""
     kinds, numbers_K, counts = np.unique(kinds_K, return_inverse=True, return_counts=True)
     per_copy = np.array([mix.weights.get(str(kind), 1.0) for kind in kinds]) / counts
-    weights_K: np.ndarray = per_copy[numbers_K] / per_copy[numbers_K].sum()
+    weights_K: np.ndarray = per_copy[numbers_K]
     return weights_K
-
-
-def minimize(
-    features_TF: Tensor, signs_T: Tensor, loss_weights_T: Tensor, *, penalty: float, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """Weights and bias of the weighted logistic loss + penalty · |weights|², by L-BFGS in the
-    precision and on the device of the features."""
-    num_features = features_TF.shape[1]
-    given = torch.zeros(num_features + 1, device=features_TF.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [given],
-        max_iter=iterations,
-        history_size=15,
-        tolerance_change=1e-8,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        margins_T = features_TF @ given[:-1] + given[-1]
-        losses_T = functional.softplus(-signs_T * margins_T)
-        loss: Tensor = (loss_weights_T * losses_T).sum() + penalty * given[:-1].square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return given.detach()[:-1], given.detach()[-1]

@@ -86,7 +86,9 @@ def _reader(means: list[Tensor], weights_BT: Tensor, *, is_last: bool) -> Callab
         inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
         # Some mixtures of experts get their tokens in one dimension.
         inputs_BTH = inputs.view(*weights_BT.shape, inputs.shape[-1])
-        means.append(torch.einsum("bth,bt->bh", inputs_BTH.float(), weights_BT))
+        # Autocast would compute the mean over the tokens in bfloat16.
+        with torch.autocast(inputs.device.type, enabled=False):
+            means.append(torch.einsum("bth,bt->bh", inputs_BTH.float(), weights_BT))
         if is_last:
             raise _AllRead
 

@@ -94,9 +94,10 @@ def fit_logistic(
     penalty: float,
     max_iterations: int = MAX_ITERATIONS,
 ) -> LogisticFit:
-    """Minimizes the weighted logistic loss + penalty · |weights|². The bias is not penalized."""
-    weights_R = torch.zeros(features_NR.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    """Minimizes the weighted logistic loss + penalty · |weights|², in the arguments' dtype and on
+    their device. The bias is not penalized."""
+    weights_R = features_NR.new_zeros(features_NR.shape[1]).requires_grad_()
+    bias = features_NR.new_zeros(1).requires_grad_()
 
     def loss() -> Tensor:
         margins_N = features_NR @ weights_R + bias

@@ -4,6 +4,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 
 from selectmoe.corruptions.kinds import corrupt
 from selectmoe.data.readers import read_corpus
@@ -12,7 +13,7 @@ from selectmoe.records import Sample
 from selectmoe.scoring.engine import ScoringEngine
 from selectmoe.scoring.formulas import sample_margins
 from selectmoe.warmup.gate_features import gate_features
-from selectmoe.warmup.gate_fit import LinearGates, fit_gates, set_gates
+from selectmoe.warmup.gate_fit import LinearGates, fit_gates, fit_logistic, labels, set_gates
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +78,21 @@ def test_a_copy_without_weight_changes_nothing():
     with_more = fit_gates(real, copies, weights, penalty=1e-2)
     without = fit_gates(real, copies[:40], weights[:40], penalty=1e-2)
     np.testing.assert_allclose(with_more.weights_LH, without.weights_LH, rtol=0, atol=1e-6)
+
+
+def test_features_under_autocast_are_averaged_in_float32(engine, samples):
+    rows = engine.tokenizer.tokenize(samples[:4])
+    with torch.autocast("cpu", torch.bfloat16):
+        features = torch.from_numpy(gate_features(engine.model, rows))
+    assert not torch.equal(features, features.bfloat16().float())
+
+
+def test_a_regression_in_float32_gives_the_weights_of_float64():
+    draws = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 5, generator=draws, dtype=torch.float64)
+    signs, weights = labels(30, torch.ones(30))
+    exact = fit_logistic(features, signs, weights, penalty=1e-2)
+    single = fit_logistic(*(part.float() for part in (features, signs, weights)), penalty=1e-2)
+    assert single.weights_R.dtype == torch.float32
+    # L-BFGS ends where a step changes the loss by less than rounding.
+    torch.testing.assert_close(single.weights_R.double(), exact.weights_R, rtol=0, atol=1e-3)
