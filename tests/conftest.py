@@ -34,7 +34,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LONG_FILES = (
     "test_submitted_jobs.py", "test_pretrain_command.py", "test_finetune_command.py",
     "test_select_command.py", "test_serve.py", "test_evaluate_command.py", "test_select_via.py",
-    "test_growing_cluster.py", "test_bench_quality.py",
+    "test_growing_cluster.py", "test_pretrain_base.py", "test_bench_quality.py",
 )  # fmt: skip
 
 
