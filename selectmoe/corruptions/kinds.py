@@ -50,6 +50,16 @@ CORRUPTIONS: dict[str, Corruption] = {
     "one_word": replies.one_word,
     "one_number": replies.one_number,
 }
+# What gates on a base are shown by default. Without cut answers, other answers and wrong facts they
+# saw more of the faults that nothing was trained on, and agreed with people more often, on both
+# halves of the data (docs/experiments.md, "what teaches gates on a real base").
+KINDS_FOR_BASES = (
+    "shuffled_words", "shuffled_sentences",
+    "gibberish", "typos", "mojibake", "wrong_script",
+    "repeated", "rambling", "markup_noise", "run_on",
+    "refusal", "echoed_question",
+    "punctuation", "placeholder", "preamble", "link", "one_word", "one_number",
+)  # fmt: skip
 _OWN_TURNS = "other_turn"  # the kind whose donor is the sample itself
 
 

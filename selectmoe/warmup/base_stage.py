@@ -114,7 +114,7 @@ def run_base_steps(config: WarmupConfig, worker: TrainingWorker) -> WarmupReport
     rows, chat = load_training_rows(worker.output), warmup_tokenizer(config)
     trainer = train(
         Trainee(gates, objective, is_adapter=False),
-        StepBatches(rows, chat, step_settings(training, worker, seed=config.seed)),
+        StepBatches(rows, chat, step_settings(training, worker, seed=config.seed, for_base=True)),
         training,
         worker=worker,
         trainer_class=BaseGateTrainer,
@@ -136,7 +136,9 @@ def feature_work(config: WarmupConfig, worker: TrainingWorker) -> FeatureWork:
         run=worker.output,
         rows=load_training_rows(worker.output),
         copies=CopySettings(
-            kinds=corruption_kinds(training), num_copies=training.num_copies, seed=config.seed
+            kinds=corruption_kinds(training, for_base=True),
+            num_copies=training.num_copies,
+            seed=config.seed,
         ),
         tokenizer=warmup_tokenizer(config),
         max_tokens_per_batch=training.max_tokens_per_batch

@@ -1,7 +1,7 @@
 """Rules that follow from the settings of a gate warm-up; imports no torch."""
 
 from selectmoe.config.warmup import ALL_LAYERS, AUTO_LAYERS, TrainingConfig, layer_numbers
-from selectmoe.corruptions.kinds import CORRUPTIONS
+from selectmoe.corruptions.kinds import CORRUPTIONS, KINDS_FOR_BASES
 from selectmoe.errors import ConfigError
 
 
@@ -16,14 +16,15 @@ def learns_detached(training: TrainingConfig) -> bool:
     return training.peft_mode == "full_rank" and is_contrastive(training) and only_quality_gates
 
 
-def corruption_kinds(training: TrainingConfig) -> tuple[str, ...]:
+def corruption_kinds(training: TrainingConfig, *, for_base: bool = False) -> tuple[str, ...]:
     """The kinds of corrupted copies; none for a loss that does not use copies."""
     unknown = sorted(set(training.corruptions) - set(CORRUPTIONS))
     if unknown:
         raise ConfigError(
             f"training.corruptions must be among {', '.join(CORRUPTIONS)}, got {unknown[0]!r}"
         )
-    return (training.corruptions or tuple(CORRUPTIONS)) if is_contrastive(training) else ()
+    default = KINDS_FOR_BASES if for_base else tuple(CORRUPTIONS)
+    return (training.corruptions or default) if is_contrastive(training) else ()
 
 
 def uses_features(training: TrainingConfig) -> bool:

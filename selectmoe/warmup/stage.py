@@ -73,13 +73,15 @@ def run_warmup(config: WarmupConfig, worker: TrainingWorker) -> WarmupReport:
     )
 
 
-def step_settings(training: TrainingConfig, worker: TrainingWorker, *, seed: int) -> StepSettings:
+def step_settings(
+    training: TrainingConfig, worker: TrainingWorker, *, seed: int, for_base: bool = False
+) -> StepSettings:
     return StepSettings(
         effective_batch_size=training.effective_batch_size,
         batch_size=training.batch_size,
         max_tokens_per_batch=training.max_tokens_per_batch
         or (16_384 if worker.uses_gpu else 4_096),
-        kinds=corruption_kinds(training),
+        kinds=corruption_kinds(training, for_base=for_base),
         full_sequence_prediction=training.full_sequence_prediction,
         seed=seed,
         rank=worker.rank,
