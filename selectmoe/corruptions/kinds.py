@@ -51,8 +51,9 @@ CORRUPTIONS: dict[str, Corruption] = {
     "one_number": replies.one_number,
 }
 # What gates on a base are shown by default. Without cut answers, other answers and wrong facts they
-# saw more of the faults that nothing was trained on, and agreed with people more often, on both
-# halves of the data (docs/experiments.md, "what teaches gates on a real base").
+# saw more of the faults that nothing was trained on, and ranked revisions and arguments more as
+# people do, on both halves of the data; pairs and rated rows gained on neither or one of them
+# (docs/experiments.md, "what teaches gates on a real base").
 KINDS_FOR_BASES = (
     "shuffled_words", "shuffled_sentences",
     "gibberish", "typos", "mojibake", "wrong_script",
