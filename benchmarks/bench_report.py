@@ -56,8 +56,7 @@ def write_run(folder: RunFolder, num_rows: int) -> None:
         pq.write_table(corpus, folder.corpus / name, compression="zstd")
         pq.write_table(scored, folder.scored / name, compression="zstd")
     config = SelectConfig()
-    percentage = config.selection_percentage
-    selected = select_rows(folder, folder, selection_percentage=percentage, per_dataset=False)
+    selected = select_rows(folder, folder, config)
     write_manifest(config, folder, selected, SCORING, wall_seconds=0.0)
 
 

@@ -31,16 +31,20 @@ from selectmoe.data.writers import write_parquet  # noqa: E402
 from selectmoe.paths import DEMO_CORPUS, EMBEDDED_SELECTOR  # noqa: E402
 from selectmoe.records import Sample, ScoredSample  # noqa: E402
 from selectmoe.scoring.engine import ScoringEngine  # noqa: E402
+from selectmoe.selection.keep_rule import ThresholdRule  # noqa: E402
+from selectmoe.selection.orders import ByScore  # noqa: E402
 from selectmoe.selection.outputs import write_piece  # noqa: E402
-from selectmoe.selection.passes import WHOLE_CORPUS, survey  # noqa: E402
+from selectmoe.selection.passes import survey  # noqa: E402
 from selectmoe.selection.run_folder import RunFolder  # noqa: E402
 from selectmoe.selection.scored_shards import scored_table  # noqa: E402
-from selectmoe.selection.top_k import Threshold  # noqa: E402
+from selectmoe.selection.top_k import WHOLE_CORPUS, Threshold  # noqa: E402
 
 NUM_LAYERS = 16  # as in OLMoE-1B-7B: every row has a score per layer
 PERCENTAGE = 0.05
 # Scores are uniform in [0, 1); "g" sorts after every row key, which is hexadecimal.
-BEST = {WHOLE_CORPUS: Threshold(score=1 - PERCENTAGE, row_key="g", num_kept=0)}
+BEST = ThresholdRule(
+    ByScore(), {WHOLE_CORPUS: Threshold(score=1 - PERCENTAGE, row_key="g", num_kept=0)}
+)
 
 
 class Stopwatch:

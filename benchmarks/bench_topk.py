@@ -33,14 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.process_memory import process_tree, read_mb  # noqa: E402
+from selectmoe.config.selection import SelectConfig  # noqa: E402
 from selectmoe.corpus.map_items import MapItems, map_in_threads  # noqa: E402
-from selectmoe.selection.passes import (  # noqa: E402
-    Survey,
-    find_thresholds,
-    kept_rows,
-    shard_groups,
-    survey,
-)
+from selectmoe.selection.keep_rule import kept_rows  # noqa: E402
+from selectmoe.selection.passes import Survey, shard_groups, survey  # noqa: E402
+from selectmoe.selection.strategies import ScoredRows, choose_rows  # noqa: E402
 from selectmoe.selection.top_k import num_to_keep  # noqa: E402
 
 PERCENTAGE = 0.05
@@ -75,6 +72,7 @@ def random_table(seed: int, num_rows: int, decimals: int | None) -> pa.Table:
             "dataset": pa.DictionaryArray.from_arrays(codes, list(DATASETS)).cast(pa.string()),
             "score": scores.astype(np.float32),
             "num_tokens": rng.integers(20, 1_000, num_rows, dtype=np.int32),
+            "num_answer_tokens": rng.integers(1, 500, num_rows, dtype=np.int32),
             "truncated": rng.random(num_rows, dtype=np.float32) < 0.02,
         }
     )
@@ -83,16 +81,10 @@ def random_table(seed: int, num_rows: int, decimals: int | None) -> pa.Table:
 def select(shards: list[Path], map_items: MapItems) -> Iterator[tuple[Path, np.ndarray]]:
     """Yields each shard with the indices of its kept rows, as the select job finds them."""
     groups = shard_groups(shards)
-    surveyed = Survey.total(map_items(survey, groups))
-    thresholds = find_thresholds(
-        groups,
-        surveyed.first_digits,
-        selection_percentage=PERCENTAGE,
-        per_dataset=False,
-        map_items=map_items,
-    )
+    scored = ScoredRows(groups, Survey.total(map_items(survey, groups)), map_items)
+    rule = choose_rows(SelectConfig(selection_percentage=PERCENTAGE), scored).rule
     for shard in shards:
-        yield shard, kept_rows(thresholds, shard).row_numbers
+        yield shard, kept_rows(rule, shard).row_numbers
 
 
 def select_by_passes(folder: Path, map_items: MapItems) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Finished selection runs with given scores, written without a model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,12 +68,7 @@ def finished_run(
         pq.write_table(pa.Table.from_pylist(lines, schema=schema), folder.scored / shard.name)
     if calibration is not None:
         save_calibration(root, calibration)
-    selected = select_rows(
-        folder,
-        folder,
-        selection_percentage=config.selection_percentage,
-        per_dataset=config.per_dataset,
-    )
+    selected = select_rows(folder, folder, replace(config, max_rejected=1.0))
     write_manifest(config, folder, selected, SCORING, wall_seconds=1.0)
     return folder
 

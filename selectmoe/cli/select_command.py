@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # --help and a mistyped option must not wait for these import
 
 OPTIONS = {
     "--pct": "selection_percentage",
+    "--rows": "selection.rows",
+    "--tokens": "selection.tokens",
+    "--strategy": "selection.strategy",
     "--data": "dataset.paths",
     "--model": "model",
     "--output": "output",

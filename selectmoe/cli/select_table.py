@@ -6,6 +6,7 @@ from typing import Any
 from selectmoe.cli.command_line import format_table
 from selectmoe.cli.progress import format_seconds
 from selectmoe.data.rejected import rejected_file
+from selectmoe.selection.rule_text import describe_rule, is_plain
 from selectmoe.selection.run_folder import RunFolder
 
 DEMO_BAD = "demo_corrupted"
@@ -13,7 +14,9 @@ DEMO_BAD = "demo_corrupted"
 
 def print_selection(manifest: dict[str, Any], output: Path) -> None:
     """One line per dataset, what the run took, and where its files are."""
-    by_dataset = manifest["config"]["per_dataset"]
+    selection = manifest["selection"]
+    by_score = selection["ordered_by"] == "score"
+    by_dataset = selection["thresholds_by_dataset"]
     rows: list[tuple[str, ...]] = [
         ("dataset", "read", "scored", "rejected", "duplicates", "selected", "threshold")
     ]
@@ -23,12 +26,14 @@ def print_selection(manifest: dict[str, Any], output: Path) -> None:
     total = manifest["total"]
     corpus_threshold = "" if by_dataset else _threshold(manifest, "*")
     rows.append(_row("all", total, total["num_rejected"], corpus_threshold))
-    print(f"\n{format_table(rows)}\n")
+    print(f"\n{format_table(rows if by_score else [row[:-1] for row in rows])}\n")
+    if not is_plain(selection):
+        print(describe_rule(selection, num_datasets=len(manifest["thresholds"])))
     if total["num_duplicates"]:
         print(_duplicates_line(total))
     if DEMO_BAD in manifest["datasets"]:
         print(_demo_line(manifest["datasets"][DEMO_BAD], total))
-    if manifest["calibration"]:
+    if manifest["calibration"] and by_score and manifest["thresholds"]:
         print(_percentile_line(manifest))
     for warning in manifest["warnings"]:
         print(f"warning: {warning}")
@@ -60,7 +65,7 @@ def _duplicates_line(total: dict[str, int]) -> str:
 
 def _threshold(manifest: dict[str, Any], name: str) -> str:
     threshold = manifest["thresholds"].get(name)
-    return f"{threshold['score']:.4f}" if threshold else ""
+    return f"{threshold['score']:.4f}" if threshold and "score" in threshold else ""
 
 
 def _percentile_line(manifest: dict[str, Any]) -> str:

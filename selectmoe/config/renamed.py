@@ -6,11 +6,10 @@ ALIASES = {
 """Other names that are accepted."""
 
 RENAMED = {
+    "stage_2_selection": {"seed": "selection.seed"},
     "stage_1_pretrain": {"training.max_tokens_per_forward": "training.max_tokens_per_batch"},
 }
 """Former names, which are refused with the new one."""
 
-REMOVED = {
-    "stage_2_selection": {"seed": "scoring and selection draw nothing at random"},
-}
+REMOVED: dict[str, dict[str, str]] = {}
 """Former settings, which are refused with the reason."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 from selectmoe.config.checks import require, require_at_least, require_model_of_revision
 from selectmoe.config.columns import ColumnRules, check_columns
 from selectmoe.config.engine import EngineConfig
 from selectmoe.config.run import ResumableRunConfig
+from selectmoe.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +42,54 @@ class DatasetConfig:
         return ColumnRules(self.columns, keeps_extra=self.extra_columns == "keep")
 
 
+DEFAULT_PERCENTAGE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much is kept."""
+
+    unit: Literal["fraction", "rows", "tokens"]
+    amount: float  # whole for rows and tokens
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectionConfig:
-    """Which of the rows that were read may be selected."""
+    """How rows are chosen from the scored ones."""
 
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows with exactly the same text, which are always counted: drop scores only the first one by
     row key, keep scores all."""
+    strategy: Literal["top", "sampled", "random", "longest"] = "top"
+    """Selection strategy; top keeps the rows with the highest scores, sampled draws rows at random
+    with a preference for high scores, random draws uniformly, longest keeps the longest answers."""
+    temperature: float = 1.0
+    """Temperature of strategy=sampled, at least 0; a row is drawn with a weight of
+    exp(rank / temperature), of its standardized rank by score. 0 is top, a high one is random."""
+    floor: float = 0.0
+    """Fraction of the scored rows with the lowest scores that no strategy keeps, in [0, 1)."""
+    rows: int | None = None
+    """Number of rows to keep, instead of a percentage."""
+    tokens: int | None = None
+    """Maximum answer tokens to keep, instead of a percentage; rows are taken in the order of the
+    strategy until the next one would exceed it."""
+    min_per_dataset: int | None = None
+    """Rows to keep of every dataset, where it has as many, before others compete."""
+    max_per_dataset: int | None = None
+    """Maximum rows to keep of a dataset."""
+    seed: int = 0
+    """Random seed of strategy=sampled and random."""
+    write_fates: bool = False
+    """Write fates/*.parquet: whether each row of scored/*.parquet is kept, and why not."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "temperature", "seed")
+        require(self.seed < 2**63, "seed", "below 2**63", self.seed)
+        require(0 <= self.floor < 1, "floor", "in [0, 1)", self.floor)
+        require_at_least(1, self, "rows", "tokens", "min_per_dataset", "max_per_dataset")
+        least, most = self.min_per_dataset, self.max_per_dataset
+        if least is not None and most is not None:
+            require(least <= most, "min_per_dataset", f"at most max_per_dataset={most}", least)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +98,9 @@ class SelectConfig(ResumableRunConfig):
 
     stage: ClassVar[str] = "stage_2_selection"
 
-    selection_percentage: float = 0.05
-    """Fraction of the scored rows to keep, in (0, 1]; also --pct."""
+    selection_percentage: float | None = None
+    """Fraction of the scored rows to keep, in (0, 1]; also --pct. null is 0.05, unless
+    selection.rows or selection.tokens is set."""
     model: str | None = None
     """Selector: a Select-MoE (folder or hub name), a selector folder, or a base for which gates
     ship with the package or are given; null is the embedded selector."""
@@ -69,7 +113,8 @@ class SelectConfig(ResumableRunConfig):
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     scoring: EngineConfig = field(default_factory=EngineConfig)
     per_dataset: bool = False
-    """Keep the fraction of each dataset instead of the whole corpus."""
+    """Keep the fraction, or the number of rows or tokens, of each dataset instead of the whole
+    corpus."""
     via: str = "actors"
     """Scoring backend: actors, serve or the URL of a score server; actors belong to the run
     (`selectmoe select` uses threads instead), serve is the deployment on this Ray cluster. The API
@@ -94,8 +139,7 @@ class SelectConfig(ResumableRunConfig):
     def __post_init__(self) -> None:
         ResumableRunConfig.__post_init__(self)
         require_model_of_revision(self.model, self.revision)
-        share = self.selection_percentage
-        require(0 < share <= 1, "selection_percentage (--pct)", "in (0, 1]", share)
+        self._check_budget()
         known = self.via in ("actors", "serve") or self.via.startswith(("http://", "https://"))
         require(known, "via", "actors, serve or a URL (http://HOST:PORT)", self.via)
         names = ("shards_in_flight", "rows_per_shard", "num_threads_per_actor")
@@ -105,6 +149,45 @@ class SelectConfig(ResumableRunConfig):
         lowest, highest = self.actor_bounds
         rule = "a whole number from 1 or MIN:MAX, such as 1:8"
         require(1 <= lowest <= (highest or lowest), "num_actors", rule, self.num_actors)
+
+    def _check_budget(self) -> None:
+        """Raises ConfigError unless there is exactly one budget, which the floor leaves room for.
+
+        A percentage of null becomes the default where no other budget is set.
+        """
+        options = {
+            "selection_percentage (--pct)": self.selection_percentage,
+            "selection.rows (--rows)": self.selection.rows,
+            "selection.tokens (--tokens)": self.selection.tokens,
+        }
+        given = [f"{name}={value}" for name, value in options.items() if value is not None]
+        if len(given) > 1:
+            raise ConfigError(f"only one budget may be set, got {' and '.join(given)}")
+        if not given:
+            object.__setattr__(self, "selection_percentage", DEFAULT_PERCENTAGE)
+        share, floor = self.selection_percentage, self.selection.floor
+        if share is not None:
+            require(0 < share <= 1, "selection_percentage (--pct)", "in (0, 1]", share)
+            if Fraction(str(share)) + Fraction(str(floor)) > 1:
+                raise ConfigError(
+                    "selection_percentage (--pct) must be at most 1 - selection.floor = "
+                    f"{float(1 - Fraction(str(floor))):g}, got {share:g}"
+                )
+        if self.per_dataset and self.selection.tokens and self.selection.min_per_dataset:
+            raise ConfigError(
+                "selection.min_per_dataset cannot be combined with selection.tokens and "
+                f"per_dataset, got {self.selection.min_per_dataset}"
+            )
+
+    @property
+    def budget(self) -> Budget:
+        """The one that is set."""
+        if self.selection.rows is not None:
+            return Budget("rows", self.selection.rows)
+        if self.selection.tokens is not None:
+            return Budget("tokens", self.selection.tokens)
+        assert self.selection_percentage is not None
+        return Budget("fraction", self.selection_percentage)
 
     @property
     def actor_bounds(self) -> tuple[int, int | None]:

@@ -44,7 +44,7 @@ def score_figure(survey: ScoreSurvey, edges: np.ndarray, thresholds: Sequence[fl
     rows = [(name, f"{d:,}", f"{k:,}") for name, d, k in zip(names, dropped, kept, strict=True)]
     return Figure(
         "scores",
-        "Scores and threshold",
+        "Scores and threshold" if thresholds else "Scores",
         "All scored rows; the first and the last bar also hold what lies beyond them.",
         charts.histogram(edges, dropped, kept, lines),
         ("score", "dropped", "kept"),

@@ -25,7 +25,9 @@ from selectmoe.report.page_text import (
 )
 from selectmoe.report.reproduction import MANY_PATHS, MOST_PATHS, command
 from selectmoe.scoring.calibration import Calibration
+from selectmoe.selection.finished_rule import selection_of_run
 from selectmoe.selection.outputs import shorten_source
+from selectmoe.selection.rule_text import describe_rule
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_REJECTED_LINES = 50_000  # of rejected.jsonl that are read for examples
@@ -126,18 +128,16 @@ def title(manifest: Mapping[str, Any]) -> str:
 
 def sentence(manifest: Mapping[str, Any]) -> str:
     """What was done, in one sentence."""
-    total, config = manifest["total"], manifest["config"]
-    share = f"{100 * config['selection_percentage']:g} %"
-    scores = [threshold["score"] for threshold in manifest["thresholds"].values()]
-    by_dataset = config["per_dataset"]
-    of = f"of each of {len(scores)} datasets" if by_dataset else "of the corpus"
+    total, selection = manifest["total"], selection_of_run(manifest)
+    thresholds = manifest["thresholds"]
+    kept = f"{total['num_selected']:,} of {total['num_scored']:,} scored rows are kept"
+    rule = describe_rule(selection, num_datasets=len(thresholds))
+    scores = [threshold["score"] for threshold in thresholds.values() if "score" in threshold]
+    if not scores:
+        return f"{rule}: {kept}."
     low, high = f"{min(scores):.4f}", f"{max(scores):.4f}"
     limit = f"score {low}" if low == high else f"scores {low} to {high}"
-    return (
-        f"The best {share} {of} by gate score: {total['num_selected']:,} of "
-        f"{total['num_scored']:,} scored rows are kept, from {limit} upwards"
-        f"{_percentile(manifest)}."
-    )
+    return f"{rule}: {kept}, from {limit} upwards{_percentile(manifest)}."
 
 
 def _percentile(manifest: Mapping[str, Any]) -> str:

@@ -20,7 +20,9 @@ def command(settings: Mapping[str, Any]) -> str:
 
     settings: the manifest's "config".
     """
-    words = ["selectmoe", "select", "--pct", f"{settings['selection_percentage']}"]
+    words = ["selectmoe", "select"]
+    if (share := settings["selection_percentage"]) is not None:
+        words += ["--pct", f"{share}"]
     if paths := settings.get("dataset.paths"):
         words += ["--data", *(paths if len(paths) <= MOST_PATHS else [MANY_PATHS])]
     defaults = default_values(SelectConfig)

@@ -19,9 +19,9 @@ from selectmoe.corpus.duplicate_filter import DUPLICATES_NAME
 from selectmoe.report.score_survey import EXAMPLES_PER_GROUP, FoundRow, kept_and_margins
 from selectmoe.report.scripts import script_of
 from selectmoe.selection.blocks import score_blocks
+from selectmoe.selection.keep_rule import KeepRule
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import SCORED_SCHEMA
-from selectmoe.selection.top_k import Scope, Threshold
 
 # Shape letters: N = rows of the sample.
 
@@ -64,18 +64,16 @@ class TextCounts:
     num_rows: int
 
 
-def read_sample(
-    folder: RunFolder, thresholds: Mapping[Scope, Threshold], *, most: int = SAMPLE_ROWS
-) -> RowSample:
+def read_sample(folder: RunFolder, rule: KeepRule, *, most: int = SAMPLE_ROWS) -> RowSample:
     """The first scored rows of the shards. folder: of the run that has scored."""
     shards = folder.scored_shards()
     names = _signal_columns(pq.read_schema(shards[0]))
-    columns = ("score", "dataset", "num_answer_tokens", *names)
+    columns = tuple({"score", "dataset", "num_answer_tokens", *names, *rule.columns})
     parts: list[tuple[np.ndarray, ...]] = []
     places: list[tuple[str, int]] = []
     for shard in shards:
         for block in score_blocks(shard, columns):
-            kept_margins = kept_and_margins(block, thresholds)
+            kept_margins = kept_and_margins(block, rule)
             numbers = (block.numbers(name).astype(np.float64) for name in names)
             parts.append(
                 (block.scores, block.numbers("num_answer_tokens"), *kept_margins, *numbers)

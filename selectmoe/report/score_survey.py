@@ -3,15 +3,16 @@
 Memory depends on the number of bins and examples, not on the number of rows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from selectmoe.selection.blocks import Rows, ScoreBlock, score_blocks
-from selectmoe.selection.passes import WHOLE_CORPUS
-from selectmoe.selection.top_k import Scope, Threshold
+from selectmoe.selection.blocks import ScoreBlock, rows_by_scope, score_blocks
+from selectmoe.selection.keep_rule import Fate, KeepRule, ThresholdRule
+from selectmoe.selection.orders import ByScore
+from selectmoe.selection.passes import Thresholds
 
 # Shape letters: N = rows of a block, B = bins of scores.
 
@@ -27,7 +28,7 @@ class FoundRow:
     shard: str
     row: int  # position in the shard
     score: float
-    margin: float  # score minus the threshold of its dataset or of the corpus
+    margin: float  # score minus the threshold of its dataset or of the corpus; else -inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,31 +62,31 @@ ORDERS: dict[str, Callable[[FoundRow], tuple[float | str, ...]]] = {
 }
 
 
-def survey_scores(
-    thresholds: Mapping[Scope, Threshold], edges: np.ndarray, shards: Sequence[Path]
-) -> ScoreSurvey:
+def survey_scores(rule: KeepRule, edges: np.ndarray, shards: Sequence[Path]) -> ScoreSurvey:
     """The pass. edges: float64 (B + 1,); scores outside them count in the first or last bin."""
     blocks = (
-        _survey_block(block, shard.name, thresholds, edges)
+        _survey_block(block, shard.name, rule, edges)
         for shard in shards
-        for block in score_blocks(shard, COLUMNS)
+        for block in score_blocks(shard, tuple({*COLUMNS, *rule.columns}))
         if len(block.scores)
     )
     return ScoreSurvey.total(blocks, num_bins=len(edges) - 1)
 
 
-def kept_and_margins(
-    block: ScoreBlock, thresholds: Mapping[Scope, Threshold]
-) -> tuple[np.ndarray, np.ndarray]:
+def score_thresholds(rule: KeepRule) -> Thresholds:
+    """The thresholds of a rule that orders rows by score; none of another one."""
+    if isinstance(rule, ThresholdRule) and isinstance(rule.order, ByScore):
+        return rule.thresholds
+    return {}
+
+
+def kept_and_margins(block: ScoreBlock, rule: KeepRule) -> tuple[np.ndarray, np.ndarray]:
     """Of each row of a block, whether it is kept, bool (N,), and its margin, float64 (N,)."""
-    kept = np.zeros(len(block.scores), dtype=bool)
     margins = np.full(len(block.scores), -np.inf)
-    for name, rows in _scopes(block, thresholds):
-        threshold = thresholds[name]
-        scores = block.scores[rows]
-        kept[rows] = threshold.keeps(scores, block.keys_of(rows))
-        margins[rows] = scores - np.float64(threshold.score)
-    return kept, margins
+    thresholds = score_thresholds(rule)
+    for name, rows in rows_by_scope(block, thresholds):
+        margins[rows] = block.scores[rows] - np.float64(thresholds[name].score)
+    return rule.fates(block) == Fate.KEPT, margins
 
 
 def length_bin_names() -> list[str]:
@@ -102,10 +103,8 @@ def length_bins(num_tokens: np.ndarray) -> np.ndarray:
     return limited
 
 
-def _survey_block(
-    block: ScoreBlock, shard: str, thresholds: Mapping[Scope, Threshold], edges: np.ndarray
-) -> ScoreSurvey:
-    kept, margins = kept_and_margins(block, thresholds)
+def _survey_block(block: ScoreBlock, shard: str, rule: KeepRule, edges: np.ndarray) -> ScoreSurvey:
+    kept, margins = kept_and_margins(block, rule)
     num_bins = len(edges) - 1
     bins = np.clip(np.searchsorted(edges, block.scores, side="right") - 1, 0, num_bins - 1)
     lengths = length_bins(block.numbers("num_answer_tokens"))
@@ -116,6 +115,8 @@ def _survey_block(
         "worst": _lowest(block.scores, np.ones_like(kept)),
         "random_kept": np.flatnonzero(kept)[:EXAMPLES_PER_GROUP],
     }
+    if not score_thresholds(rule):
+        examples["last_kept"] = examples["first_dropped"] = np.empty(0, np.int64)
     return ScoreSurvey(
         _counts_by_side(bins, kept, num_bins),
         _counts_by_side(lengths, kept, NUM_LENGTH_BINS),
@@ -144,12 +145,3 @@ def _lowest(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         last = np.partition(chosen, EXAMPLES_PER_GROUP - 1)[EXAMPLES_PER_GROUP - 1]
         positions = positions[chosen <= last]
     return positions[np.argsort(values[positions], kind="stable")][:EXAMPLES_PER_GROUP]
-
-
-def _scopes(
-    block: ScoreBlock, thresholds: Mapping[Scope, Threshold]
-) -> Iterator[tuple[Scope, Rows]]:
-    if WHOLE_CORPUS in thresholds:
-        yield WHOLE_CORPUS, slice(None)
-        return
-    yield from ((name, rows) for name, rows in block.rows_by_dataset() if name in thresholds)

@@ -25,11 +25,16 @@ from selectmoe.report.row_sample import (
     read_duplicates,
     read_sample,
 )
-from selectmoe.report.score_survey import FoundRow, ScoreSurvey, survey_scores
+from selectmoe.report.score_survey import (
+    FoundRow,
+    ScoreSurvey,
+    score_thresholds,
+    survey_scores,
+)
 from selectmoe.scoring.calibration import load_calibration
-from selectmoe.selection.passes import WHOLE_CORPUS, shard_groups
+from selectmoe.selection.finished_rule import rule_of_run, scored_folder
+from selectmoe.selection.passes import shard_groups
 from selectmoe.selection.run_folder import RunFolder
-from selectmoe.selection.top_k import Scope, Threshold
 
 REPORT_NAME = "report.html"
 MOST_SCORE_BINS = 48
@@ -65,12 +70,12 @@ def write_report(
     output = RunFolder(run)
     manifest = _read_manifest(output)
     folder = scored_run(output, manifest)
-    thresholds = thresholds_of(manifest)
-    sample = read_sample(folder, thresholds)
-    scores = [threshold.score for threshold in thresholds.values()]
+    rule = rule_of_run(manifest, folder, map_items)
+    sample = read_sample(folder, rule)
+    scores = [threshold.score for threshold in score_thresholds(rule).values()]
     edges = score_edges(sample, scores)
     survey = ScoreSurvey.total(
-        map_items(partial(survey_scores, thresholds, edges), shard_groups(folder.scored_shards())),
+        map_items(partial(survey_scores, rule, edges), shard_groups(folder.scored_shards())),
         num_bins=len(edges) - 1,
     )
     found = survey.examples | {"disagreements": disagreements(sample)}
@@ -120,8 +125,7 @@ def scored_run(output: RunFolder, manifest: dict[str, Any]) -> RunFolder:
 
     Raises DataError where its files are missing.
     """
-    named = manifest["config"].get("scored")
-    folder = RunFolder(Path(named)) if named else output
+    folder = scored_folder(output, manifest)
     if not folder.scored_shards() or not folder.corpus_shards():
         raise DataError(f"{folder.root}: a report needs the folders corpus and scored of the run")
     if not output.selected_data.is_file():
@@ -129,26 +133,15 @@ def scored_run(output: RunFolder, manifest: dict[str, Any]) -> RunFolder:
     return folder
 
 
-def thresholds_of(manifest: dict[str, Any]) -> dict[Scope, Threshold]:
-    """As the selection found them."""
-    by_dataset = manifest["config"]["per_dataset"]
-    return {
-        name if by_dataset else WHOLE_CORPUS: Threshold(
-            threshold["score"], threshold["row_key"], threshold["num_kept"]
-        )
-        for name, threshold in manifest["thresholds"].items()
-    }
-
-
 def score_edges(sample: RowSample, thresholds: Sequence[float]) -> np.ndarray:
     """Edges of the bins of scores: nearly all rows and all thresholds; float64, in [0, 1].
 
     The first threshold is an edge, so that a bar is kept or dropped as a whole.
     """
-    low, high = np.quantile(sample.scores.astype(np.float64), [OUTSIDE, 1 - OUTSIDE])
-    low, high = min(low, *thresholds), max(high, *thresholds)
+    ends = np.quantile(sample.scores.astype(np.float64), [OUTSIDE, 1 - OUTSIDE])
+    low, high = min(*ends, *thresholds), max(*ends, *thresholds)
     width = max((high - low) / MOST_SCORE_BINS, 1e-5)
-    first = thresholds[0]
+    first = thresholds[0] if thresholds else low
     below, above = (np.arange(1, np.ceil(room / width) + 1) for room in (first - low, high - first))
     edges = np.concatenate([first - width * below[::-1], [first], first + width * above])
     edges = np.clip(edges, 0.0, 1.0)

@@ -40,15 +40,17 @@ class Selection:
 def select(
     corpus: str | Path | Iterable[Mapping[str, Any]],
     *,
-    pct: float = 0.05,
+    pct: float | None = None,
     model: str | Path | None = None,
     model_checkpoint_path: str | Path | None = None,
     output: str | Path | None = None,
     **settings: object,
 ) -> Selection:
-    """Scores a corpus and keeps exactly max(1, floor(pct * rows scored)) rows.
+    """Scores a corpus and keeps exactly max(1, floor(pct * rows scored)) rows, the best ones unless
+    `selection__strategy` is another; pct is 0.05 where no other budget is set.
 
     >>> selection = select("corpus.jsonl", pct=0.05)
+    >>> selection = select("corpus.jsonl", selection__rows=500, selection__strategy="sampled")
     >>> selection = select(datasets.load_dataset("databricks/databricks-dolly-15k", split="train"))
 
     corpus: what `--data` of the command takes, or rows such as a `datasets.Dataset` or a list of
@@ -61,7 +63,7 @@ def select(
     config = from_values(
         SelectConfig,
         {
-            "selection_percentage": float(pct),
+            "selection_percentage": None if pct is None else float(pct),
             "dataset.paths": (str(corpus),) if is_path else (),
             "model": None if model is None else str(model),
             "model_checkpoint_path": model_checkpoint_path and str(model_checkpoint_path),

@@ -1,19 +1,25 @@
 """Reads the scores of a run one row group at a time, and other columns on demand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selectmoe.selection.top_k import ReadKeys, descending_keys
+from selectmoe.selection.top_k import (
+    HASH_HEX_LENGTH,
+    WHOLE_CORPUS,
+    ReadKeys,
+    Rows,
+    Scope,
+    descending_keys,
+)
 
 # Shape letters: N = rows of a block, M = some of them.
 
-Rows = np.ndarray | slice
-"""Some of a block's N rows, int64 (M,) ascending; all of them as a slice, which copies nothing."""
 ALL_KEYS = (0, (1 << 32) - 1)
 
 
@@ -70,6 +76,18 @@ class ScoreBlock:
                 yield name, rows
 
     @cached_property
+    def key_hashes(self) -> np.ndarray:
+        """uint64 (N, 2): the two hashes with which each row key begins."""
+        # From the bytes of the column: a million Python strings would take a second.
+        keys = pc.utf8_slice_codeunits(self._row_keys, 0, HASH_HEX_LENGTH).combine_chunks()
+        letters = np.frombuffer(keys.buffers()[2] or b"", np.uint8)
+        first = keys.offset * HASH_HEX_LENGTH
+        letters = letters[first : first + len(keys) * HASH_HEX_LENGTH]
+        digits = (letters & 0xF) + 9 * (letters >> 6)  # "0" is 0x30, "a" is 0x61
+        pairs = (digits[0::2] << 4) | digits[1::2]
+        return pairs.view(">u8").astype(np.uint64).reshape(len(keys), 2)
+
+    @cached_property
     def _row_keys(self) -> pa.ChunkedArray:
         return self._of_scored(self._read(["row_key"])["row_key"])
 
@@ -97,6 +115,21 @@ def score_blocks(
             if _may_hold(row_group.column(score).statistics, row_group.num_rows, key_range):
                 yield ScoreBlock(file, number, first_row, columns)
             first_row += row_group.num_rows
+
+
+def rows_by_scope(
+    block: ScoreBlock, scopes: Mapping[Scope, object]
+) -> Iterator[tuple[Scope, Rows]]:
+    """The rows of each scope that occurs in a block: all of them, or those of each dataset."""
+    if WHOLE_CORPUS in scopes:
+        yield WHOLE_CORPUS, slice(None)
+        return
+    yield from ((name, rows) for name, rows in block.rows_by_dataset() if name in scopes)
+
+
+def scope_columns(scopes: Mapping[Scope, object]) -> tuple[str, ...]:
+    """The columns that `rows_by_scope` needs beside the scores."""
+    return () if WHOLE_CORPUS in scopes or not scopes else ("dataset",)
 
 
 def _may_hold(statistics: pq.Statistics | None, num_rows: int, key_range: tuple[int, int]) -> bool:

@@ -41,6 +41,11 @@ def median_of_counts(counts: Mapping[int, int]) -> float | None:
     return math.fsum(found) / 2
 
 
+def sum_of_counts(counts: Mapping[int, int]) -> int:
+    """Sum of values that occur so many times."""
+    return sum(value * count for value, count in counts.items())
+
+
 def differences(datasets: Mapping[str, Kept], median_answer_tokens: MedianTokens) -> list[str]:
     """A sentence for each difference that a user should look at before training on the rows."""
     return [*_of_length(median_answer_tokens), *_of_sources(datasets)]

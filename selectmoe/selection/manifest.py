@@ -7,10 +7,13 @@ from selectmoe.config.code_version import code_version
 from selectmoe.config.loading import resolved
 from selectmoe.config.selection import SelectConfig
 from selectmoe.data.writers import write_json
-from selectmoe.scoring.calibration import describe
+from selectmoe.scoring.calibration import Calibration, describe
 from selectmoe.selection.differences import Kept, differences
+from selectmoe.selection.keep_rule import Fate, fate_names
 from selectmoe.selection.outputs import SelectedData
+from selectmoe.selection.passes import Thresholds
 from selectmoe.selection.run_folder import RunFolder
+from selectmoe.selection.top_k import Threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ def write_manifest(
         "scoring": scoring,
         "datasets": {name: asdict(counts) for name, counts in selected.counts.items()},
         "total": total_counts(selected),
+        "selection": selection_of(config, selected),
         "thresholds": thresholds(selected),
         "calibration": describe(selected.calibration) if selected.calibration else None,
         "score_quantiles": selected.quantiles,
@@ -67,20 +71,74 @@ def warnings_of(selected: SelectedData) -> list[str]:
         name: Kept(counts.num_scored, counts.num_selected)
         for name, counts in selected.counts.items()
     }
-    return differences(datasets, selected.median_answer_tokens)
+    return [
+        *selected.chosen.shortfalls,
+        *differences(datasets, selected.median_answer_tokens),
+    ]
+
+
+def selection_of(config: SelectConfig, selected: SelectedData) -> dict[str, Any]:
+    """Which rule has kept the rows, and the scored, rejected and left out rows by their fate."""
+    rule, settings = selected.chosen.rule, config.selection
+    is_drawn = settings.strategy in ("sampled", "random")
+    return {
+        "strategy": settings.strategy,
+        "temperature": settings.temperature if settings.strategy == "sampled" else None,
+        "seed": settings.seed if is_drawn else None,
+        "floor": settings.floor,
+        "budget": asdict(config.budget),
+        "per_dataset": config.per_dataset,
+        "min_per_dataset": settings.min_per_dataset,
+        "max_per_dataset": settings.max_per_dataset,
+        "ordered_by": rule.order.unit,
+        "thresholds_by_dataset": None not in rule.thresholds,
+        "floor_thresholds": _thresholds(rule.floors, "score", selected.calibration),
+        "num_answer_tokens": selected.num_answer_tokens,
+        "fates": fates(selected),
+    }
+
+
+def fates(selected: SelectedData) -> dict[str, int]:
+    """Every row that was read, by its fate."""
+    total, chosen = total_counts(selected), selected.chosen
+    floors = chosen.rule.floors
+    num_above = sum(row.num_kept for row in floors.values()) if floors else total["num_scored"]
+    counts = {
+        Fate.KEPT: total["num_selected"],
+        Fate.BELOW_FLOOR: total["num_scored"] - num_above,
+        Fate.OVER_DATASET_MAXIMUM: chosen.num_over_maximum,
+    }
+    counts[chosen.rule.dropped] = total["num_scored"] - sum(counts.values())
+    names = {name: counts.get(Fate(fate), 0) for fate, name in fate_names().items()}
+    return names | {"duplicate": total["num_left_out"], "rejected": total["num_rejected"]}
 
 
 def thresholds(selected: SelectedData) -> dict[str, dict[str, Any]]:
-    """The thresholds, each with the percentile of its score; null without a calibration.
+    """The last kept rows: their score, with its percentile (null without a calibration), or by
+    what else the strategy orders rows.
 
-    That of the whole corpus is under "*". With `per_dataset`, "*" is a dataset of this name.
+    That of the whole corpus is under "*". With thresholds by dataset, "*" is one of this name.
     """
-    calibration = selected.calibration
+    rule = selected.chosen.rule
+    return _thresholds(rule.thresholds, rule.order.unit, selected.calibration)
+
+
+def _thresholds(
+    found: Thresholds, unit: str, calibration: Calibration | None
+) -> dict[str, dict[str, Any]]:
     return {
-        "*" if name is None else name: asdict(threshold)
-        | {"percentile": calibration.percentile(threshold.score) if calibration else None}
-        for name, threshold in selected.thresholds.items()
+        "*" if name is None else name: {
+            unit: threshold.score,
+            "row_key": threshold.row_key,
+            "num_kept": threshold.num_kept,
+            **({"percentile": _percentile(threshold, calibration)} if unit == "score" else {}),
+        }
+        for name, threshold in found.items()
     }
+
+
+def _percentile(threshold: Threshold, calibration: Calibration | None) -> float | None:
+    return calibration.percentile(threshold.score) if calibration else None
 
 
 def total_counts(selected: SelectedData) -> dict[str, int]:

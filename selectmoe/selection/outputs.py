@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems, map_in_threads
 from selectmoe.corpus.normalize import REJECTED_NAME
 from selectmoe.corpus.shards import CorpusSummary, read_rows, read_summary
@@ -27,18 +28,12 @@ from selectmoe.data.rejected import (
 from selectmoe.data.writers import whole_file, write_jsonl
 from selectmoe.records import RejectedRow, Sample, UnscoredSample
 from selectmoe.scoring.calibration import Calibration, load_calibration
-from selectmoe.selection.differences import MedianTokens, median_of_counts
-from selectmoe.selection.passes import (
-    NUM_QUANTILE_BINS,
-    Survey,
-    count_values,
-    find_thresholds,
-    kept_rows,
-    shard_groups,
-    survey,
-)
+from selectmoe.selection.differences import MedianTokens, median_of_counts, sum_of_counts
+from selectmoe.selection.fates import write_fates
+from selectmoe.selection.keep_rule import KeepRule, kept_rows
+from selectmoe.selection.passes import NUM_QUANTILE_BINS, Survey, Thresholds, count_values
 from selectmoe.selection.run_folder import RunFolder
-from selectmoe.selection.top_k import Scope, Threshold
+from selectmoe.selection.strategies import ChosenRule, choose_rows, survey_scored
 
 READ_BESIDE = (*SYSTEM_COLUMNS, TOOLS_COLUMN)
 """Columns beside the messages that a reader of selected_data.jsonl takes for a part of them."""
@@ -64,9 +59,10 @@ class SelectedData:
     """What a selection kept."""
 
     counts: dict[str, DatasetCounts]  # by dataset
-    thresholds: dict[Scope, Threshold]  # one per dataset, or a single one of the corpus
+    chosen: ChosenRule
     quantiles: dict[str, float]  # of all scores, to 1 / NUM_QUANTILE_BINS
     median_answer_tokens: MedianTokens
+    num_answer_tokens: dict[str, int]  # of the scored and of the selected rows
     calibration: Calibration | None  # of the run, by which scores have percentiles
     files: dict[str, Any]  # how many were read, and what of the folders was not
 
@@ -74,54 +70,59 @@ class SelectedData:
     def num_selected(self) -> int:
         return sum(counts.num_selected for counts in self.counts.values())
 
+    @property
+    def thresholds(self) -> Thresholds:
+        """One per dataset, or a single one of the corpus, in the order of the strategy."""
+        return self.chosen.rule.thresholds
+
 
 def select_rows(
     folder: RunFolder,
     output: RunFolder,
+    config: SelectConfig,
     *,
-    selection_percentage: float,
-    per_dataset: bool,
-    max_rejected: float = 1.0,
     map_items: MapItems = map_in_threads,
 ) -> SelectedData:
     """Writes `selected_data.jsonl` and `rejected/rejected.jsonl` into `output`.
 
-    Exactly max(1, floor(selection_percentage * rows scored)) rows are kept, of the corpus or of
-    each dataset. The rows keep the order of their keys, which is the order of the shards: a fixed
-    shuffle that does not depend on how the corpus was split into files.
+    Which rows are kept, `choose_rows` says. They keep the order of their keys, which is the order
+    of the shards: a fixed shuffle that does not depend on how the corpus was split into files.
     Raises TooManyRejectedError, with the rejected rows written and nothing selected, where more
-    than the share `max_rejected` of the rows has no score.
+    than the share `config.max_rejected` of the rows has no score.
     """
     num_rejected = write_rejected_rows(folder, output)
     summary = read_summary(folder.corpus)
-    groups = shard_groups(folder.scored_shards())
-    found = Survey.total(map_items(survey, groups))
+    scored = survey_scored(folder, map_items)
+    found = scored.survey
     total_rejected = sum(reasons.total() for reasons in num_rejected.values())
     require_few_rejected(
         num_rejected=total_rejected,
         num_read=found.num_rows.total() + total_rejected + (summary.num_left_out if summary else 0),
-        max_rejected=max_rejected,
+        max_rejected=config.max_rejected,
         run=output.root,
     )
-    thresholds = find_thresholds(
-        groups,
-        found.first_digits,
-        selection_percentage=selection_percentage,
-        per_dataset=per_dataset,
-        map_items=map_items,
-    )
+    chosen = choose_rows(config, scored)
     calibration = load_calibration(folder.root)
     folders = summary.files.get("folders", []) if summary else []
-    write = partial(write_piece, folder, output.pieces, thresholds, calibration, folders)
-    kept = _write_selected(output, map_items(write, groups))
+    write = partial(write_piece, folder, output.pieces, chosen.rule, calibration, folders)
+    kept = _write_selected(output, map_items(write, scored.groups))
+    shutil.rmtree(output.fates, ignore_errors=True)  # of a run that was killed
+    if config.selection.write_fates:
+        output.fates.mkdir()
+        for _ in map_items(partial(write_fates, chosen.rule, output.fates), scored.groups):
+            pass
     return SelectedData(
         counts=_counts(found, num_rejected, kept.num_rows, summary),
-        thresholds=thresholds,
+        chosen=chosen,
         quantiles=quantiles(found.quantile_bins),
         median_answer_tokens=MedianTokens(
             scored=median_of_counts(found.answer_tokens),
             selected=median_of_counts(kept.answer_tokens),
         ),
+        num_answer_tokens={
+            "scored": sum_of_counts(found.answer_tokens),
+            "selected": sum_of_counts(kept.answer_tokens),
+        },
         calibration=calibration,
         files=summary.files if summary else {},
     )
@@ -186,7 +187,7 @@ class SelectedPiece:
 def write_piece(
     folder: RunFolder,
     pieces: Path,
-    thresholds: Mapping[Scope, Threshold],
+    rule: KeepRule,
     calibration: Calibration | None,
     folders: Sequence[str],
     shards: Sequence[Path],
@@ -197,7 +198,7 @@ def write_piece(
     """
     counts = KeptCounts()
     file = pieces / f"{shards[0].stem}.jsonl"
-    write_jsonl(file, selected_rows(folder, shards, thresholds, counts, calibration, folders))
+    write_jsonl(file, selected_rows(folder, shards, rule, counts, calibration, folders))
     return SelectedPiece(shards[0].name, file, counts)
 
 
@@ -216,7 +217,7 @@ def join_pieces(pieces: Iterable[SelectedPiece], path: Path) -> KeptCounts:
 def selected_rows(
     folder: RunFolder,
     shards: Iterable[Path],
-    thresholds: Mapping[Scope, Threshold],
+    rule: KeepRule,
     counts: KeptCounts,
     calibration: Calibration | None,
     folders: Sequence[str],
@@ -224,7 +225,7 @@ def selected_rows(
     """The kept samples of some scored shards, with their scores and percentiles (null without a
     calibration); counts them on the way."""
     for shard in shards:
-        kept = kept_rows(thresholds, shard)
+        kept = kept_rows(rule, shard)
         if not len(kept.row_numbers):
             continue
         counts.answer_tokens.update(count_values(kept.num_answer_tokens))

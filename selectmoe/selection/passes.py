@@ -5,32 +5,39 @@ calls it, on threads or on the workers of a cluster.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from selectmoe.corpus.map_items import MapItems
-from selectmoe.selection.blocks import Rows, ScoreBlock, score_blocks
+from selectmoe.selection.blocks import (
+    ALL_KEYS,
+    ScoreBlock,
+    rows_by_scope,
+    scope_columns,
+    score_blocks,
+)
+from selectmoe.selection.orders import ByScore, Order
+from selectmoe.selection.sampling_keys import score_cells
 from selectmoe.selection.top_k import (
     MAX_CANDIDATES,
+    MAX_PENDING_VALUES,
     Candidates,
     Histogram,
     ReadKeys,
+    Rows,
     Scope,
     ScoreBucket,
     ScoreBuckets,
     Threshold,
-    descending_keys,
     first_digits,
     narrow,
-    num_to_keep,
 )
 
-WHOLE_CORPUS: Scope = None
 NUM_QUANTILE_BINS = 10_000
 MAX_SHARDS_PER_GROUP = 64
 MIN_GROUPS = 32  # where there are as many shards: for even loads
@@ -77,88 +84,160 @@ def survey(shards: ShardGroup) -> Survey:
     )
 
 
+Thresholds = Mapping[Scope, Threshold]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """The rows that compete in a pass, their order, and what is counted of them."""
+
+    order: Order = field(default_factory=ByScore)
+    floors: Thresholds = field(default_factory=dict)
+    """Last rows by score that are not too bad; empty for no floor."""
+    taken: Thresholds = field(default_factory=dict)
+    """Last rows, in the order, that are kept without competing."""
+    limits: Sequence[Thresholds] = ()
+    """Last rows, in the order, that may compete; rows of other scopes may not."""
+    weight: Literal["rows", "tokens"] = "rows"
+    """What ranks count: rows, or their answer tokens."""
+
+    def columns(self, scopes: Mapping[Scope, object]) -> tuple[str, ...]:
+        needed = {"score", *self.order.columns, *scope_columns(scopes)}
+        for thresholds in (self.floors, self.taken, *self.limits):
+            needed.update(scope_columns(thresholds))
+        if self.weight == "tokens":
+            needed.add("num_answer_tokens")
+        return tuple(sorted(needed))
+
+    def competing(self, block: ScoreBlock, priorities: np.ndarray) -> np.ndarray | None:
+        """bool (N,): which rows of a block compete; None for all."""
+        if not (self.floors or self.taken or self.limits):
+            return None
+        compete = np.ones(len(priorities), dtype=bool)
+        if self.floors:
+            compete &= kept_by(self.floors, block, block.scores)
+        for limit in self.limits:
+            compete &= kept_by(limit, block, priorities)
+        if self.taken:
+            compete &= ~kept_by(self.taken, block, priorities)
+        return compete
+
+
+def kept_by(thresholds: Thresholds, block: ScoreBlock, priorities: np.ndarray) -> np.ndarray:
+    """bool (N,): the rows up to the threshold of their scope."""
+    kept = np.zeros(len(priorities), dtype=bool)
+    for name, rows in rows_by_scope(block, thresholds):
+        kept[rows] = thresholds[name].keeps(priorities[rows], block.keys_of(rows))
+    return kept
+
+
 def find_thresholds(
     groups: Sequence[ShardGroup],
-    histograms: Mapping[str, Histogram],
+    num_kept: Mapping[Scope, int],
+    pool: Pool,
     *,
-    selection_percentage: float,
-    per_dataset: bool,
     map_items: MapItems,
+    histograms: Mapping[Scope, Histogram] | None = None,
     max_candidates: int = MAX_CANDIDATES,
 ) -> dict[Scope, Threshold]:
-    """One threshold for the whole corpus, or one per dataset; all in the same passes.
+    """The last of the first `num_kept` rows, or answer tokens, of each scope; all in the same
+    passes.
 
-    histograms: the survey's, of first digits.
+    histograms: of first digits, where they are known.
     """
-    scopes: dict[Scope, Histogram] = {**dict(sorted(histograms.items()))}
-    if not per_dataset:
-        scopes = {WHOLE_CORPUS: Histogram.total(histograms.values())}
+    if not num_kept:
+        return {}
     first_buckets: dict[Scope, ScoreBucket] = {}
-    for name, histogram in scopes.items():
-        num_kept = num_to_keep(int(histogram.counts.sum()), selection_percentage)
-        first_buckets[name] = ScoreBucket.of_all_rows(num_kept).narrowed(histogram)
+    for name, number in num_kept.items():
+        bucket = ScoreBucket.of_all_rows(number)
+        first_buckets[name] = bucket.narrowed(histograms[name]) if histograms else bucket
 
     def count(wide: ScoreBuckets) -> dict[Scope, Histogram]:
-        totals: dict[Scope, Histogram] = {}
-        for counts in map_items(partial(count_next_digits, wide), groups):
-            _add_up(totals, counts)
-        return totals
+        return add_up(map_items(partial(count_next_digits, pool, wide), groups))
 
     buckets = narrow(first_buckets, count, max_candidates=max_candidates)
     candidates: dict[Scope, list[Candidates]] = {name: [] for name in buckets}
-    for found in map_items(partial(find_candidates, buckets), groups):
+    for found in map_items(partial(find_candidates, pool, buckets), groups):
         for name, rows in found:
             candidates[name].append(rows)
     return {name: bucket.threshold(candidates[name]) for name, bucket in buckets.items()}
 
 
-def count_next_digits(buckets: ScoreBuckets, shards: ShardGroup) -> dict[Scope, Histogram]:
+def count_next_digits(
+    pool: Pool, buckets: ScoreBuckets, shards: ShardGroup
+) -> dict[Scope, Histogram]:
     """A pass: of the rows in each bucket, the digit that narrows it."""
-    totals: dict[Scope, Histogram] = {}
-    for name, scores, read_keys in _rows_in_buckets(buckets, shards):
-        digits = buckets[name].next_digits(scores, read_keys)
-        _add_up(totals, {name: Histogram.of(digits)})
-    return totals
+
+    def counted() -> Iterator[dict[Scope, Histogram]]:
+        for name, rows in _rows_in_buckets(pool, buckets, shards):
+            digits, held = buckets[name].next_digits(rows.priorities, rows.read_keys)
+            weights = None if rows.weights is None else rows.weights[held]
+            yield {name: Histogram.of(digits, weights)}
+
+    return add_up(counted())
 
 
-def find_candidates(buckets: ScoreBuckets, shards: ShardGroup) -> list[tuple[Scope, Candidates]]:
+def find_candidates(
+    pool: Pool, buckets: ScoreBuckets, shards: ShardGroup
+) -> list[tuple[Scope, Candidates]]:
     """The last pass: the rows in each bucket."""
     found = []
-    for name, scores, read_keys in _rows_in_buckets(buckets, shards):
-        candidates = buckets[name].candidates(scores, read_keys)
+    for name, rows in _rows_in_buckets(pool, buckets, shards):
+        candidates = buckets[name].candidates(rows.priorities, rows.read_keys, rows.weights)
         if len(candidates[0]):
             found.append((name, candidates))
     return found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class KeptRows:
-    """The rows of a shard that the thresholds keep; M of them."""
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Rows and their answer tokens, by dataset."""
 
-    row_numbers: np.ndarray  # int64 (M,), ascending
-    scores: np.ndarray  # float32 (M,)
-    num_answer_tokens: np.ndarray  # int32 (M,)
+    num_rows: Counter[str] = field(default_factory=Counter)
+    num_answer_tokens: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def total(cls, parts: Iterable["RowCounts"]) -> "RowCounts":
+        whole = cls()
+        for part in parts:
+            whole.num_rows.update(part.num_rows)
+            whole.num_answer_tokens.update(part.num_answer_tokens)
+        return whole
 
 
-def kept_rows(thresholds: Mapping[Scope, Threshold], shard: Path) -> KeptRows:
-    """Row groups whose best score is below every threshold are not read."""
-    columns = (*_columns(thresholds), "num_answer_tokens")
-    row_numbers, all_scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    answer_tokens = [np.empty(0, np.int32)]
-    lowest = np.array([min(threshold.score for threshold in thresholds.values())], dtype=np.float32)
-    key_range = (0, int(descending_keys(lowest)[0]))
-    for block in score_blocks(shard, columns, key_range=key_range):
-        kept = np.zeros(len(block.scores), dtype=bool)
-        for name, rows in _rows_by_name(block, thresholds):
-            kept[rows] = thresholds[name].keeps(block.scores[rows], block.keys_of(rows))
-        row_numbers.append(block.row_numbers[kept])
-        all_scores.append(block.scores[kept])
-        answer_tokens.append(block.numbers("num_answer_tokens")[kept])
-    return KeptRows(
-        row_numbers=np.concatenate(row_numbers),
-        scores=np.concatenate(all_scores),
-        num_answer_tokens=np.concatenate(answer_tokens),
-    )
+def count_rows(pool: Pool, shards: ShardGroup) -> RowCounts:
+    """A pass: the rows that compete."""
+    columns = {*pool.columns({}), "dataset", "num_answer_tokens"}
+    counts = RowCounts()
+    for block in _blocks(pool, tuple(sorted(columns)), shards):
+        # Floors are of scores: the priorities matter to the other thresholds alone.
+        by_order = bool(pool.limits or pool.taken)
+        priorities = pool.order.priorities(block) if by_order else block.scores
+        competing = pool.competing(block, priorities)
+        tokens = block.numbers("num_answer_tokens")
+        for name, rows in block.rows_by_dataset():
+            inside = slice(None) if competing is None else competing[rows]
+            own = tokens[rows][inside]
+            counts.num_rows[name] += len(own)
+            counts.num_answer_tokens[name] += int(own.sum())
+    return counts
+
+
+def count_score_cells(
+    pool: Pool, scopes: Collection[Scope], cell_bits: int, shards: ShardGroup
+) -> dict[Scope, Histogram]:
+    """A pass: the distribution of the scores of the rows that compete, for rank tables."""
+    names = dict.fromkeys(scopes)
+
+    def counted() -> Iterator[dict[Scope, Histogram]]:
+        for block in _blocks(pool, pool.columns(names), shards):
+            competing = pool.competing(block, block.scores)
+            cells = score_cells(block.scores, cell_bits=cell_bits)
+            for name, rows in rows_by_scope(block, names):
+                inside = slice(None) if competing is None else competing[rows]
+                yield {name: Histogram.of(cells[rows][inside])}
+
+    return add_up(counted())
 
 
 def count_values(values: np.ndarray) -> Counter[int]:
@@ -187,28 +266,64 @@ def _survey_block(block: ScoreBlock) -> Survey:
     return found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _ScopeRows:
+    """Rows of a block that compete in one scope; M of them."""
+
+    priorities: np.ndarray  # float32 (M,)
+    read_keys: ReadKeys
+    weights: np.ndarray | None  # int64 (M,), answer tokens; None where rows are counted
+
+
 def _rows_in_buckets(
-    buckets: ScoreBuckets, shards: Sequence[Path]
-) -> Iterator[tuple[Scope, np.ndarray, ReadKeys]]:
-    """Name, scores and keys of the rows that may lie in a bucket."""
+    pool: Pool, buckets: ScoreBuckets, shards: ShardGroup
+) -> Iterator[tuple[Scope, _ScopeRows]]:
+    """The rows that may lie in a bucket."""
     first, last = zip(*(bucket.key_range for bucket in buckets.values()), strict=True)
+    blocks = _blocks(pool, pool.columns(buckets), shards, key_range=(min(first), max(last)))
+    for block in blocks:
+        priorities = pool.order.priorities(block)
+        competing = pool.competing(block, priorities)
+        tokens = block.numbers("num_answer_tokens") if pool.weight == "tokens" else None
+        for name, rows in rows_by_scope(block, buckets):
+            chosen = rows if competing is None else _inside(rows, competing)
+            weights = None if tokens is None else tokens[chosen].astype(np.int64)
+            yield name, _ScopeRows(priorities[chosen], block.keys_of(chosen), weights)
+
+
+def _blocks(
+    pool: Pool,
+    columns: tuple[str, ...],
+    shards: ShardGroup,
+    *,
+    key_range: tuple[int, int] = ALL_KEYS,
+) -> Iterator[ScoreBlock]:
+    """Without the row groups that hold no priority in `key_range`, where statistics tell it."""
+    wanted = key_range if isinstance(pool.order, ByScore) else ALL_KEYS
     for shard in shards:
-        for block in score_blocks(shard, _columns(buckets), key_range=(min(first), max(last))):
-            for name, rows in _rows_by_name(block, buckets):
-                yield name, block.scores[rows], block.keys_of(rows)
+        yield from score_blocks(shard, columns, key_range=wanted)
 
 
-def _rows_by_name(block: ScoreBlock, names: Mapping[Scope, object]) -> Iterator[tuple[Scope, Rows]]:
-    if WHOLE_CORPUS in names:
-        yield WHOLE_CORPUS, slice(None)
-        return
-    for name, rows in block.rows_by_dataset():
-        if name in names:
-            yield name, rows
+def _inside(rows: Rows, competing: np.ndarray) -> np.ndarray:
+    """int64 (M,): those of the rows that compete."""
+    chosen: np.ndarray = (
+        np.flatnonzero(competing) if isinstance(rows, slice) else rows[competing[rows]]
+    )
+    return chosen
 
 
-def _columns(names: Mapping[Scope, object]) -> tuple[str, ...]:
-    return ("score",) if WHOLE_CORPUS in names else ("score", "dataset")
+def add_up(parts: Iterable[Mapping[Name, Histogram]]) -> dict[Name, Histogram]:
+    """The sum of histograms by name; they are merged before they fill memory."""
+    pending: dict[Name, list[Histogram]] = {}
+    num_pending: Counter[Name] = Counter()
+    for part in parts:
+        for name, histogram in part.items():
+            waiting = pending.setdefault(name, [])
+            waiting.append(histogram)
+            num_pending[name] += len(histogram.values)
+            if num_pending[name] > MAX_PENDING_VALUES + len(waiting[0].values):
+                pending[name], num_pending[name] = [Histogram.total(waiting)], 0
+    return {name: Histogram.total(waiting) for name, waiting in pending.items()}
 
 
 def _add_up(totals: dict[Name, Histogram], more: Mapping[Name, Histogram]) -> None:

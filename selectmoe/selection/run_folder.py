@@ -9,6 +9,7 @@ corpus/summary.json            written last: the corpus is whole
 scored/shard-000000.parquet    scores of the corpus shard of the same name
 scored/_finished.jsonl         one line for each scored shard
 selected_data.jsonl  rejected/rejected.jsonl
+fates/shard-000000.parquet     with selection.write_fates: the fate of each row of the scored shard
 manifest.json                  written last: the run is complete
 """
 
@@ -41,6 +42,10 @@ class RunFolder:
     @property
     def selected_data(self) -> Path:
         return self.root / SELECTED_NAME
+
+    @property
+    def fates(self) -> Path:
+        return self.root / "fates"
 
     @property
     def manifest(self) -> Path:

@@ -104,9 +104,7 @@ def run_selection(
     selected = select_rows(
         folder,
         RunFolder(output),
-        selection_percentage=config.selection_percentage,
-        per_dataset=config.per_dataset,
-        max_rejected=config.max_rejected,
+        config,
         map_items=runner.map_over_scores(folder),
     )
     seconds = time.perf_counter() - started

@@ -18,8 +18,10 @@ import numpy as np
 
 ReadKeys = Callable[[np.ndarray], np.ndarray]
 """Row numbers in a block, int64 (M,) -> their row keys, str (M,)."""
-Candidates = tuple[np.ndarray, np.ndarray]
-"""Scores float32 (M,) and row_keys str (M,) of the rows in a bucket."""
+Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Scores float32 (M,), row_keys str (M,) and weights int64 (M,) of the rows in a bucket."""
+Rows = np.ndarray | slice
+"""Some of a block's N rows, int64 (M,) ascending; all of them as a slice, which copies nothing."""
 
 BITS_PER_DIGIT = 16
 NUM_SCORE_DIGITS = 2
@@ -53,19 +55,22 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histogram:
-    """Number of rows per value, of the values that occur."""
+    """Number of rows, or the sum of their weights, per value, of the values that occur."""
 
     values: np.ndarray  # int64 (V,), ascending
     counts: np.ndarray  # int64 (V,)
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Histogram":
-        """The histogram of values below 2**32; fastest where they lie close together."""
+    def of(cls, values: np.ndarray, weights: np.ndarray | None = None) -> "Histogram":
+        """The histogram of values below 2**32; fastest where they lie close together.
+
+        weights: whole numbers by row; None counts rows.
+        """
         lowest = int(values.min()) if len(values) else 0
         if len(values) and int(values.max()) - lowest > 4 * len(values):
-            found, counts = np.unique(values, return_counts=True)
-            return cls(found.astype(np.int64), counts)
-        counts = np.bincount(values.astype(np.int64) - lowest)
+            found, inverse = np.unique(values, return_inverse=True)
+            return cls(found.astype(np.int64), _sums(inverse, weights))
+        counts = _sums(values.astype(np.int64) - lowest, weights)
         found = np.flatnonzero(counts)
         return cls(found + lowest, counts[found])
 
@@ -98,6 +103,7 @@ class ScoreBucket:
     digits: tuple[int, ...]
     rank: int  # of the last kept row within the bucket, from 1
     num_rows: int | None  # None before they are counted
+    # With weights, such as answer tokens, `rank` and the two numbers count these instead of rows.
 
     @classmethod
     def of_all_rows(cls, num_kept: int) -> "ScoreBucket":
@@ -131,19 +137,29 @@ class ScoreBucket:
             int(histogram.counts[index]),
         )
 
-    def next_digits(self, scores: np.ndarray, read_keys: ReadKeys) -> np.ndarray:
-        """(M,), below 65,536: the next digit of the rows of a block that lie in the bucket."""
+    def next_digits(self, scores: np.ndarray, read_keys: ReadKeys) -> tuple[np.ndarray, Rows]:
+        """(M,), below 65,536: the next digit of the rows of a block that lie in the bucket, and
+        which rows these are."""
         position = len(self.digits)
         if position >= NUM_SCORE_DIGITS:
-            return _key_digits(self.candidates(scores, read_keys)[1], position)
+            held, row_keys = self._held(scores, read_keys)
+            return _key_digits(row_keys, position), held
         if position == 0:
-            return first_digits(scores)
+            return first_digits(scores), slice(None)
         keys = descending_keys(scores)
-        digits: np.ndarray = keys[keys >> BITS_PER_DIGIT == self._score_prefix] & np.uint32(0xFFFF)
-        return digits
+        inside = np.flatnonzero(keys >> BITS_PER_DIGIT == self._score_prefix)
+        return keys[inside] & np.uint32(0xFFFF), inside
 
-    def candidates(self, scores: np.ndarray, read_keys: ReadKeys) -> Candidates:
-        """The rows of a block that lie in the bucket."""
+    def candidates(
+        self, scores: np.ndarray, read_keys: ReadKeys, weights: np.ndarray | None = None
+    ) -> Candidates:
+        """The rows of a block that lie in the bucket; each weighs 1 without `weights`, (N,)."""
+        held, row_keys = self._held(scores, read_keys)
+        ones = np.ones(len(held), dtype=np.int64)
+        return scores[held], row_keys, ones if weights is None else weights[held]
+
+    def _held(self, scores: np.ndarray, read_keys: ReadKeys) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the rows of a block that lie in the bucket, and their row keys."""
         # As int64: NumPy leaves a shift of 32-bit numbers by 32 undefined.
         keys = descending_keys(scores).astype(np.int64)
         held = np.flatnonzero(keys >> self._unknown_bits == self._score_prefix)
@@ -151,14 +167,16 @@ class ScoreBucket:
         for position in range(NUM_SCORE_DIGITS, len(self.digits)):
             same = _key_digits(row_keys, position) == self.digits[position]
             held, row_keys = held[same], row_keys[same]
-        return scores[held], row_keys
+        return held, row_keys
 
     def threshold(self, candidates: Iterable[Candidates]) -> Threshold:
-        """The last kept row, from all rows in the bucket."""
-        parts = list(candidates)
-        scores = np.concatenate([part[0] for part in parts])
-        row_keys = np.concatenate([part[1] for part in parts])
-        last = np.lexsort((row_keys, descending_keys(scores)))[self.rank - 1]
+        """The last kept row, from all rows in the bucket: that in which their weights, added up in
+        their order, reach the rank."""
+        scores, row_keys, weights = (
+            np.concatenate(parts) for parts in zip(*candidates, strict=True)
+        )
+        order = np.lexsort((row_keys, descending_keys(scores)))
+        last = order[np.searchsorted(np.cumsum(weights[order]), self.rank)]
         return Threshold(float(scores[last]), str(row_keys[last]), self.num_kept)
 
     @property
@@ -176,6 +194,7 @@ class ScoreBucket:
 
 Scope = str | None
 """Of a threshold: a dataset, which may have any name, or None for the whole corpus."""
+WHOLE_CORPUS: Scope = None
 ScoreBuckets = Mapping[Scope, ScoreBucket]
 """One per dataset, or a single one of the whole corpus."""
 
@@ -217,6 +236,12 @@ def descending_keys(scores: np.ndarray) -> np.ndarray:
     sign = np.uint32(1 << 31)
     # A float's bits grow with it; a negative float's grow the other way.
     return np.where(bits & sign, bits, ~(bits | sign))
+
+
+def _sums(values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """int64, (highest value + 1,): rows per value, or the sums of their weights."""
+    # Sums of weights are float64, which is exact up to 9e15 tokens.
+    return np.bincount(values, weights=weights).astype(np.int64, copy=False)
 
 
 def _key_digits(row_keys: np.ndarray, position: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import ray
 
 from jobs.on_ray.map_items import MapOnRay, map_over_scores
 from jobs.on_ray.session import start_ray
+from selectmoe.config.selection import SelectConfig, SelectionConfig
 from selectmoe.corpus import normalize
 from selectmoe.corpus import parts as corpus_parts
 from selectmoe.corpus.map_items import MapItems, map_in_threads
@@ -26,10 +27,10 @@ from selectmoe.data.writers import write_parquet
 from selectmoe.errors import DataError
 from selectmoe.records import Message, Sample, ScoredSample
 from selectmoe.selection.outputs import select_rows
-from selectmoe.selection.passes import Survey, find_thresholds, shard_groups, survey
+from selectmoe.selection.passes import Survey, Thresholds, shard_groups, survey
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import scored_table
-from selectmoe.selection.top_k import Threshold
+from selectmoe.selection.strategies import ScoredRows, choose_rows
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -64,25 +65,23 @@ def connected(head):
 
 
 def thresholds(
-    shards: list[Path], map_items: MapItems, *, per_dataset: bool
-) -> dict[str, Threshold]:
+    shards: list[Path], map_items: MapItems, *, per_dataset: bool, **settings
+) -> Thresholds:
     groups = shard_groups(shards)
-    found = Survey.total(map_items(survey, groups))
-    return find_thresholds(
-        groups,
-        found.first_digits,
-        selection_percentage=0.1,
-        per_dataset=per_dataset,
-        map_items=map_items,
-        max_candidates=50,
+    scored = ScoredRows(groups, Survey.total(map_items(survey, groups)), map_items)
+    config = SelectConfig(
+        selection_percentage=0.1, per_dataset=per_dataset, selection=SelectionConfig(**settings)
     )
+    return choose_rows(config, scored).rule.thresholds
 
 
-def test_passes_on_ray_find_the_cut_that_threads_find(connected, shards):
+@pytest.mark.parametrize(
+    "settings", [{}, {"strategy": "sampled", "floor": 0.3, "max_per_dataset": 40}]
+)
+def test_passes_on_ray_find_the_thresholds_that_threads_find(connected, shards, settings):
     for per_dataset in (False, True):
-        assert thresholds(shards, MapOnRay(), per_dataset=per_dataset) == thresholds(
-            shards, map_in_threads, per_dataset=per_dataset
-        )
+        on_ray = thresholds(shards, MapOnRay(), per_dataset=per_dataset, **settings)
+        assert on_ray == thresholds(shards, map_in_threads, per_dataset=per_dataset, **settings)
 
 
 def test_workers_write_the_selection_that_threads_write(connected, tmp_path):
@@ -101,9 +100,7 @@ def test_workers_write_the_selection_that_threads_write(connected, tmp_path):
         write_parquet(folder.scored / shard.name, scored_table(rows, scored))
     written = []
     for map_items in (map_in_threads, MapOnRay()):
-        select_rows(
-            folder, folder, selection_percentage=0.3, per_dataset=False, map_items=map_items
-        )
+        select_rows(folder, folder, SelectConfig(selection_percentage=0.3), map_items=map_items)
         written.append((tmp_path / "selected_data.jsonl").read_bytes())
     assert written[0] == written[1]
     assert written[0].count(b"\n") == 90

@@ -91,7 +91,7 @@ def test_a_nested_setting_is_found_by_its_last_part_and_checked_where_it_stands(
             " got 32",
         ),
         (["dataset.fraction=0.1"], "dataset.fraction needs dataset.mode=random, got 'selected'"),
-        (["dataset.mode=best"], "dataset.mode must be one of selected, full, random, got 'best'"),
+        (["dataset.mode=best"], "dataset.mode must be one of selected, full, random, "),
         (["dataset.mode=random", "dataset.fraction=0"], "dataset.fraction must be in (0, 1], got"),
         (["training.lora.lora_dropout=1"], "training.lora.lora_dropout must be in [0, 1), got 1"),
         (["training.learning_rate=0"], "training.learning_rate must be above 0, got 0"),
@@ -194,12 +194,12 @@ def test_resolved_settings_survive_json() -> None:
         ("=3", "unknown setting ''; did you mean "),
         ("abc", "override must have the form key=value, got 'abc'"),
         ("", "override must have the form key=value, got ''"),
-        ("selection_percentage=abc", "selection_percentage must be a finite number, got 'abc'"),
-        ("selection_percentage=", "selection_percentage must be a finite number, got ''"),
-        ("selection_percentage=nan", "selection_percentage must be a finite number, got nan"),
+        ("selection_percentage=abc", "must be a finite number or null, got 'abc'"),
+        ("selection_percentage=", "must be a finite number or null, got ''"),
+        ("selection_percentage=nan", "must be a finite number or null, got nan"),
         ("selection_percentage=0", "selection_percentage (--pct) must be in (0, 1], got 0.0"),
         ("selection_percentage=1.5", "selection_percentage (--pct) must be in (0, 1], got 1.5"),
-        ("selection_percentage=0.1,0.2", "must be a finite number, got '0.1,0.2'"),
+        ("selection_percentage=0.1,0.2", "must be a finite number or null, got '0.1,0.2'"),
         ("rows_per_shard=1.5", "rows_per_shard must be a whole number, got 1.5"),
         ("via=localhost:8000", "via must be actors, serve or a URL (http://HOST:PORT), got 'local"),
         ("rows_per_shard=true", "rows_per_shard must be a whole number, got True"),
@@ -211,7 +211,7 @@ def test_resolved_settings_survive_json() -> None:
         ("per_dataset=1", "per_dataset must be true or false, got 1"),
         ("model=", "model must be text or null, got ''"),
         ("max_rejected=-0.1", "max_rejected must be in [0, 1], got -0.1"),
-        ("seed=1", "setting 'seed' was removed: scoring and selection draw nothing at random"),
+        ("seed=1", "setting 'seed' was renamed to 'selection.seed'"),
         (
             "dataset.paths=a,,b",
             "dataset.paths must be text, or a list of texts, got ['a', '', 'b']",
@@ -245,7 +245,7 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
         ("- 1", "must be a mapping"),
         ("model: ${nowhere}", "cannot be read"),
         ("num_actors: x", "num_actors must be a whole number from 1 or MIN:MAX"),
-        ("seed: 1", "setting 'seed' was removed: scoring and selection draw nothing at random"),
+        ("seed: 1", "setting 'seed' was renamed to 'selection.seed'"),
     ],
 )
 def test_a_broken_preset_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -342,7 +342,7 @@ def test_help_names_and_explains_every_setting(
         [number] = [n for n, line in enumerate(lines) if line.startswith(f"  {key}=")]
         assert lines[number + 1].startswith("      ")
     assert max(map(len, lines)) <= 100
-    assert "  selection_percentage=0.05" in settings_help(SelectConfig)
+    assert "  selection_percentage=null" in settings_help(SelectConfig)
 
 
 def test_an_option_has_the_type_and_the_help_of_its_setting() -> None:

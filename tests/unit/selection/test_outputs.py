@@ -18,9 +18,9 @@ from selectmoe.scoring.calibration import describe, save_calibration
 from selectmoe.selection.api import select
 from selectmoe.selection.manifest import write_manifest
 from selectmoe.selection.outputs import select_rows
-from selectmoe.selection.passes import WHOLE_CORPUS
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import SCORED_SCHEMA
+from selectmoe.selection.top_k import WHOLE_CORPUS
 from tests.calibrations import raw_calibration
 
 NUM_ROWS = 40
@@ -73,13 +73,19 @@ def write_run(root, even: str = "even") -> RunFolder:
     return folder
 
 
+def keep(selection_percentage: float, *, max_rejected: float = 1.0, **settings) -> SelectConfig:
+    return SelectConfig(
+        selection_percentage=selection_percentage, max_rejected=max_rejected, **settings
+    )
+
+
 def kept_ids(run: RunFolder) -> list[str]:
     lines = (run.root / "selected_data.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line)["id"] for line in lines]
 
 
 def test_exactly_the_best_rows_are_kept_and_ties_are_cut(run):
-    selected = select_rows(run, run, selection_percentage=0.16, per_dataset=False)
+    selected = select_rows(run, run, keep(0.16))
     assert selected.num_selected == 6  # floor(0.16 * 39)
     best, tied = {f"row-{n}" for n in range(36, 40)}, {f"row-{n}" for n in range(32, 36)}
     assert set(kept_ids(run)) > best
@@ -87,7 +93,7 @@ def test_exactly_the_best_rows_are_kept_and_ties_are_cut(run):
 
 
 def test_the_percentage_may_count_within_each_data_set(run):
-    selected = select_rows(run, run, selection_percentage=0.1, per_dataset=True)
+    selected = select_rows(run, run, keep(0.1, per_dataset=True))
     assert {name: counts.num_selected for name, counts in selected.counts.items()} == {
         "even": 2,  # of 20
         "odd": 1,  # of 19
@@ -97,8 +103,8 @@ def test_the_percentage_may_count_within_each_data_set(run):
 
 def test_a_dataset_that_is_named_as_the_whole_corpus_is_a_dataset_like_any_other(tmp_path, capsys):
     plain, starred = write_run(tmp_path / "plain"), write_run(tmp_path / "starred", even="*")
-    expected = select_rows(plain, plain, selection_percentage=0.25, per_dataset=True)
-    selected = select_rows(starred, starred, selection_percentage=0.25, per_dataset=True)
+    expected = select_rows(plain, plain, keep(0.25, per_dataset=True))
+    selected = select_rows(starred, starred, keep(0.25, per_dataset=True))
     assert selected.counts["*"] == expected.counts["even"]
     assert selected.thresholds["*"].score == expected.thresholds["even"].score
     assert kept_ids(starred) == kept_ids(plain)
@@ -112,7 +118,7 @@ def test_a_dataset_that_is_named_as_the_whole_corpus_is_a_dataset_like_any_other
 
 
 def test_every_row_that_was_read_is_scored_or_rejected_with_its_place_and_reason(run):
-    selected = select_rows(run, run, selection_percentage=0.1, per_dataset=False)
+    selected = select_rows(run, run, keep(0.1))
     odd = selected.counts["odd"]
     assert (odd.num_read, odd.num_scored) == (21, 19)
     assert odd.num_rejected == {"invalid_json": 1, "score_not_finite": 1}
@@ -125,7 +131,7 @@ def test_every_row_that_was_read_is_scored_or_rejected_with_its_place_and_reason
 
 
 def test_a_row_is_written_as_it_was_read_with_its_score(run):
-    select_rows(run, run, selection_percentage=1.0, per_dataset=False)
+    select_rows(run, run, keep(1.0))
     rows = map(json.loads, (run.root / "selected_data.jsonl").read_text("utf-8").splitlines())
     [row] = [row for row in rows if row["id"] == "row-39"]
     assert row == {
@@ -144,7 +150,7 @@ def test_a_row_is_written_as_it_was_read_with_its_score(run):
 def test_with_a_calibration_in_the_run_each_kept_row_has_its_percentile(run):
     calibration = raw_calibration([0.02, 0.04, 0.06, 0.095])
     save_calibration(run.root, calibration)
-    selected = select_rows(run, run, selection_percentage=0.5, per_dataset=False)
+    selected = select_rows(run, run, keep(0.5))
     assert describe(selected.calibration) == describe(calibration)
     lines = (run.root / "selected_data.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -155,12 +161,12 @@ def test_with_a_calibration_in_the_run_each_kept_row_has_its_percentile(run):
 
 def test_too_many_rows_without_a_score_stop_the_cut(run):
     with pytest.raises(TooManyRejectedError, match=r"2 of 41 rows are rejected.*rejected\.jsonl"):
-        select_rows(run, run, selection_percentage=0.1, per_dataset=False, max_rejected=0.01)
+        select_rows(run, run, keep(0.1, max_rejected=0.01))
     assert not (run.root / "selected_data.jsonl").exists()
 
 
 def test_quantiles_are_upper_edges_of_narrow_bins(run):
-    selected = select_rows(run, run, selection_percentage=0.1, per_dataset=False)
+    selected = select_rows(run, run, keep(0.1))
     # 19 of the 39 scores are at most 0.04, and 23 at most 0.05.
     assert selected.quantiles["0.5"] == pytest.approx(0.05, abs=1.1e-4)
     assert selected.thresholds[WHOLE_CORPUS].score == pytest.approx(0.09)
@@ -170,12 +176,12 @@ def test_passes_over_a_shard_at_a_time_write_the_same_file(run):
     def one_by_one(a_pass, groups):
         return (a_pass([shard]) for group in groups for shard in group)
 
-    whole = select_rows(run, run, selection_percentage=0.4, per_dataset=True)
+    whole = select_rows(run, run, keep(0.4, per_dataset=True))
     expected = (run.root / "selected_data.jsonl").read_bytes()
     before = sorted(path.name for path in run.root.iterdir())
     (run.root / "pieces").mkdir()
     (run.root / "pieces" / "shard-000000.jsonl").write_text("of a killed run")
-    again = select_rows(run, run, selection_percentage=0.4, per_dataset=True, map_items=one_by_one)
+    again = select_rows(run, run, keep(0.4, per_dataset=True), map_items=one_by_one)
     assert again.counts == whole.counts
     assert (run.root / "selected_data.jsonl").read_bytes() == expected
     assert expected.count(b"\n") == whole.num_selected == 15

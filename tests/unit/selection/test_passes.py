@@ -7,11 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import map_in_threads
 from selectmoe.data.writers import write_parquet
 from selectmoe.records import Message, Sample, ScoredSample, UnscoredSample
-from selectmoe.selection.passes import Survey, find_thresholds, kept_rows, shard_groups, survey
+from selectmoe.selection.budgets import scope_totals
+from selectmoe.selection.keep_rule import ThresholdRule, kept_rows
+from selectmoe.selection.orders import ByScore
+from selectmoe.selection.passes import Pool, Survey, find_thresholds, shard_groups, survey
 from selectmoe.selection.scored_shards import scored_table
+from selectmoe.selection.strategies import ScoredRows, choose_rows
 from selectmoe.selection.top_k import num_to_keep
 
 NUM_SHARDS = 20
@@ -49,17 +54,20 @@ def kept_keys(
 ) -> list[str]:
     groups = shard_groups(shards)
     found = Survey.total(map_in_threads(survey, groups))
+    scored = ScoredRows(groups, found, map_in_threads)
+    num_rows = scope_totals(found.num_rows, by_dataset=per_dataset)
     thresholds = find_thresholds(
         groups,
-        found.first_digits,
-        selection_percentage=percentage,
-        per_dataset=per_dataset,
+        {name: num_to_keep(number, percentage) for name, number in num_rows.items()},
+        Pool(),
+        histograms=scored.first_digits(by_dataset=per_dataset),
         map_items=map_in_threads,
         max_candidates=max_candidates,
     )
+    rule = ThresholdRule(ByScore(), thresholds)
     keys = []
     for shard in shards:
-        kept = kept_rows(thresholds, shard)
+        kept = kept_rows(rule, shard)
         table = pq.read_table(shard).take(kept.row_numbers)
         assert table["score"].to_pylist() == kept.scores.tolist()
         assert table["num_answer_tokens"].to_pylist() == kept.num_answer_tokens.tolist()
@@ -126,16 +134,10 @@ def test_row_groups_that_cannot_hold_a_kept_row_are_not_read(tmp_path):
     )
     shard = tmp_path / "shard-000000.parquet"
     pq.write_table(table, shard, row_group_size=num_rows // 10)
-    histograms = survey([shard]).first_digits
-    thresholds = find_thresholds(
-        [[shard]],
-        histograms,
-        selection_percentage=0.05,
-        per_dataset=False,
-        map_items=map_in_threads,
-    )
+    scored = ScoredRows([[shard]], survey([shard]), map_in_threads)
+    rule = choose_rows(SelectConfig(selection_percentage=0.05), scored).rule
     before = bytes_read()
-    rows = kept_rows(thresholds, shard).row_numbers
+    rows = kept_rows(rule, shard).row_numbers
     num_bytes = bytes_read() - before
     metadata = pq.read_metadata(shard)
     names = metadata.schema.names

@@ -32,7 +32,7 @@ def find_threshold(
     def count(buckets: ScoreBuckets) -> dict[str, Histogram]:
         return {
             name: Histogram.total(
-                Histogram.of(bucket.next_digits(scores, row_keys.__getitem__))
+                Histogram.of(bucket.next_digits(scores, row_keys.__getitem__)[0])
                 for scores, row_keys in blocks()
             )
             for name, bucket in buckets.items()
