@@ -21,9 +21,11 @@ class FinetuneDatasetConfig:
     data_path: str | None = None
     """Training data: the output folder of a stage 2 run, its selected_data.jsonl, or any corpus
     that stage 2 reads; null is the demo corpus."""
-    mode: Literal["selected", "full", "random"] = "selected"
+    mode: Literal["selected", "full", "random", "random_matched", "longest"] = "selected"
     """Rows to train on. selected: the rows of selected_data.jsonl; full: the corpus they were
-    selected from; random: a random sample of that corpus, as large as the selection or fraction."""
+    selected from; random: a random sample of that corpus, as large as the selection or fraction;
+    random_matched: as many random rows of each dataset as were selected, with the same number of
+    answer tokens to 1 %; longest: as many rows as were selected, with the longest answers."""
     fraction: float | None = None
     """Fraction of the corpus to sample with mode=random, in (0, 1]; null samples as many rows as
     were selected."""
@@ -113,7 +115,8 @@ class FinetuneConfig(ResumableRunConfig):
     merge: bool = False
     """Also export the base model with the adapter merged into its weights, to <output>/merged."""
     seed: int = 0
-    """Random seed of the adapter's initialization, dropout, data order and dataset.mode=random."""
+    """Random seed of the adapter's initialization, dropout and data order, and of the draws of
+    dataset.mode=random and random_matched."""
 
     def __post_init__(self) -> None:
         ResumableRunConfig.__post_init__(self)

@@ -1,4 +1,4 @@
-"""Chooses the conversations that finetuning uses: the selected ones, all, or a random sample."""
+"""Chooses the conversations that finetuning uses: the selected ones, all, or a control sample."""
 
 import functools
 import hashlib
@@ -13,17 +13,21 @@ from selectmoe.config.finetune import FinetuneDatasetConfig
 from selectmoe.corpus.shards import read_shard, row_key
 from selectmoe.data.readers import read_corpus, require_readable
 from selectmoe.errors import ConfigError, DataError
+from selectmoe.finetune.controls import longest_rows, matched_rows
 from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import RejectedRow, Sample
 from selectmoe.selection.run_folder import SELECTED_NAME, RunFolder
 from selectmoe.selection.top_k import num_to_keep
 from selectmoe.training.tokenized_rows import ChosenRows
 
+NEED_SCORES = ("longest", "random_matched")
+DRAWN_MODES = ("random", "random_matched")
+
 
 def choose_rows(dataset: FinetuneDatasetConfig, *, seed: int) -> ChosenRows:
     """The rows of `dataset.mode`; a random draw depends on the rows and the seed alone.
 
-    Raises what `require_source` raises.
+    Raises what `require_source` raises, and DataError where no draw has the size that is asked for.
     """
     require_source(dataset)
     path = _path(dataset)
@@ -40,6 +44,9 @@ def choose_rows(dataset: FinetuneDatasetConfig, *, seed: int) -> ChosenRows:
         corpus = ChosenRows(lambda: _of_shards(shards), None, f"all rows that {run} read")
     if dataset.mode == "full":
         return corpus
+    if dataset.mode in NEED_SCORES:
+        assert run is not None
+        return longest_rows(run) if dataset.mode == "longest" else matched_rows(run, seed=seed)
     if dataset.fraction is not None:
         return draw(corpus, fraction=dataset.fraction, seed=seed)
     assert run is not None
@@ -56,6 +63,11 @@ def require_source(dataset: FinetuneDatasetConfig) -> None:
     run = selection_run(path)
     if run is None:
         require_readable([path])
+        if dataset.mode in NEED_SCORES:
+            raise ConfigError(
+                f"dataset.mode={dataset.mode} needs the scores of a selection: dataset.data_path "
+                f"must be a stage 2 run or its {SELECTED_NAME}, got {path}"
+            )
         if dataset.mode == "random" and dataset.fraction is None:
             raise ConfigError(
                 "dataset.fraction must be set with dataset.mode=random unless dataset.data_path "

@@ -14,7 +14,7 @@ from selectmoe.config.finetune import FinetuneConfig
 from selectmoe.data.chat import package_template
 from selectmoe.data.packing import IGNORED_LABEL, collate_padded
 from selectmoe.errors import ModelError
-from selectmoe.finetune.sources import choose_rows
+from selectmoe.finetune.sources import DRAWN_MODES, choose_rows
 from selectmoe.model.tokenizer_loading import load_tokenizer
 from selectmoe.paths import model_or_embedded
 from selectmoe.training.tokenized_rows import (
@@ -130,7 +130,7 @@ def prepare_supervised_rows(
         choose=lambda: choose_rows(config.dataset, seed=config.seed),
         settings={
             **dataclasses.asdict(config.dataset),
-            "seed": config.seed if config.dataset.mode == "random" else None,
+            "seed": config.seed if config.dataset.mode in DRAWN_MODES else None,
         },
         max_rejected=config.max_rejected,
     )
