@@ -38,6 +38,8 @@ FREE_ON_RESUME = ("output", "output_root", "resume")
 # These change where, how fast and whether a run continues, not what comes out of it. A resumed run
 # keeps them unless it is given others.
 CHANGEABLE_ON_RESUME = ("max_rejected", "num_actors", "via", "shards_in_flight", "report")
+# Until a run has selected: what is refused by its scores must not cost scoring again.
+CHANGEABLE_BEFORE_SELECTION = ("selection.rows", "selection.tokens", "selection.min_per_dataset")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -77,13 +79,26 @@ def run(
         config,
         free=FREE_ON_RESUME,
         resume=config.resume is not None,
-        changeable=CHANGEABLE_ON_RESUME,
+        changeable=_changeable(config),
     ) as output:
         manifest = run_selection(
             config, output, backend=backend, runner=runner, progress=SelectionProgress()
         )
         print_selection(manifest, output)
         report_of_run(config, output, runner, on_gpu=tokens_on_gpu)
+
+
+def _changeable(config: SelectConfig) -> tuple[str, ...]:
+    """Settings that a resumed run may be given anew."""
+    has_selected = config.resume is None or (Path(config.resume) / "manifest.json").is_file()
+    return (
+        CHANGEABLE_ON_RESUME
+        if has_selected
+        else (
+            *CHANGEABLE_ON_RESUME,
+            *CHANGEABLE_BEFORE_SELECTION,
+        )
+    )
 
 
 def parse(arguments: Sequence[str], *, prog: str) -> SelectConfig:
@@ -101,7 +116,8 @@ def parse(arguments: Sequence[str], *, prog: str) -> SelectConfig:
 def _finished_run(path: str, key: str) -> Path:
     """The folder of a finished run, given it or its `scored`."""
     folder = absolute_path(path, key)
-    run = folder.parent if folder.name == "scored" else folder
+    is_inside = folder.name == "scored" and not (folder / "manifest.json").is_file()
+    run = folder.parent if is_inside else folder
     if not (run / "manifest.json").is_file():
         raise ConfigError(f"--scored must be the folder of a finished run, got {folder}")
     return run

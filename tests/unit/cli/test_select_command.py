@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selectmoe.cli import select_command
-from selectmoe.errors import ConfigError
+from selectmoe.errors import ConfigError, ResumeError
 from tests.selection_run import finished_run, sample
 
 NUM_ROWS = 60
@@ -141,6 +141,19 @@ def test_every_row_has_a_fate_in_a_file_beside_its_scores(select, run, tmp_path)
             counts[fate] += 1
     assert counts == {name: n for name, n in manifest["selection"]["fates"].items() if n}
     assert counts["below_floor"] == 18
+
+
+def test_a_budget_that_the_scores_refuse_may_be_changed_by_resuming(run, tmp_path, capsys):
+    output = tmp_path / "scored"  # as a folder of scores is named
+    arguments = ["--scored", str(run.root), "--output", str(output), "report=none"]
+    with pytest.raises(ConfigError, match="at least 4, the answer tokens of the first row, got 1"):
+        select_command.main([*arguments, "--tokens", "1"])
+    select_command.main(["--resume", str(output), "--tokens", "24"])
+    assert (output / "manifest.json").is_file()
+    with pytest.raises(ResumeError, match=r"selection\.tokens is 24 there and 25 here"):
+        select_command.main(["--resume", str(output), "--tokens", "25"])
+    parsed = select_command.parse(["--scored", str(output)], prog="selectmoe select")
+    assert parsed.scored == str(output)
 
 
 def test_two_budgets_are_refused_before_anything_is_written(run, tmp_path):
