@@ -1,5 +1,5 @@
 """What gates would read of the rows of a warm-up and of their corrupted copies, computed by several
-workers and kept in the folder of the run:
+workers and kept in the folder of the run.
 
 <run>/features/00000.safetensors    rows 0 to 15 and their copies
 <run>/features/00001.safetensors    rows 16 to 31 and their copies, and so on
