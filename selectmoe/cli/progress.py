@@ -1,9 +1,11 @@
 """Progress of a run: one moving line in a terminal, a line every ten seconds in a log file."""
 
 import sys
+import threading
 import time
 
 SECONDS_BETWEEN_LOG_LINES = 10.0
+SECONDS_UNTIL_TOLD = 60.0  # that no shard has been finished since
 
 
 class ProgressLine:
@@ -29,11 +31,14 @@ class ProgressLine:
 
 
 class SelectionProgress:
-    """The Progress of stage 2: rows read, then rows scored, tokens per second and time left."""
+    """The Progress of stage 2: rows read, then rows scored, tokens per second and time left. Where
+    no shard is finished for a minute, that too."""
 
     def __init__(self) -> None:
         self._line: ProgressLine | None = None
         self._num_tokens = 0
+        self._scored = threading.Event()
+        self._is_closed = False
 
     def rows_read(self, num_rows: int) -> None:
         self._line = self._line or ProgressLine()
@@ -44,10 +49,13 @@ class SelectionProgress:
         self._num_rows, self._num_done = num_rows, num_rows_done
         self._num_done_before = num_rows_done
         self._started = time.perf_counter()
+        self._is_closed = False
+        threading.Thread(target=self._tell_of_waiting, daemon=True).start()
 
     def shard_scored(self, num_rows: int, num_tokens: int) -> None:
         self._num_done += num_rows
         self._num_tokens += num_tokens
+        self._scored.set()
         seconds, speed = self._seconds_and_speed()
         num_new = self._num_done - self._num_done_before
         left = (self._num_rows - self._num_done) * seconds / max(num_new, 1)
@@ -59,6 +67,8 @@ class SelectionProgress:
 
     def close(self) -> None:
         """Prints what the scoring took; nothing where nothing was scored."""
+        self._is_closed = True
+        self._scored.set()
         if self._line is None:
             return
         if not self._num_tokens:
@@ -67,6 +77,20 @@ class SelectionProgress:
         seconds, speed = self._seconds_and_speed()
         num_new = self._num_done - self._num_done_before
         self._line.close(f"scored {num_new:,} rows in {format_seconds(seconds)}, {speed}")
+
+    def _tell_of_waiting(self) -> None:
+        """Until the scoring ends: workers report whole shards, which takes minutes with a large
+        model."""
+        while not self._is_closed:
+            if self._scored.wait(SECONDS_UNTIL_TOLD):
+                self._scored.clear()
+                continue
+            seconds = time.perf_counter() - self._started
+            assert self._line is not None
+            self._line.show(
+                f"scoring: {self._num_done:,} of {self._num_rows:,} rows after "
+                f"{format_seconds(seconds)}; rows are counted when their shard is finished"
+            )
 
     def _seconds_and_speed(self) -> tuple[float, str]:
         seconds = time.perf_counter() - self._started
