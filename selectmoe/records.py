@@ -66,6 +66,8 @@ class TokenizedSample:
     token_ids: np.ndarray  # int32 (T,)
     answer_mask: np.ndarray  # bool (T,), True where the assistant speaks
     truncated: bool  # True when token_ids is only the beginning of the sample
+    # The answer without its prompt, for the signal pmi; None where nobody asks, or there is none.
+    answer_alone: "TokenizedSample | None" = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +92,19 @@ class PackedBatch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SampleSignals:
+    """What a forward pass says of one sample beside its score (`scoring/signals.py`).
+
+    None where it was not asked for, or has no finite value.
+    """
+
+    nll: float | None = None  # nats per answer token
+    pmi: float | None = None  # nats per answer token
+    router_entropy: float | None = None  # nats
+    vector: np.ndarray | None = None  # float16 (D,), of length 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ScoredSample:
     """What the gates say of one sample."""
 
@@ -99,6 +114,7 @@ class ScoredSample:
     num_answer_tokens: int  # of these, the assistant's
     truncated: bool
     layer_scores: np.ndarray  # float32 (L,), the same average for every layer by itself
+    signals: SampleSignals | None = None  # None where none was asked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -96,6 +96,11 @@ class ServeSettings:
         for old, new in RENAMED.items():
             if environment.get(PREFIX + old):
                 raise ConfigError(f"{PREFIX}{old} is now called {PREFIX}{new}; set that instead")
+        if environment.get(PREFIX + "SIGNALS"):
+            raise ConfigError(
+                f"{PREFIX}SIGNALS cannot be set, got {environment[PREFIX + 'SIGNALS']!r}: the "
+                "service gives scores alone"
+            )
         try:
             engine = EngineConfig(**_given(EngineConfig, environment))
         except ConfigError as error:  # begins with the field's name, or with the variable's

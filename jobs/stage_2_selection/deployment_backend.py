@@ -15,6 +15,7 @@ from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ScoreRequestError, ServerUnavailableError
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
 from selectmoe.selection.backends import (
+    NO_SIGNALS,
     PATIENCE_SECONDS,
     SERVER_DEVICE,
     ServedBackend,
@@ -65,6 +66,7 @@ class DeploymentScorer:
         from ray import serve
 
         self.device_and_dtype = (SERVER_DEVICE, dtype)
+        self.signal_sizes = NO_SIGNALS
         self.name = f"application {application!r}"
         self.handle: Any = serve.get_app_handle(application)
 

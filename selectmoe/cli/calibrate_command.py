@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         model_checkpoint_path=config.model_checkpoint_path,
         config=config.scoring,
         calibration=None,
+        signals=(),  # a calibration is of scores alone
     )
     print(save_calibration(folder, calibrate_on(engine, samples)))
 

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,13 @@ from selectmoe.config.score import ScoreConfig
 from selectmoe.errors import ConfigError
 
 if TYPE_CHECKING:  # --help and a mistyped option must not wait for these imports
-    from selectmoe.records import RejectedRow, Sample, ScoredSample, UnscoredSample
+    from selectmoe.records import (
+        RejectedRow,
+        Sample,
+        SampleSignals,
+        ScoredSample,
+        UnscoredSample,
+    )
     from selectmoe.scoring.engine import ScoringEngine
 
 STANDARD_INPUT = "-"
@@ -109,12 +115,29 @@ def _numbers(
         return {"score": None, "reason": outcome.reason, "detail": outcome.detail}
     calibration = engine.calibration
     return {
-        "score": float(str(np.float32(outcome.score))),  # the shortest decimal of this float32
+        "score": _shortest(outcome.score),
         "percentile": calibration.percentile(outcome.score) if calibration else None,
         "num_tokens": outcome.num_tokens,
         "num_answer_tokens": outcome.num_answer_tokens,
         "truncated": outcome.truncated,
+        **_signals(outcome.signals, engine.signal_sizes),
     }
+
+
+def _signals(
+    signals: "SampleSignals | None", sizes: Mapping[str, int]
+) -> dict[str, float | list[float] | None]:
+    """Those that were asked for; null where there is no finite value."""
+    values = {name: getattr(signals, name) for name in sizes}
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else _shortest(value)
+        for name, value in values.items()
+    }
+
+
+def _shortest(value: float | None) -> float | None:
+    """The shortest decimal of this float32."""
+    return None if value is None else float(str(np.float32(value)))
 
 
 def _with_progress(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

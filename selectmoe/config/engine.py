@@ -16,6 +16,9 @@ RowLayout = Literal["padded", "packed"]
 Dtype = Literal["float32", "bfloat16"]
 Length = Literal["adjusted", "raw"]
 Turns = Literal["all", "last"]
+Signal = Literal["nll", "pmi", "vector", "router_entropy"]
+HEAD_SIGNALS = frozenset({"nll", "pmi"})
+"""Signals that need the whole model with its language-model head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +51,11 @@ class EngineConfig:
     """Experts implementation of transformers: eager, grouped_mm or batched_mm; null is eager on a
     CPU and grouped_mm on a GPU. Setting it forces padded batches."""
 
+    signals: tuple[str, ...] = ()
+    """Signals beside the score: nll (mean negative log-likelihood of the answer), pmi (what the
+    prompt contributes to it; a second forward pass), vector (embedding of the row) and
+    router_entropy (bases with experts). They force padded batches; [] is the score alone."""
+
     def __post_init__(self) -> None:
         choices = {
             "formula": Formula,
@@ -63,7 +71,17 @@ class EngineConfig:
         length, tokens = self.max_sequence_length, self.max_tokens_per_batch
         require(length >= 1, "max_sequence_length", "at least 1", length)
         require(tokens is None or tokens >= 1, "max_tokens_per_batch", "at least 1", tokens)
+        self._check_signals()
         if self.row_layout == "packed":
+            rule = "[] with row_layout=packed: they are read from padded batches"
+            require(not self.signals, "signals", rule, list(self.signals))
             for name, unset in (("attn_implementation", "sdpa"), ("experts_implementation", None)):
                 rule = f"{unset or 'null'} with row_layout=packed, which has its own"
                 require(getattr(self, name) == unset, name, rule, getattr(self, name))
+
+    def _check_signals(self) -> None:
+        known = get_args(Signal)
+        for name in self.signals:
+            require(name in known, "signals", f"some of {', '.join(known)}", name)
+        unique = len(set(self.signals)) == len(self.signals)
+        require(unique, "signals", "different names", list(self.signals))

@@ -93,6 +93,7 @@ class _LocalTokens:
             device="cuda" if on_gpu else "cpu",
             config=config.scoring,
             calibration=None,  # tokens have raw scores
+            signals=(),
             max_sequence_length=min(config.scoring.max_sequence_length or MOST_TOKENS, MOST_TOKENS),
         )
 

@@ -17,9 +17,8 @@ from selectmoe.config.engine import EngineConfig, Length
 from selectmoe.data.chat import ChatTokenizer
 from selectmoe.data.packing import pad_samples
 from selectmoe.data.rows import RowLocation, parse_row
-from selectmoe.model.attached_gates import AttachedGates
 from selectmoe.model.devices import default_device
-from selectmoe.model.modeling_select_moe import SelectMoeModel
+from selectmoe.model.modeling_select_moe import SelectMoeForCausalLM
 from selectmoe.model.packed_attention import copy_to
 from selectmoe.model.selector_files import SelectorFiles, find_selector
 from selectmoe.paths import EMBEDDED_SELECTOR
@@ -32,6 +31,7 @@ from selectmoe.records import (
     TokenizedSample,
     UnscoredSample,
 )
+from selectmoe.scoring.answer_alone import with_answers_alone
 from selectmoe.scoring.calibration import Calibration, match_calibration, stored_calibration
 from selectmoe.scoring.formulas import (
     SCORE_FORMULAS,
@@ -46,7 +46,7 @@ from selectmoe.scoring.formulas import (
 from selectmoe.scoring.length_adjustment import sigmoid
 from selectmoe.scoring.loading import load_selector
 from selectmoe.scoring.packed import CPU_TOKENS, MOST_TOKENS, PackedScorer
-from selectmoe.scoring.selector_kinds import as_selector
+from selectmoe.scoring.selector_kinds import AnyModel, as_selector
 
 Packer = Callable[..., Iterator[PaddedBatch]]
 TOKENIZED_TOGETHER = 256  # samples; takes a few hundredths of a second
@@ -63,19 +63,20 @@ class ScoringEngine:
 
     def __init__(
         self,
-        model: SelectMoeModel | AttachedGates,
+        model: AnyModel,
         tokenizer: PreTrainedTokenizerBase,
         config: EngineConfig | None = None,
     ) -> None:
-        """`model` is put into evaluation mode and loses what lies above its last gate.
+        """`model` is put into evaluation mode and loses what lies above its last gate, unless
+        `config.signals` need it.
 
         Device and dtype are the model's; of `config` the dtype and the implementations matter to
         `from_pretrained`, which loads it.
         """
         config = config or EngineConfig()
         self.config = config
-        self.model: Any = model
-        self.selector = as_selector(model)
+        self.selector = as_selector(model, config.signals)
+        self.model: Any = model.model if isinstance(model, SelectMoeForCausalLM) else model
         self.device = self.selector.device
         self.num_layers = self.selector.num_layers
         self.formula: ScoreFormula = SCORE_FORMULAS[config.formula]
@@ -149,6 +150,11 @@ class ScoringEngine:
         """("cpu", "float32"): where the model is, and the dtype of its weights."""
         return self.device.type, str(self.selector.dtype).removeprefix("torch.")
 
+    @property
+    def signal_sizes(self) -> dict[str, int]:
+        """How many numbers each signal of a scored row has; empty where none is asked for."""
+        return {} if self.selector.signals is None else self.selector.signals.sizes
+
     def weights_hash(self) -> str:
         """SHA-256 of the weights, as in manifests; only for a model that was loaded from files."""
         assert self._files is not None, "made from a model in memory"
@@ -182,9 +188,11 @@ class ScoringEngine:
         size = TOKENIZED_TOGETHER if self.packed else max(len(samples), 1)
         for start in range(0, len(samples), size):
             part = samples[start : start + size]
-            tokenized = iter(
-                self.tokenizer.tokenize_to_score([row for row in part if isinstance(row, Sample)])
-            )
+            accepted = [row for row in part if isinstance(row, Sample)]
+            outcomes = self.tokenizer.tokenize_to_score(accepted)
+            if "pmi" in self.config.signals:
+                outcomes = with_answers_alone(self.tokenizer, accepted, outcomes)
+            tokenized = iter(outcomes)
             yield from (row if isinstance(row, UnscoredSample) else next(tokenized) for row in part)
 
     def score_tokenized(
@@ -199,12 +207,45 @@ class ScoringEngine:
         samples = list(samples)
         if not samples:
             return []
+        answers = self._by_position(samples, packer, self._score_batch)
+        num_scores = 1 + self.num_layers
+        scored = self._scored_samples(samples, answers[:, :num_scores])
+        reader = self.selector.signals
+        if reader is None:
+            return scored
+        signals = reader.of_rows(answers[:, num_scores:], self._nll_alone(samples, packer))
+        return [
+            dataclasses.replace(outcome, signals=row)
+            if isinstance(outcome, ScoredSample)
+            else outcome
+            for outcome, row in zip(scored, signals, strict=True)
+        ]
+
+    def _nll_alone(self, samples: Sequence[TokenizedSample], packer: Packer) -> np.ndarray:
+        """NLL of each answer without its prompt: float32 (B,), NaN where there is none."""
+        nll_B = np.full(len(samples), np.nan, dtype=np.float32)
+        alone = {
+            position: sample.answer_alone
+            for position, sample in enumerate(samples)
+            if sample.answer_alone is not None
+        }
+        if alone:
+            nll_B[list(alone)] = self._by_position(list(alone.values()), packer, self._nll_batch)
+        return nll_B
+
+    def _by_position(
+        self,
+        samples: Sequence[TokenizedSample],
+        packer: Packer,
+        run: Callable[[PaddedBatch], Tensor],
+    ) -> np.ndarray:
+        """What `run` gives for the rows of each batch, in the order of the samples."""
         batches = list(packer(samples, max_tokens_per_batch=self.max_tokens_per_batch))
         # All batches are queued before the first result is fetched: a GPU never waits for Python.
-        answers = torch.cat([self._score_batch(batch) for batch in batches]).cpu().numpy()
+        answers = torch.cat([run(batch) for batch in batches]).cpu().numpy()
         by_position = np.empty_like(answers)
         by_position[np.concatenate([batch.positions for batch in batches])] = answers
-        return self._scored_samples(samples, by_position)
+        return by_position
 
     def _score_packed(
         self, packed: PackedScorer, samples: Iterable[TokenizedSample]
@@ -269,8 +310,18 @@ class ScoringEngine:
 
     @torch.inference_mode()
     def _score_batch(self, batch: PaddedBatch) -> Tensor:
-        """Score and layer scores of each row: float32 [B, 1 + L], left on the device."""
-        return self._rows(*self._margins(batch))
+        """Score and layer scores of each row, and its signals: float32 [B, 1 + L + S], left on the
+        device."""
+        rows_BL = self._rows(*self._margins(batch))
+        reader = self.selector.signals
+        return rows_BL if reader is None else torch.cat([rows_BL, reader.columns(batch)], dim=1)
+
+    @torch.inference_mode()
+    def _nll_batch(self, batch: PaddedBatch) -> Tensor:
+        """Negative log-likelihood of each answer: float32 [B]."""
+        assert self.selector.signals is not None
+        self._margins(batch)
+        return self.selector.signals.nll(batch)
 
     @torch.inference_mode()
     def _score_tokens(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:

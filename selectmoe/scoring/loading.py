@@ -18,13 +18,14 @@ from selectmoe.model.quiet_loading import load_model
 from selectmoe.model.selector_files import GatedBaseFiles, SelectMoeFiles, SelectorFiles
 from selectmoe.model.selector_tokenizer import load_selector_tokenizer
 from selectmoe.model.vocabulary import require_tokenizer_fits
+from selectmoe.scoring.signals import needs_head
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSelector:
     """What a ScoringEngine is made of."""
 
-    model: SelectMoeModel | AttachedGates
+    model: SelectMoeModel | SelectMoeForCausalLM | AttachedGates
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -40,7 +41,8 @@ def _load_gated_base(files: GatedBaseFiles, config: EngineConfig, *, device: str
     tokenizer = load_selector_tokenizer(files)
     model = _load_base(files.model_path(), config, device=device)
     attached = attach_gates(model, load_gates(files.gates))
-    attached.cut()  # before it is moved: the rest need not fit on the device
+    if not needs_head(config.signals):
+        attached.cut()  # before it is moved: the rest need not fit on the device
     require_tokenizer_fits(files.model, tokenizer, attached.vocab_size)
     return LoadedSelector(attached.to(device), tokenizer)
 
@@ -70,23 +72,28 @@ def _load_select_moe(files: SelectMoeFiles, config: EngineConfig, *, device: str
 
 def _load_gated_model(
     folder: Path, checkpoint: Path | None, config: EngineConfig, *, device: str
-) -> SelectMoeModel:
-    """checkpoint: stage 1's weights file, of its gates or of its adapter."""
+) -> SelectMoeModel | SelectMoeForCausalLM:
+    """checkpoint: stage 1's weights file, of its gates or of its adapter.
+
+    With its head only where a signal needs it.
+    """
+    with_head = needs_head(config.signals)
     on_gpu = torch.device(device).type != "cpu"
     is_adapter = checkpoint is not None and checkpoint.name == ADAPTER_WEIGHTS_NAME
     # An adapter names its tensors by those of the whole model that it was trained on.
-    model_class: Any = SelectMoeForCausalLM if is_adapter else SelectMoeModel
+    model_class: Any = SelectMoeForCausalLM if is_adapter or with_head else SelectMoeModel
     loaded: Any = load_model(
         model_class,
         folder,
-        unused_parts=("lm_head",),
+        unused_parts=() if with_head else ("lm_head",),
         dtype=choose_dtype(config.dtype, on_gpu=on_gpu),
         attn_implementation=config.attn_implementation,
         experts_implementation=choose_experts(config.experts_implementation, on_gpu=on_gpu),
     )
     if checkpoint is not None and is_adapter:
-        loaded = merge_adapter(loaded, checkpoint).model
+        loaded = merge_adapter(loaded, checkpoint)
+        loaded = loaded if with_head else loaded.model
     elif checkpoint is not None:
-        load_gate_weights(loaded, checkpoint)
-    model: SelectMoeModel = loaded.to(device)
+        load_gate_weights(loaded.model if with_head else loaded, checkpoint)
+    model: SelectMoeModel | SelectMoeForCausalLM = loaded.to(device)
     return model

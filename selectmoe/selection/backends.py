@@ -11,7 +11,7 @@ runs on the same kind of processor.
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -40,6 +40,7 @@ INFO_TIMEOUT_SECONDS = 10.0  # a server that is up describes itself at once
 # For one shard: as long as a lost replica of a large model takes to come back.
 PATIENCE_SECONDS = 900.0
 SERVER_DEVICE = "server"  # it does not tell its device
+NO_SIGNALS: Mapping[str, int] = {}  # `signal_sizes` of what asks a server
 LOCAL_SETTINGS = (
     "scoring.row_layout",
     "scoring.attn_implementation",
@@ -189,6 +190,7 @@ class HttpScorer:
 
     def __init__(self, url: str, api_key: str | None, *, dtype: str) -> None:
         self.device_and_dtype = (SERVER_DEVICE, dtype)
+        self.signal_sizes = NO_SIGNALS
         self.client = ScoreClient(url, api_key=api_key, timeout_seconds=PATIENCE_SECONDS)
 
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
@@ -226,6 +228,11 @@ def require_agreement(config: SelectConfig, name: str, info: ServerInfo) -> None
 
     A setting that is null is left to the server, and so is the model where none is given.
     """
+    if config.scoring.signals:
+        raise ConfigError(
+            f"scoring.signals needs via=actors, got {list(config.scoring.signals)}: {name} gives "
+            "scores alone"
+        )
     given, defaults = resolved(config), resolved(SelectConfig())
     for key in LOCAL_SETTINGS:
         if given[key] != defaults[key]:

@@ -29,6 +29,7 @@ class ScoringReport:
     num_unusable_names: int  # rows whose dataset or id was ignored
     device: str  # that computed the scores, of this run and of those that it resumed
     dtype: str
+    signals: dict[str, int]  # signal -> scored rows without a finite value of it
     num_tokens: int  # read by the model in this run
     seconds: float
     tokens_per_second: float

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ import pyarrow as pa
 from selectmoe.corpus.shards import read_shard
 from selectmoe.data.writers import write_parquet
 from selectmoe.records import Sample, ScoredSample, UnscoredSample
+from selectmoe.selection.signal_columns import with_signal_columns
 
 # Without a data suffix and with an underscore, so that dataset readers skip it in the folder.
 FINISHED_NAME = "_finished.jsonl"
@@ -41,6 +42,11 @@ class SampleScorer(Protocol):
         """What computes, and in which dtype: ("cuda", "bfloat16")."""
         ...
 
+    @property
+    def signal_sizes(self) -> Mapping[str, int]:
+        """How many numbers each signal of a scored row has; empty where it gives none."""
+        ...
+
     def score(self, samples: Sequence[Sample]) -> list[ScoredSample | UnscoredSample]:
         """One result per sample, in the order given."""
         ...
@@ -65,7 +71,7 @@ def score_shard(scorer: SampleScorer, shard: Path, scored: Path) -> ShardCounts:
     started = time.perf_counter()
     rows = read_shard(shard)
     outcomes = scorer.score([sample for _, sample in rows])
-    table = scored_table(rows, outcomes)
+    table = with_signal_columns(scored_table(rows, outcomes), outcomes, scorer.signal_sizes)
     scored.mkdir(parents=True, exist_ok=True)
     write_parquet(scored / shard.name, table)
     device, dtype = scorer.device_and_dtype

@@ -29,6 +29,7 @@ from selectmoe.selection.manifest import ScoringReport, write_manifest
 from selectmoe.selection.outputs import select_rows, write_rejected_rows
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.scored_shards import ShardCounts, devices_and_dtypes
+from selectmoe.selection.signal_columns import count_missing
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ def score_corpus(
     num_tokens = score_shards(folder, shards, backend, runner, progress) if shards else 0
     seconds = time.perf_counter() - started
     device, dtype = devices_and_dtypes(folder.scored)
+    signals = count_signals(config.scoring.signals, folder)
     return ScoringReport(
         model=backend.model,
         weights_sha256=backend.weights_sha256,
@@ -153,10 +155,24 @@ def score_corpus(
         num_unusable_names=summary.num_unusable_names,
         device=device,
         dtype=dtype,
+        signals=signals,
         num_tokens=num_tokens,
         seconds=round(seconds, 3),
         tokens_per_second=round(num_tokens / seconds, 1),
     )
+
+
+def count_signals(signals: Sequence[str], folder: RunFolder) -> dict[str, int]:
+    """Of each signal, the scored rows without a value; a warning names those that lack one."""
+    missing = count_missing(folder.scored_shards(), signals)
+    for name, num_rows in missing.items():
+        if num_rows:
+            logger.warning(
+                "%s is null for %s scored rows: it has no finite value, or no prompt (pmi)",
+                name,
+                f"{num_rows:,}",
+            )
+    return missing
 
 
 def record_model(folder: RunFolder, backend: Backend) -> Calibration | None:
