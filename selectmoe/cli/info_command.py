@@ -18,6 +18,7 @@ EXTRAS = {
     "gguf": "gguf",
     "client": "httpx",
     "report": "matplotlib",
+    "fit": "sklearn",
     "s3": "s3fs",
     "gcs": "gcsfs",
 }

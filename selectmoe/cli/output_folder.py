@@ -200,3 +200,13 @@ def read_settings(file: Path) -> dict[str, object]:
             f"{type(saved).__name__}"
         )
     return saved
+
+
+def finished_run(path: str, key: str) -> Path:
+    """The folder of a finished run, given it or its `scored`."""
+    folder = absolute_path(path, key)
+    is_inside = folder.name == "scored" and not (folder / "manifest.json").is_file()
+    run = folder.parent if is_inside else folder
+    if not (run / "manifest.json").is_file():
+        raise ConfigError(f"--scored must be the folder of a finished run, got {folder}")
+    return run

@@ -10,6 +10,7 @@ from selectmoe.cli.output_folder import (
     absolute_model,
     absolute_path,
     claimed_run,
+    finished_run,
 )
 from selectmoe.config.selection import SelectConfig
 from selectmoe.errors import ConfigError
@@ -108,19 +109,9 @@ def parse(arguments: Sequence[str], *, prog: str) -> SelectConfig:
         "dataset.folder": absolute_path,
         "model": absolute_model,
         "model_checkpoint_path": absolute_path,
-        "scored": _finished_run,
+        "scored": finished_run,
     }
     return parse_config(SelectConfig, arguments, prog=prog, options=OPTIONS, paths=paths)
-
-
-def _finished_run(path: str, key: str) -> Path:
-    """The folder of a finished run, given it or its `scored`."""
-    folder = absolute_path(path, key)
-    is_inside = folder.name == "scored" and not (folder / "manifest.json").is_file()
-    run = folder.parent if is_inside else folder
-    if not (run / "manifest.json").is_file():
-        raise ConfigError(f"--scored must be the folder of a finished run, got {folder}")
-    return run
 
 
 def require_inputs(config: SelectConfig) -> None:

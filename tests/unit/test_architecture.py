@@ -1,6 +1,6 @@
 """Imports go down only, and looking at the package costs no torch (DESIGN: "The house").
 
-jobs | serve  ->  cli  ->  warmup | finetune | evaluation | report
+jobs | serve  ->  cli  ->  warmup | finetune | evaluation | report | ratings
               ->  training | scoring | selection | client
               ->  corpus | corruptions | model | data  ->  config | records | errors | paths
 """
@@ -19,7 +19,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("jobs", "serve"),
     ("selectmoe.cli", "selectmoe.__main__", "selectmoe.registration"),
-    ("selectmoe.warmup", "selectmoe.finetune", "selectmoe.evaluation", "selectmoe.report"),
+    (
+        "selectmoe.warmup",
+        "selectmoe.finetune",
+        "selectmoe.evaluation",
+        "selectmoe.report",
+        "selectmoe.ratings",
+    ),
     ("selectmoe.training", "selectmoe.scoring", "selectmoe.selection", "selectmoe.client"),
     ("selectmoe.corpus", "selectmoe.corruptions", "selectmoe.model", "selectmoe.data"),
     ("selectmoe.config", "selectmoe.records", "selectmoe.errors", "selectmoe.paths"),

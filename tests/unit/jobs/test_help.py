@@ -10,7 +10,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SCRIPTS = tuple(
-    f"jobs/{stage}.py" for stage in ("convert", "pretrain", "select", "finetune", "evaluate")
+    f"jobs/{stage}.py"
+    for stage in ("convert", "pretrain", "select", "finetune", "evaluate", "fit_weights")
 )
 COMMANDS = (
     *SCRIPTS,
