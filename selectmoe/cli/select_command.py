@@ -121,6 +121,7 @@ def require_inputs(config: SelectConfig) -> None:
     from selectmoe.model.selector_files import find_selector
     from selectmoe.paths import model_or_embedded
 
+    config.require_ranked_signals()
     if config.scored is not None:
         return
     model = model_or_embedded(config.model, config.revision)

@@ -8,6 +8,12 @@ from typing import ClassVar, Literal
 from selectmoe.config.checks import require, require_at_least, require_model_of_revision
 from selectmoe.config.columns import ColumnRules, check_columns
 from selectmoe.config.engine import EngineConfig
+from selectmoe.config.rank_by import (
+    GATE,
+    parse_rank_by,
+    require_ranked_signals,
+    resolve_rank_by,
+)
 from selectmoe.config.run import ResumableRunConfig
 from selectmoe.errors import ConfigError
 
@@ -63,6 +69,10 @@ class SelectionConfig:
     strategy: Literal["top", "sampled", "random", "longest"] = "top"
     """Selection strategy; top keeps the rows with the highest scores, sampled draws rows at random
     with a preference for high scores, random draws uniformly, longest keeps the longest answers."""
+    rank_by: str = "gate"
+    """What strategy=top orders rows by, highest first; gate is the score, else a stored signal
+    (nll, pmi, router_entropy), -nll for the lowest first, length, weights of standardized signals
+    such as '{gate: 1, pmi: 0.5}', or a weights.json of jobs/fit_weights.py."""
     temperature: float = 1.0
     """Temperature of strategy=sampled, at least 0; a row is drawn with a weight of
     exp(rank / temperature), of its standardized rank by score. 0 is top, a high one is random."""
@@ -83,6 +93,11 @@ class SelectionConfig:
     """Write fates/*.parquet: whether each row of scored/*.parquet is kept, and why not."""
 
     def __post_init__(self) -> None:
+        # The weights themselves: a run then does not depend on their file.
+        object.__setattr__(self, "rank_by", resolve_rank_by(self.rank_by))
+        parse_rank_by(self.rank_by)
+        plain = self.rank_by == GATE or self.strategy == "top"
+        require(plain, "rank_by", f"gate with strategy={self.strategy}", self.rank_by)
         require_at_least(0, self, "temperature", "seed")
         require(self.seed < 2**63, "seed", "below 2**63", self.seed)
         require(0 <= self.floor < 1, "floor", "in [0, 1)", self.floor)
@@ -178,6 +193,11 @@ class SelectConfig(ResumableRunConfig):
                 "selection.min_per_dataset cannot be combined with selection.tokens and "
                 f"per_dataset, got {self.selection.min_per_dataset}"
             )
+
+    def require_ranked_signals(self) -> None:
+        """Raises ConfigError where rows would be scored without a signal that ranks them."""
+        if self.scored is None:
+            require_ranked_signals(self.selection.rank_by, self.scoring.signals)
 
     @property
     def budget(self) -> Budget:

@@ -70,6 +70,7 @@ def select(
             **{key.replace("__", "."): value for key, value in settings.items()},
         },
     )
+    config.require_ranked_signals()
     model = model_or_embedded(config.model, config.revision)
     find_selector(model, config.model_checkpoint_path).require_readable()
     require_readable(corpus_specs(config.dataset))

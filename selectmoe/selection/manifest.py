@@ -84,6 +84,7 @@ def selection_of(config: SelectConfig, selected: SelectedData) -> dict[str, Any]
     is_drawn = settings.strategy in ("sampled", "random")
     return {
         "strategy": settings.strategy,
+        "rank_by": settings.rank_by,
         "temperature": settings.temperature if settings.strategy == "sampled" else None,
         "seed": settings.seed if is_drawn else None,
         "floor": settings.floor,

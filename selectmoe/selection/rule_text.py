@@ -18,7 +18,7 @@ def describe_rule(selection: Mapping[str, Any], *, num_datasets: int) -> str:
     }[budget["unit"]]
     seed, temperature = selection.get("seed"), selection.get("temperature")
     kept = {
-        "top": f"The best {amount} {of} by gate score",
+        "top": f"The best {amount} {of} by {_ranked_by(selection)}",
         "sampled": (
             f"A random sample of {amount} {of} that prefers high gate scores "
             f"(temperature {temperature}, seed {seed})"
@@ -27,6 +27,11 @@ def describe_rule(selection: Mapping[str, Any], *, num_datasets: int) -> str:
         "longest": f"The {amount} {of} with the longest answers",
     }[selection["strategy"]]
     return ", ".join([kept, *_limits(selection)])
+
+
+def _ranked_by(selection: Mapping[str, Any]) -> str:
+    rank_by: str = selection.get("rank_by", "gate")
+    return "gate score" if rank_by == "gate" else rank_by
 
 
 def _limits(selection: Mapping[str, Any]) -> list[str]:
@@ -44,4 +49,5 @@ def _limits(selection: Mapping[str, Any]) -> list[str]:
 
 def is_plain(selection: Mapping[str, Any]) -> bool:
     """True for the best rows by score alone, for which a threshold says everything."""
-    return selection["strategy"] == "top" and not _limits(selection)
+    by_score = _ranked_by(selection) == "gate score"
+    return selection["strategy"] == "top" and by_score and not _limits(selection)

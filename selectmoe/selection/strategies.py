@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from selectmoe.config.rank_by import GATE
 from selectmoe.config.selection import SelectConfig
 from selectmoe.corpus.map_items import MapItems
 from selectmoe.errors import ConfigError
@@ -34,6 +35,7 @@ from selectmoe.selection.passes import (
 )
 from selectmoe.selection.run_folder import RunFolder
 from selectmoe.selection.sampling_keys import RankTable, cell_bits
+from selectmoe.selection.signal_order import signal_order
 from selectmoe.selection.top_k import WHOLE_CORPUS, Histogram, Scope, Threshold
 
 
@@ -87,8 +89,19 @@ def choose_rows(config: SelectConfig, scored: ScoredRows) -> ChosenRule:
 
     Raises ConfigError for a budget that the rows cannot meet.
     """
+    rank_by = config.selection.rank_by
+    if rank_by != GATE:
+        order, lacking = signal_order(rank_by, scored.groups, scored.map_items)
+        chosen = _choose_by(order, config, scored, find_floors(config, scored))
+        return replace(chosen, shortfalls=[*chosen.shortfalls, *lacking])
     floors = find_floors(config, scored)
-    pool = Pool(find_order(config, scored, floors), floors)
+    return _choose_by(find_order(config, scored, floors), config, scored, floors)
+
+
+def _choose_by(
+    order: Order, config: SelectConfig, scored: ScoredRows, floors: Thresholds
+) -> ChosenRule:
+    pool = Pool(order, floors)
     limits = config.selection
     if limits.min_per_dataset is None and limits.max_per_dataset is None:
         return _within_budget(config, scored, pool)
