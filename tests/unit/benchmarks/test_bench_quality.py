@@ -14,7 +14,6 @@ from selectmoe.paths import EMBEDDED_SELECTOR
 
 TINY = Extent(
     sizes=Sizes(num_per_family=3, num_held_out=4, num_training=16, num_pool=16),
-    num_steps=1,
     worth=WorthSettings(
         fractions=(0.25,),
         only={0.25: ("gate",)},
@@ -22,7 +21,7 @@ TINY = Extent(
         overrides=("preset=tiny", "training.num_epochs=1"),
     ),
 )
-# A dozen warm-ups and four finetuning runs, all short: 30 s of CPU.
+# Four finetuning runs, all short: 20 s of CPU.
 pytestmark = pytest.mark.timeout(300)
 
 
