@@ -15,6 +15,7 @@
     ├── ScoreRequestError (RuntimeError)    a score server refused, or gave no scores
     │   ├── UnauthorizedError               it got no API key, or a wrong one
     │   └── ServerUnavailableError          it was not there, not ready or overloaded
+    ├── NoTokenScoresError                  a report is written without token scores
     ├── TrainingStoppedError (RuntimeError) training cannot succeed, as with a NaN loss
     ├── ClusterTokenError (RuntimeError)    a token is demanded of a cluster without one
     ├── ClusterError (RuntimeError)         no cluster answers, or it has not what a run needs
@@ -22,7 +23,7 @@
     ├── TrainingError (RuntimeError)        workers were lost more often than allowed, or failed
     └── EvaluationError (RuntimeError)      the worker was lost, or failed
 
-ClusterError and the last two live in `jobs/`.
+ClusterError and the last two live in `jobs/`, NoTokenScoresError in `selectmoe/report/`.
 A message names the file, row or key, then the rule, then the value. The commands in `jobs/` print
 it on one line and exit with status 2; nothing else in the package catches it.
 """

@@ -20,7 +20,7 @@ MAX_BYTES_ON_CPU = 1_000_000_000
 MOST_TOKENS = 1_024
 
 
-class NoTokenScores(SelectMoeError):
+class NoTokenScoresError(SelectMoeError):
     """Why the report has no token scores; it is written without them."""
 
 
@@ -28,11 +28,11 @@ def token_scorer(manifest: dict[str, Any], *, on_gpu: bool) -> ScoreTexts:
     """What scores tokens as the run in a manifest did.
 
     on_gpu: False where a GPU of this machine may be another's, as in the driver of a cluster.
-    Raises NoTokenScores, or another SelectMoeError, where the model is not at hand.
+    Raises NoTokenScoresError, or another SelectMoeError, where the model is not at hand.
     """
     config = config_of(manifest)
     if config.via == "serve":
-        raise NoTokenScores("a Ray Serve deployment gives a run no token scores")
+        raise NoTokenScoresError("a Ray Serve deployment gives a run no token scores")
     if config.via != "actors":
         backend = HttpBackend.connect(config)
         _require_same_weights(backend.weights_sha256, manifest)
@@ -64,7 +64,7 @@ def has_gpu() -> bool:
 def _require_small(model: str) -> None:
     size = weights_size(model)
     if size > MAX_BYTES_ON_CPU:
-        raise NoTokenScores(
+        raise NoTokenScoresError(
             f"the model has {in_words(size)} of weights, which takes minutes on a CPU; 'selectmoe "
             "report RUN' on a machine with a GPU adds them"
         )
@@ -73,7 +73,7 @@ def _require_small(model: str) -> None:
 def _require_same_weights(now: str, manifest: dict[str, Any]) -> None:
     before = manifest["scoring"]["weights_sha256"]
     if now != before:
-        raise NoTokenScores(
+        raise NoTokenScoresError(
             f"the weights have changed since the run: their SHA-256 was {before[:12]}… and is "
             f"{now[:12]}… now"
         )

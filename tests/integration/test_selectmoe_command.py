@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(300)
     [
         (
             ("selct",),
-            "unknown command 'selct'; choose one of select, score, calibrate, convert, info",
+            "unknown command 'selct'; choose one of select, report, score, calibrate,",
         ),
         (("select", "--pct", "5"), "selection_percentage (--pct) must be in (0, 1], got 5.0"),
         (("select", "--data", "missing.jsonl"), "missing.jsonl: no such file or folder"),
