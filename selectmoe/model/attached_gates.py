@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from selectmoe.data.writers import whole_file
 from selectmoe.errors import ModelError, first_line
-from selectmoe.model.decoder_layers import DecoderLayers, decoder_layers
+from selectmoe.model.decoder_layers import DecoderLayers, decoder_layers, module_input
 from selectmoe.model.gates_card import write_gates_card
 from selectmoe.model.gates_config import (
     GATES_NAME,
@@ -210,7 +210,7 @@ class AttachedGates:
         margins = _read.get()
         if margins is None:
             return
-        hidden: Tensor = args[0] if args else next(iter(kwargs.values()))
+        hidden = module_input(args, kwargs)
         # float32: in bfloat16 two rows whose margins differ by 1 % would often get the same one.
         weights_1H, bias_1 = self._weights_LH[index : index + 1], self._biases_L[index : index + 1]
         margins[index] = functional.linear(hidden.float(), weights_1H, bias_1).squeeze(-1)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from selectmoe.errors import ModelError, list_names
 
@@ -70,6 +70,12 @@ def decoder_layers(model: nn.Module) -> DecoderLayers:
         feed_forward_name=_feed_forward_name(lists[0], name),
         hidden_size=int(text_config.hidden_size),
     )
+
+
+def module_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a module reads, in a forward pre-hook with kwargs: some models pass it by name."""
+    given: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return given
 
 
 def _feed_forward_name(layers: nn.ModuleList, model: str) -> str:

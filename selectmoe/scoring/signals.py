@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from selectmoe.config.engine import HEAD_SIGNALS
-from selectmoe.model.decoder_layers import DecoderLayers
+from selectmoe.model.decoder_layers import DecoderLayers, module_input
 from selectmoe.model.language_model_head import LanguageModelHead
 from selectmoe.model.packed_attention import copy_to
 from selectmoe.records import PaddedBatch, SampleSignals
@@ -126,7 +126,7 @@ class SignalReader:
         self._last_hidden = output[0]
 
     def _keep_gate_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._gate_input = args[0] if args else next(iter(kwargs.values()))
+        self._gate_input = module_input(args, kwargs)
 
     def _keep_entropy(self, _: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
         self._entropies.append(token_entropy(output))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selectmoe.data.packing import pad_samples
-from selectmoe.model.decoder_layers import DecoderLayers, decoder_layers
+from selectmoe.model.decoder_layers import DecoderLayers, decoder_layers, module_input
 from selectmoe.records import TokenizedSample
 from selectmoe.scoring.formulas import scored_tokens
 
@@ -83,7 +83,7 @@ class _AllRead(Exception):
 
 def _reader(means: list[Tensor], weights_BT: Tensor, *, is_last: bool) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+        inputs = module_input(args, kwargs)
         # Some mixtures of experts get their tokens in one dimension.
         inputs_BTH = inputs.view(*weights_BT.shape, inputs.shape[-1])
         # Autocast would compute the mean over the tokens in bfloat16.

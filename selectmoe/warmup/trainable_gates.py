@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selectmoe.data.writers import whole_file
 from selectmoe.model.checkpoint import GATE_WEIGHTS_NAME
-from selectmoe.model.decoder_layers import decoder_layers
+from selectmoe.model.decoder_layers import decoder_layers, module_input
 from selectmoe.warmup.gate_fit import LinearGates
 from selectmoe.warmup.gate_trainer import GateTrainer
 
@@ -70,7 +70,7 @@ class TrainableGates(nn.Module):
 
     def _keep_input(self, index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._inputs[index] = args[0] if args else next(iter(kwargs.values()))
+            self._inputs[index] = module_input(args, kwargs)
 
         return hook
 
