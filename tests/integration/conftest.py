@@ -12,9 +12,17 @@ import ray
 from selectmoe.cli.command_line import one_line
 from selectmoe.errors import SelectMoeError
 from selectmoe.paths import DEMO_CORPUS
+from tests.chromium import chromium
 from tests.command_here import CommandHere
 from tests.job import Job, without_report
 from tests.ray_head import free_port, ray_head
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium without a window."""
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

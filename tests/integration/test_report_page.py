@@ -10,7 +10,6 @@ import selectmoe
 from selectmoe.cli import report_command, select_command
 from selectmoe.config.selection import SelectConfig
 from serve.settings import ServeSettings
-from tests.chromium import chromium
 from tests.local_server import LocalScorers, local_server
 
 pytestmark = pytest.mark.timeout(180)
@@ -71,12 +70,6 @@ def test_a_server_gives_the_same_tokens_and_scores(run, tmp_path):
     scores = [[float(score) for score, _ in shown] for shown in (theirs, ours)]
     # Other batch mates change the last digits of float32, and so the third decimal that is shown.
     np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=2e-3)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from selectmoe.paths import DEMO_CORPUS
 from selectmoe.records import Sample
 from selectmoe.scoring.engine import ScoringEngine
 from serve.local_ray import ENVIRONMENT
-from tests.chromium import chromium
 from tests.ray_head import free_port
 from tests.serve_process import serve_run, started
 
@@ -223,12 +222,6 @@ def test_a_killed_replica_costs_no_more_than_a_503_and_is_replaced(server, deplo
             time.sleep(0.05)
     assert set(load.statuses) <= {200, 429, 503}, load.statuses
     assert killed.pid not in [replica.pid for replica in server.replicas(deployment)]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture
